@@ -1,0 +1,1 @@
+"""Backends: the contract on real devices. They are found through entry points."""

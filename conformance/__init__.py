@@ -1,0 +1,1 @@
+"""Checks that any backend says what the contract says."""

@@ -1,0 +1,160 @@
+"""The interface that a backend implements, and how backends are found.
+
+A backend is one framework on one device. NumPy arrays go in and come out; what they
+hold is the contract's business (``refinedet.spec``): parameters under canonical
+names, pictures (N, 3, H, W) float32 normalised, anchors in the contract's order.
+
+A backend is registered under the entry-point group ``refinedet.backends``, by any
+distribution, or named as ``module:attribute``. The object is called without arguments.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast
+
+from refinedet.data.dataset import Dataset
+from refinedet.settings import InputSettings
+from refinedet.spec.config import Config
+from refinedet.spec.errors import Array
+from refinedet.spec.network import Heads, Parameters
+
+GROUP = "refinedet.backends"
+
+
+class BackendError(RuntimeError):
+    """A backend that is unknown, or cannot run here; one line, with what to do."""
+
+
+@dataclass(frozen=True)
+class Limitation:
+    """A declared gap: exactly this check fails, for this reason."""
+
+    check: str
+    reason: str
+    crashes: bool = False
+    """Running it would end the process: it is not run."""
+
+
+class Batch(NamedTuple):
+    """What one training step reads. N pictures, A anchors, T places for objects."""
+
+    pictures: Array
+    """(N, 3, H, W) float32, normalised."""
+    boxes: Array
+    """(N, T, 4) float32, corner form, fractions; zero where ``labels`` is 0."""
+    labels: Array
+    """(N, T) int32: classes from 1; 0 marks an empty place, after all objects."""
+    arm_offsets: Array
+    """(N, A, 4) float32: ``spec.matching.targets`` on the anchors, offsets."""
+    arm_labels: Array
+    """(N, A) int32: the same, classes; 0 is background."""
+
+
+class StepLosses(NamedTuple):
+    """The four parts of the loss of one step, before its update, and their sum."""
+
+    arm_offsets: float
+    arm_logits: float
+    odm_offsets: float
+    odm_logits: float
+    total: float
+
+
+class Network(Protocol):
+    """The detector with its parameters, for inference. Any N from 1."""
+
+    config: Config
+
+    def heads(self, pictures: Array) -> Heads:
+        """The raw outputs, float32: ``spec.network.forward``."""
+
+    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
+        """Boxes (N, A, 4) and scores (N, A, K), float32: ``spec.detection.scored_boxes``."""
+
+
+class Trainer(Protocol):
+    """A training in progress: parameters, optimizer, position in the schedule."""
+
+    def step(self, batch: Batch) -> StepLosses:
+        """One step of ``spec.optimizer`` on ``spec.losses``, at the schedule's next rate."""
+
+    def parameters(self) -> Parameters:
+        """Copies of all parameters, running statistics included, float32."""
+
+    def velocities(self) -> Parameters:
+        """Copies of the momentum of every trained parameter, float32."""
+
+
+class Backend(Protocol):
+    """One framework on one device."""
+
+    name: str
+    limitations: tuple[Limitation, ...]
+
+    def missing(self) -> str | None:
+        """Why it cannot run here and what to do about it, or None. Cheap to call."""
+
+    def network(self, config: Config, parameters: Parameters) -> Network:
+        """The detector with these parameters."""
+
+    def trainer(
+        self,
+        config: Config,
+        parameters: Parameters,
+        velocities: Parameters | None = None,
+        steps_done: int = 0,
+    ) -> Trainer:
+        """A training that starts, or goes on, from here."""
+
+    def batches(
+        self,
+        dataset: Dataset,
+        config: Config,
+        settings: InputSettings,
+        cache: Path,
+        first_step: int = 0,
+    ) -> Iterator[Batch]:
+        """The batches of a training from a step on: a function of data, settings and seed."""
+
+    def export(self, network: Network, path: Path) -> None:
+        """Write the detector as a file of the backend's own kind, with its config."""
+
+    def load(self, path: Path) -> Network:
+        """Read what ``export`` wrote. ``heads`` may be missing from such a network."""
+
+
+def backend_names() -> list[str]:
+    """The registered backends, sorted."""
+    return sorted(point.name for point in entry_points(group=GROUP))
+
+
+def find_backend(name: str) -> Backend:
+    """The backend of that name, ready to run here.
+
+    Args:
+        name: a registered name, or ``module:attribute``.
+    Raises:
+        BackendError: unknown, not importable, or its device is missing. Nothing
+            falls back to another device.
+    """
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    try:
+        if name in points:
+            made: Any = points[name].load()
+        elif ":" in name:
+            module, attribute = name.split(":", 1)
+            made = getattr(importlib.import_module(module), attribute)
+        else:
+            known = ", ".join(backend_names())
+            raise BackendError(f"backend: no {name!r}; there are {known}, or module:attribute")
+    except (ImportError, AttributeError) as error:
+        raise BackendError(f"backend {name}: {error}") from error
+    backend = cast(Backend, made())
+    if reason := backend.missing():
+        raise BackendError(f"backend {name}: {reason}")
+    return backend

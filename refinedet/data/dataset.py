@@ -1,0 +1,99 @@
+"""A data set in memory: which pictures, which objects, and what is wrong with it.
+
+Every layout (COCO, PASCAL VOC, text list, generated shapes) is read into the same
+``Dataset``. Reading never stops at the first fault: each becomes a ``Finding``,
+so that all can be shown at once.
+
+A ``refuse`` finding would corrupt a training or an evaluation, which therefore does
+not start. A ``skip`` finding says that something was left out or trimmed, and what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from refinedet.spec.errors import Array
+
+
+class DataError(ValueError):
+    """A data set that cannot be used; one line: file, row, field, what to do."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault of a data set."""
+
+    level: Literal["refuse", "skip"]
+    where: str
+    """File, and the row, object or field in it."""
+    what: str
+    """What is wrong and what to do about it."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture and its objects."""
+
+    image_id: int
+    """Unique in the data set; COCO's own id, elsewhere 1, 2, ..."""
+    path: Path
+    width: int
+    height: int
+    """Pixels of the picture as it is shown, that is after EXIF rotation."""
+    boxes: Array
+    """(T, 4) float32, pixels, corner form, within the picture, sides above 0."""
+    labels: Array
+    """(T,) int64, from 1: position in ``Dataset.class_names`` plus 1."""
+    difficult: Array
+    """(T,) bool: VOC's flag; ignored by VOC evaluation."""
+    crowd: Array
+    """(T,) bool: COCO's flag; not trained on."""
+    areas: Array
+    """(T,) float32, square pixels; COCO's own area (of the mask), elsewhere the box's."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures with their objects, in a fixed order."""
+
+    name: str
+    """What to call it: layout and place, for logs and for the cache."""
+    class_names: tuple[str, ...]
+    """Without the background; label 1 is the first."""
+    records: Sequence[Record]
+    findings: tuple[Finding, ...] = ()
+    category_ids: tuple[int, ...] = field(default=())
+    """COCO's category id of each class; 1, 2, ... where the layout has none."""
+
+    def __post_init__(self) -> None:
+        if not self.category_ids:
+            ids = tuple(range(1, len(self.class_names) + 1))
+            object.__setattr__(self, "category_ids", ids)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def refusals(self) -> list[Finding]:
+        """The findings for which training must not start."""
+        return [f for f in self.findings if f.level == "refuse"]
+
+    def require_usable(self) -> None:
+        """Raise a ``DataError`` naming the first refusal, or an empty data set."""
+        if refusals := self.refusals():
+            more = f" ({len(refusals) - 1} more: run `refinedet data check`)"
+            raise DataError(f"{refusals[0]}{more if len(refusals) > 1 else ''}")
+        if not self.records:
+            raise DataError(f"{self.name}: no usable picture")
+
+
+def no_objects() -> tuple[Array, Array]:
+    """Empty boxes (0, 4) float32 and labels (0,) int64."""
+    return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)

@@ -1,0 +1,65 @@
+"""Anchors: the boxes from which every detection starts.
+
+Level by level, from the finest feature map to the coarsest; within a level
+row-major over cells; within a cell one anchor for each aspect ratio, in the
+order of the config. The centre of cell (row i, column j) lies at
+((j + 0.5) * stride, (i + 0.5) * stride) pixels. An anchor of side s and aspect
+ratio r is s * sqrt(r) wide and s / sqrt(r) high, so that all anchors of a level
+have the same area. Anchors may reach outside the picture; they are not clipped.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refinedet.spec.boxes import centres_to_corners
+from refinedet.spec.config import Config, feature_sizes
+from refinedet.spec.errors import Array
+
+
+def level_anchors(
+    feature_size: tuple[int, int],
+    stride: int,
+    side: float,
+    aspect_ratios: tuple[float, ...],
+    image_size: tuple[int, int],
+) -> Array:
+    """The anchors of one feature map.
+
+    Args:
+        feature_size: rows and columns of the feature map.
+        stride: pixels of the picture from one cell to the next.
+        side: side of the square anchor, in pixels.
+        aspect_ratios: width over height, one anchor a cell for each.
+        image_size: height and width of the network's input, in pixels.
+    Returns:
+        (rows * columns * len(aspect_ratios), 4) float32, corner form,
+        fractions of the picture. Computed in float64.
+    Source: RefineDet, arXiv:1711.06897, section 3.2 (anchor design), and the
+        prior-box layer of the authors' release (offset 0.5, no clipping).
+    """
+    rows, columns = feature_size
+    height, width = image_size
+    y, x = np.mgrid[0.5:rows, 0.5:columns] * stride  # pixel centres, (rows, columns)
+    root = np.sqrt(np.asarray(aspect_ratios, np.float64))
+    centres = np.empty((rows, columns, len(root), 4))
+    centres[..., 0] = x[..., None] / width
+    centres[..., 1] = y[..., None] / height
+    centres[..., 2] = side * root / width
+    centres[..., 3] = side / root / height
+    return centres_to_corners(centres.reshape(-1, 4)).astype(np.float32)
+
+
+def anchors(config: Config) -> Array:
+    """All anchors of a configuration, finest level first.
+
+    Returns:
+        (A, 4) float32, corner form, fractions of the picture.
+    """
+    levels = zip(feature_sizes(config), config.anchors.strides, config.anchors.sides, strict=True)
+    return np.concatenate(
+        [
+            level_anchors(size, stride, side, config.anchors.aspect_ratios, config.image_size)
+            for size, stride, side in levels
+        ]
+    )

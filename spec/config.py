@@ -1,0 +1,411 @@
+"""Configuration: every number that decides what the detector computes.
+
+Frozen dataclasses, checked on construction, so that a ``Config`` that exists is
+one that can run: every field in its range, and feature maps, strides and anchors
+in agreement. Two detectors differ only by fields, never by the preset's name.
+
+Sizes are (height, width), in pixels. Class 0 is the background.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from refinedet.spec.errors import ContractError
+
+VGG16_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+"""Channels and number of 3x3 convolutions of each block: VGG, arXiv:1409.1556, table 1, D."""
+
+
+def _require(condition: bool, section: object, name: str, wanted: str) -> None:
+    """Raise a ``ContractError`` that names the field unless ``condition`` holds."""
+    if not condition:
+        place = type(section).__name__.removesuffix("Config").lower()
+        value = getattr(section, name)
+        dotted = name if place == "" else f"{place}.{name}"
+        raise ContractError(f"{dotted}: wants {wanted}, got {value!r}")
+
+
+def _is_whole(value: object, lowest: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+
+
+def _is_number(value: object, low: float, high: float = float("inf")) -> bool:
+    """A finite int or float from ``low`` to ``high``."""
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and low <= value <= high
+        and abs(value) < float("inf")
+    )
+
+
+def _are_numbers(values: object, low: float, length: int | None = None) -> bool:
+    return (
+        isinstance(values, tuple)
+        and (len(values) == length if length else len(values) > 0)
+        and all(_is_number(v, low) for v in values)
+    )
+
+
+@dataclass(frozen=True)
+class PictureConfig:
+    """How a picture becomes the network's input.
+
+    Attributes:
+        channels: order of the three channels, ``RGB`` or ``BGR``.
+        mean: subtracted from each channel, in that order, 0 to 255.
+        std: divides each channel afterwards.
+    """
+
+    channels: str = "BGR"
+    mean: tuple[float, ...] = (104.0, 117.0, 123.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        _require(self.channels in ("RGB", "BGR"), self, "channels", "'RGB' or 'BGR'")
+        _require(_are_numbers(self.mean, 0, 3), self, "mean", "three numbers from 0")
+        _require(_are_numbers(self.std, 1e-6, 3), self, "std", "three numbers above 0")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The shape of the network.
+
+    Attributes:
+        backbone: ``vgg16``, with fc6 and fc7 as convolutions and two extra layers.
+        width: multiplies every channel count except those of the heads.
+        batch_norm: batch normalisation instead of a bias after every convolution
+            but the heads' and the upsampling ones; training from scratch needs it.
+        batch_norm_eps: added to the variance.
+        batch_norm_momentum: weight of the old running statistic in the new one.
+        tcb_channels: channels of a transfer connection block, before ``width``.
+        l2_scales: initial scale of the L2 normalisation of conv4_3 and conv5_3.
+        l2_eps: added to the sum of squares, under the root.
+    """
+
+    backbone: str = "vgg16"
+    width: float = 1.0
+    batch_norm: bool = False
+    batch_norm_eps: float = 1e-5
+    batch_norm_momentum: float = 0.9
+    tcb_channels: int = 256
+    l2_scales: tuple[float, ...] = (10.0, 8.0)
+    l2_eps: float = 1e-10
+
+    def __post_init__(self) -> None:
+        _require(self.backbone == "vgg16", self, "backbone", "'vgg16'")
+        _require(isinstance(self.batch_norm, bool), self, "batch_norm", "true or false")
+        _require(_is_number(self.batch_norm_eps, 1e-12, 1), self, "batch_norm_eps", "1e-12 to 1")
+        _require(_is_number(self.batch_norm_momentum, 0, 1), self, "batch_norm_momentum", "0 to 1")
+        _require(_is_whole(self.tcb_channels), self, "tcb_channels", "a whole number from 1")
+        _require(_are_numbers(self.l2_scales, 0, 2), self, "l2_scales", "two numbers from 0")
+        _require(_is_number(self.l2_eps, 1e-30, 1), self, "l2_eps", "1e-30 to 1")
+        _require(
+            _is_number(self.width, 1 / 64, 4)
+            and all(c * self.width % 1 == 0 for c in (VGG16_BLOCKS[0][0], self.tcb_channels)),
+            self,
+            "width",
+            "1/64 to 4, with whole channel counts",
+        )
+
+    def channels(self, full: int) -> int:
+        """Channels of a layer that has ``full`` at width 1."""
+        return int(full * self.width)
+
+
+@dataclass(frozen=True)
+class AnchorsConfig:
+    """The anchors, level by level, finest first.
+
+    Attributes:
+        strides: pixels from one cell of a feature map to the next.
+        sides: side of the square anchor in pixels; the paper's is 4 strides.
+        aspect_ratios: width over height, one anchor a cell for each.
+        variances: divisors of the centre offsets and of the log size ratios.
+    """
+
+    strides: tuple[int, ...] = (8, 16, 32, 64)
+    sides: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0)
+    aspect_ratios: tuple[float, ...] = (1.0, 2.0, 0.5)
+    variances: tuple[float, ...] = (0.1, 0.2)
+
+    def __post_init__(self) -> None:
+        _require(
+            isinstance(self.strides, tuple) and all(_is_whole(s) for s in self.strides),
+            self,
+            "strides",
+            "whole numbers from 1",
+        )
+        _require(
+            _are_numbers(self.sides, 1, len(self.strides)),
+            self,
+            "sides",
+            f"{len(self.strides)} numbers from 1, one for each stride",
+        )
+        _require(_are_numbers(self.aspect_ratios, 1e-3), self, "aspect_ratios", "numbers above 0")
+        _require(_are_numbers(self.variances, 1e-6, 2), self, "variances", "two numbers above 0")
+
+
+@dataclass(frozen=True)
+class MatchingConfig:
+    """Which anchors answer for which objects.
+
+    Attributes:
+        iou: an anchor with at least this overlap answers for its best object.
+        lowest_iou: an overlap of at most this is none, even for an object's best anchor.
+    """
+
+    iou: float = 0.5
+    lowest_iou: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _require(_is_number(self.iou, 1e-6, 1), self, "iou", "1e-6 to 1")
+        _require(_is_number(self.lowest_iou, 0, self.iou), self, "lowest_iou", "0 to matching.iou")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The losses.
+
+    Attributes:
+        negatives_per_positive: hard negatives kept in a picture for each positive.
+        objectness: an anchor whose ARM probability of "object" is below this is
+            no negative example of the ODM, and no detection. The paper's theta
+            of 0.99 on the negative class.
+    """
+
+    negatives_per_positive: float = 3.0
+    objectness: float = 0.01
+
+    def __post_init__(self) -> None:
+        _require(
+            _is_number(self.negatives_per_positive, 0),
+            self,
+            "negatives_per_positive",
+            "a number from 0",
+        )
+        _require(_is_number(self.objectness, 0, 1), self, "objectness", "0 to 1")
+
+
+@dataclass(frozen=True)
+class DetectionConfig:
+    """From scored boxes to detections. ``None`` means no limit.
+
+    Attributes:
+        score: only scores above this count.
+        top_before_nms: best candidates of a picture, over all classes.
+        top_before_nms_per_class: best candidates of a class.
+        nms_iou: a box that overlaps a better one of its class by more is dropped.
+        top_per_class, top: detections kept of a class, of a picture.
+        clip: bring the boxes of detections into the picture.
+    """
+
+    score: float = 0.01
+    top_before_nms: int | None = 400
+    top_before_nms_per_class: int | None = None
+    nms_iou: float = 0.45
+    top_per_class: int | None = None
+    top: int | None = 200
+    clip: bool = True
+
+    def __post_init__(self) -> None:
+        _require(_is_number(self.score, 0, 1), self, "score", "0 to 1")
+        _require(_is_number(self.nms_iou, 0, 1), self, "nms_iou", "0 to 1")
+        _require(isinstance(self.clip, bool), self, "clip", "true or false")
+        for name in ("top_before_nms", "top_before_nms_per_class", "top_per_class", "top"):
+            value = getattr(self, name)
+            _require(
+                value is None or _is_whole(value), self, name, "a whole number from 1, or null"
+            )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Momentum, as the authors' release groups its parameters.
+
+    Attributes:
+        momentum: weight of the old velocity.
+        weight_decay: times the parameter, added to the gradient of decayed parameters.
+        bias_rate: multiplies the learning rate of biases.
+        clip_norm: largest L2 norm of the whole gradient, or None.
+        loss_scale: multiplies the loss, divides the gradient; for float16.
+    """
+
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    bias_rate: float = 2.0
+    clip_norm: float | None = None
+    loss_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(_is_number(self.momentum, 0, 1), self, "momentum", "0 to 1")
+        _require(_is_number(self.weight_decay, 0, 1), self, "weight_decay", "0 to 1")
+        _require(_is_number(self.bias_rate, 0, 100), self, "bias_rate", "0 to 100")
+        _require(
+            self.clip_norm is None or _is_number(self.clip_norm, 1e-6),
+            self,
+            "clip_norm",
+            "a number above 0, or null",
+        )
+        _require(_is_number(self.loss_scale, 1e-6), self, "loss_scale", "a number above 0")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over the steps of a training.
+
+    Attributes:
+        kind: ``multistep`` or ``cosine``.
+        steps: steps of the whole training.
+        rate: the highest learning rate, reached after the warm-up.
+        warmup_steps, warmup_rate: linear from ``warmup_rate`` to ``rate``.
+        milestones, factor: multistep; from each milestone on, times ``factor``.
+        final_rate: cosine; the rate towards which it falls.
+    """
+
+    kind: str = "multistep"
+    steps: int = 120_000
+    rate: float = 1e-3
+    warmup_steps: int = 0
+    warmup_rate: float = 0.0
+    milestones: tuple[int, ...] = (80_000, 100_000)
+    factor: float = 0.1
+    final_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.kind in ("multistep", "cosine"), self, "kind", "'multistep' or 'cosine'")
+        _require(_is_whole(self.steps), self, "steps", "a whole number from 1")
+        _require(_is_number(self.rate, 0, 1000), self, "rate", "0 to 1000")
+        _require(
+            _is_whole(self.warmup_steps, 0) and self.warmup_steps <= self.steps,
+            self,
+            "warmup_steps",
+            "a whole number from 0 to schedule.steps",
+        )
+        _require(_is_number(self.warmup_rate, 0, 1000), self, "warmup_rate", "0 to 1000")
+        _require(
+            isinstance(self.milestones, tuple)
+            and all(_is_whole(m) for m in self.milestones)
+            and list(self.milestones) == sorted(set(self.milestones)),
+            self,
+            "milestones",
+            "whole numbers from 1, rising",
+        )
+        _require(_is_number(self.factor, 0, 1), self, "factor", "0 to 1")
+        _require(
+            _is_number(self.final_rate, 0, self.rate), self, "final_rate", "0 to schedule.rate"
+        )
+
+
+@dataclass(frozen=True)
+class Config:
+    """One detector, completely.
+
+    Attributes:
+        image_size: height and width of the network's input, in pixels.
+        num_classes: classes including the background.
+    """
+
+    image_size: tuple[int, int] = (320, 320)
+    num_classes: int = 81
+    picture: PictureConfig = field(default_factory=PictureConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    anchors: AnchorsConfig = field(default_factory=AnchorsConfig)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            isinstance(self.image_size, tuple)
+            and len(self.image_size) == 2
+            and all(_is_whole(n) for n in self.image_size),
+            self,
+            "image_size",
+            "height and width, whole numbers from 1",
+        )
+        _require(_is_whole(self.num_classes, 2), self, "num_classes", "a whole number from 2")
+        coarsest = NETWORK_STRIDES[-1]
+        _require(
+            all(n % coarsest == 0 for n in self.image_size),
+            self,
+            "image_size",
+            f"multiples of {coarsest}, the coarsest stride",
+        )
+        _require(
+            self.anchors.strides == NETWORK_STRIDES,
+            self.anchors,
+            "strides",
+            f"{NETWORK_STRIDES}, the strides of the network's feature maps",
+        )
+
+
+NETWORK_STRIDES = (8, 16, 32, 64)
+"""Strides of conv4_3, conv5_3, fc7 and conv6_2: three, four, five halvings, one more."""
+
+
+def feature_sizes(config: Config) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of each detection level, finest first."""
+    height, width = config.image_size
+    return tuple((height // s, width // s) for s in NETWORK_STRIDES)
+
+
+def replace(config: Config, **changes: Any) -> Config:
+    """A copy with some fields changed, and checked again.
+
+    A section's fields are changed by a mapping: ``replace(c, network={"width": 0.25})``.
+    """
+    merged = {
+        name: dataclasses.replace(getattr(config, name), **value)
+        if isinstance(value, dict)
+        else value
+        for name, value in changes.items()
+    }
+    return dataclasses.replace(config, **merged)
+
+
+_PAPER_320 = Config()
+_FROM_SCRATCH = replace(
+    _PAPER_320,
+    network={"width": 0.25, "batch_norm": True},
+    optimizer={"bias_rate": 1.0, "clip_norm": 10.0},
+    schedule={
+        "kind": "cosine",
+        "steps": 600,
+        "rate": 0.03,
+        "warmup_steps": 30,
+        "warmup_rate": 0.001,
+        "milestones": (),
+    },
+)
+
+PRESETS: dict[str, Config] = {
+    "refinedet_vgg16_320": _PAPER_320,
+    "refinedet_vgg16_512": replace(_PAPER_320, image_size=(512, 512)),
+    "refinedet_quarter_320": _FROM_SCRATCH,
+    "refinedet_eighth_128": replace(
+        _FROM_SCRATCH,
+        image_size=(128, 128),
+        network={"width": 0.125},
+        anchors={"sides": (16.0, 32.0, 64.0, 128.0)},
+    ),
+}
+"""The named detectors. ``refinedet_vgg16_*`` are the paper's (arXiv:1711.06897,
+sections 3.2 and 4; recipe of the authors' VOC07 release); ``quarter`` and
+``eighth`` are narrow ones that train from scratch on a CPU."""
+
+
+def preset(name: str) -> Config:
+    """The preset of that name.
+
+    Raises:
+        ContractError: no such preset; lists those there are.
+    """
+    if name not in PRESETS:
+        raise ContractError(f"preset: no {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,119 @@
+"""Detection: from the network's outputs to the objects of a picture.
+
+1. Boxes by the two-step cascade, class probabilities by softmax.
+2. An anchor that the ARM holds for background (probability of "object" below
+   ``loss.objectness``) yields nothing.
+3. Every pair of anchor and class, background excepted, with a score above
+   ``detection.score`` is a candidate; the best ``top_before_nms`` of them stay.
+4. Class by class, the best ``top_before_nms_per_class`` stay, then non-maximum
+   suppression, then the best ``top_per_class``.
+5. Of all classes together, the best ``top`` stay; their boxes are clipped.
+
+"Best" is by falling score; equal scores go by rising anchor, then rising class.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from refinedet.spec import coding
+from refinedet.spec.anchors import anchors as all_anchors
+from refinedet.spec.boxes import box_iou, clip_boxes
+from refinedet.spec.config import Config, DetectionConfig
+from refinedet.spec.errors import Array, ContractError, check_boxes, check_float, check_shape
+from refinedet.spec.losses import softmax
+from refinedet.spec.network import Heads
+
+
+class Detections(NamedTuple):
+    """The objects found in one picture, best first; D may be 0."""
+
+    boxes: Array
+    """(D, 4) float32, corner form, fractions of the picture."""
+    scores: Array
+    """(D,) float32, above ``detection.score``."""
+    labels: Array
+    """(D,) int64, from 1."""
+
+
+def nms(boxes: Array, scores: Array, iou: float) -> Array:
+    """Non-maximum suppression within one class.
+
+    Take boxes by falling score, ties to the lower row; keep each that overlaps
+    no kept box by more than ``iou``. An overlap of exactly ``iou`` is kept.
+
+    Args:
+        boxes: (M, 4) float32 or float64, corner form. M may be 0.
+        scores: (M,), same dtype.
+    Returns:
+        (D,) int64: rows kept, in order of falling score.
+    Raises:
+        ContractError: shapes, dtypes, crossed corners.
+    """
+    check_boxes(boxes=boxes)
+    check_float(boxes=boxes, scores=scores)
+    check_shape(scores, "scores", len(boxes))
+    overlaps = box_iou(boxes, boxes)
+    kept: list[int] = []
+    for row in np.argsort(-scores, kind="stable"):
+        if (overlaps[row, kept] <= iou).all():
+            kept.append(int(row))
+    return np.asarray(kept, np.int64)
+
+
+def detect(boxes: Array, scores: Array, config: DetectionConfig) -> Detections:
+    """The detections of one picture, steps 3 to 5.
+
+    Args:
+        boxes: (A, 4) float32, corner form, one box an anchor for all classes.
+        scores: (A, K) float32; column 0 is the background and is not read.
+    Raises:
+        ContractError: shapes, dtypes, crossed corners.
+    """
+    check_boxes(boxes=boxes)
+    check_float(boxes=boxes, scores=scores)
+    check_shape(scores, "scores", len(boxes), None)
+    if scores.shape[1] < 2:
+        raise ContractError("scores: want a column for the background and one a class")
+    # argwhere runs by rising anchor, then rising class: stable sorts keep that for ties.
+    anchor, label = np.argwhere(scores[:, 1:] > config.score).T
+    label = label + 1
+    score = scores[anchor, label]
+    order = np.argsort(-score, kind="stable")[: config.top_before_nms]
+    anchor, label, score = anchor[order], label[order], score[order]
+
+    kept: list[int] = []
+    for c in np.unique(label):
+        rows = np.flatnonzero(label == c)[: config.top_before_nms_per_class]
+        chosen = nms(boxes[anchor[rows]], score[rows], config.nms_iou)
+        kept.extend(rows[chosen[: config.top_per_class]])
+    rows = np.sort(np.asarray(kept, np.int64))[: config.top]  # candidates are best first
+    found = boxes[anchor[rows]]
+    return Detections(clip_boxes(found) if config.clip else found, score[rows], label[rows])
+
+
+def scored_boxes(heads: Heads, config: Config) -> tuple[Array, Array]:
+    """Boxes and class scores of every anchor, steps 1 and 2.
+
+    Args:
+        heads: the network's outputs for N pictures, float32 or float64.
+    Returns:
+        Boxes (N, A, 4) in corner form, and scores (N, A, K), all zero where the
+        ARM sees background; dtype of the heads.
+    """
+    anchors = all_anchors(config).astype(heads.arm_offsets.dtype)
+    boxes = [
+        coding.cascaded_decode(arm, odm, anchors, config.anchors.variances)
+        for arm, odm in zip(heads.arm_offsets, heads.odm_offsets, strict=True)
+    ]
+    objectness = softmax(heads.arm_logits)[..., 1]
+    scores = softmax(heads.odm_logits) * (objectness >= config.loss.objectness)[..., None]
+    return np.stack(boxes), scores
+
+
+def detections(heads: Heads, config: Config) -> list[Detections]:
+    """The detections of every picture of a batch, steps 1 to 5."""
+    boxes, scores = scored_boxes(heads, config)
+    return [detect(b, s, config.detection) for b, s in zip(boxes, scores, strict=True)]

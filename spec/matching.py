@@ -1,0 +1,85 @@
+"""Matching: which anchor answers for which object.
+
+Two steps. First every object gets one anchor of its own: of all pairs of a free
+anchor and an unserved object the one with the largest overlap is joined, again
+and again. Then every anchor that is still free and overlaps some object by at
+least the threshold answers for the object it overlaps most.
+
+Ties go to the lowest anchor, then to the lowest object. An overlap of at most
+``lowest_iou`` counts as none: an object that no anchor touches, or one without
+area, stays unserved. Overlaps are compared in the dtype they come in.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refinedet.spec.boxes import box_iou
+from refinedet.spec.coding import encode
+from refinedet.spec.config import Config, MatchingConfig
+from refinedet.spec.errors import Array, check_boxes, check_labels, check_shape
+
+UNMATCHED = -1
+
+
+def match(iou: Array, config: MatchingConfig) -> Array:
+    """The object for which each anchor answers.
+
+    Args:
+        iou: (A, T) float, overlaps as ``box_iou`` gives them. A and T may be 0.
+        config: thresholds.
+    Returns:
+        (A,) int64: index of an object, or ``UNMATCHED``.
+    Source: the multi-box loss of the authors' release, bipartite then
+        per-prediction; SSD, arXiv:1512.02325, section 2.2, "Matching strategy".
+    """
+    anchors, truths = iou.shape
+    matched = np.full(anchors, UNMATCHED, np.int64)
+    if anchors == 0 or truths == 0:
+        return matched
+
+    free = iou.astype(np.float64)
+    free[free <= config.lowest_iou] = -1
+    for _ in range(min(anchors, truths)):
+        # argmax takes the first of equals, and row-major order puts the
+        # lowest anchor first, then the lowest object.
+        anchor, truth = np.unravel_index(np.argmax(free), free.shape)
+        if free[anchor, truth] < 0:
+            break
+        matched[anchor] = truth
+        free[anchor, :] = -1
+        free[:, truth] = -1
+
+    best = iou.argmax(axis=1)
+    overlap = iou[np.arange(anchors), best]
+    rest = (matched == UNMATCHED) & (overlap >= config.iou) & (overlap > config.lowest_iou)
+    matched[rest] = best[rest]
+    return matched
+
+
+def targets(anchors: Array, boxes: Array, labels: Array, config: Config) -> tuple[Array, Array]:
+    """What a module should say for each anchor of one picture.
+
+    The ARM is given the anchors as they are, the ODM the refined ones.
+
+    Args:
+        anchors: (A, 4) float32 or float64, corner form.
+        boxes: (T, 4), same dtype, corner form: the objects. T may be 0.
+        labels: (T,) integers from 1 to ``num_classes`` - 1.
+    Returns:
+        Offsets (A, 4), dtype of the arguments, zero where unmatched; and
+        classes (A,) int64, 0 where unmatched.
+    Raises:
+        ContractError: shapes, dtypes, crossed corners, or a label out of range.
+    """
+    check_boxes(anchors=anchors, boxes=boxes)
+    check_shape(labels, "labels", len(boxes))
+    check_labels(labels, "labels", config.num_classes, lowest=1)
+    matched = match(box_iou(anchors, boxes), config.matching)
+    positive = matched != UNMATCHED
+    offsets = np.zeros_like(anchors)
+    classes = np.zeros(len(anchors), np.int64)
+    objects = matched[positive]
+    offsets[positive] = encode(boxes[objects], anchors[positive], config.anchors.variances)
+    classes[positive] = labels[objects]
+    return offsets, classes

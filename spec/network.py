@@ -1,0 +1,358 @@
+"""The network: a VGG16 trunk, transfer connection blocks, two detection heads.
+
+    picture -> VGG16 conv1_1 .. conv5_3 -> fc6, fc7 as convolutions -> conv6_1, conv6_2
+    sources: conv4_3, conv5_3 (both L2-normalised), fc7, conv6_2; strides 8, 16, 32, 64
+
+The ARM reads the sources. Each source also passes a transfer connection block
+(TCB), which adds what the next coarser block says, upsampled; the ODM reads the
+blocks. Every level has one 3x3 convolution a head for offsets and one for classes.
+
+Arrays are batch, channel, row, column. Convolutions are cross-correlations; a
+padded border is zero. All is computed in the dtype of the parameters and pictures:
+float32 is what backends match, float64 serves finite differences.
+
+Sources: RefineDet, arXiv:1711.06897, figure 1, figure 2, section 3; layer details
+(2x2 upsampling, ReLU after the sum, L2 scales 10 and 8) from the authors' release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from refinedet.spec.config import VGG16_BLOCKS, Config
+from refinedet.spec.errors import Array, ContractError, check_float, check_shape
+
+Parameters = dict[str, Array]
+
+
+class Parameter(NamedTuple):
+    """A row of the table of parameters.
+
+    ``group`` is ``decay``, ``no_decay``, ``bias`` (no decay, own learning rate) or
+    ``statistic`` (a running mean or variance, not trained). ``initialiser`` is
+    ``xavier``, or a number for a constant.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    group: str
+    initialiser: str | float
+
+
+class Conv(NamedTuple):
+    """A convolution with what follows it, up to but without the activation."""
+
+    name: str
+    inputs: int
+    outputs: int
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+    dilation: int = 1
+    batch_norm: bool = False
+
+
+class Heads(NamedTuple):
+    """The raw outputs: A anchors in the order of ``spec.anchors``, K classes."""
+
+    arm_offsets: Array
+    """(N, A, 4): x, y, w, h from the anchors."""
+    arm_logits: Array
+    """(N, A, 2): background, object."""
+    odm_offsets: Array
+    """(N, A, 4): x, y, w, h from the refined anchors."""
+    odm_logits: Array
+    """(N, A, K): background, classes."""
+
+
+def backbone_convs(config: Config) -> list[Conv]:
+    """The trunk's convolutions, in order; conv1_1 to conv5_3, fc6, fc7, conv6_1, conv6_2."""
+    net = config.network
+    bn = net.batch_norm
+    convs: list[Conv] = []
+    inputs = 3
+    for block, (full, count) in enumerate(VGG16_BLOCKS, start=1):
+        for index in range(1, count + 1):
+            outputs = net.channels(full)
+            convs.append(Conv(f"backbone.conv{block}_{index}", inputs, outputs, batch_norm=bn))
+            inputs = outputs
+    wide, narrow, last = net.channels(1024), net.channels(256), net.channels(512)
+    return [
+        *convs,
+        Conv("backbone.fc6", inputs, wide, padding=3, dilation=3, batch_norm=bn),
+        Conv("backbone.fc7", wide, wide, kernel=1, padding=0, batch_norm=bn),
+        Conv("backbone.conv6_1", wide, narrow, kernel=1, padding=0, batch_norm=bn),
+        Conv("backbone.conv6_2", narrow, last, stride=2, batch_norm=bn),
+    ]
+
+
+SOURCES = ("backbone.conv4_3", "backbone.conv5_3", "backbone.fc7", "backbone.conv6_2")
+"""The layers whose activations the ARM and the TCBs read, finest first."""
+
+NORMALISED = 2
+"""The first so many sources are L2-normalised."""
+
+
+def source_channels(config: Config) -> list[int]:
+    """Channels of each source, finest first."""
+    outputs = {conv.name: conv.outputs for conv in backbone_convs(config)}
+    return [outputs[name] for name in SOURCES]
+
+
+def tcb_convs(level: int, config: Config) -> list[Conv]:
+    """The three convolutions of a transfer connection block."""
+    bn = config.network.batch_norm
+    inside = config.network.channels(config.network.tcb_channels)
+    source = source_channels(config)[level]
+    return [
+        Conv(f"tcb.{level}.lateral1", source, inside, batch_norm=bn),
+        Conv(f"tcb.{level}.lateral2", inside, inside, batch_norm=bn),
+        Conv(f"tcb.{level}.output", inside, inside, batch_norm=bn),
+    ]
+
+
+def head_convs(module: str, level: int, config: Config) -> list[Conv]:
+    """The convolutions of one module (``arm`` or ``odm``) at one level: offsets, logits."""
+    if module == "arm":
+        inputs, classes = source_channels(config)[level], 2
+    else:
+        inputs, classes = config.network.channels(config.network.tcb_channels), config.num_classes
+    cell = len(config.anchors.aspect_ratios)
+    return [
+        Conv(f"{module}.{level}.offsets", inputs, cell * 4),
+        Conv(f"{module}.{level}.logits", inputs, cell * classes),
+    ]
+
+
+def _conv_parameters(conv: Conv) -> Iterator[Parameter]:
+    shape = (conv.outputs, conv.inputs, conv.kernel, conv.kernel)
+    yield Parameter(f"{conv.name}.weight", shape, "decay", "xavier")
+    if conv.batch_norm:
+        yield Parameter(f"{conv.name}.gamma", (conv.outputs,), "no_decay", 1.0)
+        yield Parameter(f"{conv.name}.beta", (conv.outputs,), "no_decay", 0.0)
+        yield Parameter(f"{conv.name}.moving_mean", (conv.outputs,), "statistic", 0.0)
+        yield Parameter(f"{conv.name}.moving_variance", (conv.outputs,), "statistic", 1.0)
+    else:
+        yield Parameter(f"{conv.name}.bias", (conv.outputs,), "bias", 0.0)
+
+
+def parameter_table(config: Config) -> list[Parameter]:
+    """Every parameter of the network: canonical name, shape, group, initialiser.
+
+    Convolution weights are (outputs, inputs, rows, columns); those of the 2x2
+    upsampling are (inputs, outputs, rows, columns).
+    """
+    levels = range(len(SOURCES))
+    table = [p for conv in backbone_convs(config) for p in _conv_parameters(conv)]
+    for level in range(NORMALISED):
+        shape = (source_channels(config)[level],)
+        scale = config.network.l2_scales[level]
+        table.append(Parameter(f"{SOURCES[level]}.l2_scale", shape, "decay", scale))
+    inside = config.network.channels(config.network.tcb_channels)
+    for level in levels:
+        table += [p for conv in tcb_convs(level, config) for p in _conv_parameters(conv)]
+        if level < len(SOURCES) - 1:
+            shape = (inside, inside, 2, 2)
+            table.append(Parameter(f"tcb.{level}.upsample.weight", shape, "decay", "xavier"))
+            table.append(Parameter(f"tcb.{level}.upsample.bias", (inside,), "bias", 0.0))
+    for module in ("arm", "odm"):
+        for level in levels:
+            for conv in head_convs(module, level, config):
+                table += _conv_parameters(conv)
+    return table
+
+
+def parameter_count(config: Config) -> int:
+    """Trained numbers; running statistics are not among them."""
+    return sum(int(np.prod(p.shape)) for p in parameter_table(config) if p.group != "statistic")
+
+
+def initial_parameters(config: Config, seed: int) -> Parameters:
+    """Fresh parameters, float32; the same seed gives the same bits.
+
+    ``xavier`` draws uniformly from -b to b, b = sqrt(3 / fan-in), where the
+    fan-in is the numbers that one output adds up.
+
+    Source: Caffe's "xavier" filler, after Glorot and Bengio, AISTATS 2010.
+    """
+    rng = np.random.default_rng(seed)
+    parameters = {}
+    for p in parameter_table(config):
+        if p.initialiser == "xavier":
+            fan_in = p.shape[0] if ".upsample." in p.name else np.prod(p.shape[1:])
+            bound = np.sqrt(3 / fan_in)
+            parameters[p.name] = rng.uniform(-bound, bound, p.shape).astype(np.float32)
+        else:
+            parameters[p.name] = np.full(p.shape, p.initialiser, np.float32)
+    return parameters
+
+
+def check_parameters(parameters: Parameters, config: Config) -> None:
+    """Exactly the parameters of the table, in their shapes, finite.
+
+    Raises:
+        ContractError: lists what is missing, unknown or misshapen.
+    """
+    table = {p.name: p.shape for p in parameter_table(config)}
+    faults = [f"{name} is missing" for name in table.keys() - parameters.keys()]
+    faults += [f"{name} is unknown" for name in parameters.keys() - table.keys()]
+    faults += [
+        f"{name} has shape {parameters[name].shape}, wants {shape}"
+        for name, shape in table.items()
+        if name in parameters and parameters[name].shape != shape
+    ]
+    if faults:
+        more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ContractError(f"parameters: {'; '.join(sorted(faults)[:5])}{more}")
+    check_float(**parameters)
+
+
+def conv2d(x: Array, weight: Array, stride: int = 1, padding: int = 0, dilation: int = 1) -> Array:
+    """Cross-correlation with zero padding.
+
+    Args:
+        x: (N, C, H, W). weight: (D, C, k, k).
+    Returns:
+        (N, D, H', W'), H' = (H + 2 padding - dilation (k - 1) - 1) // stride + 1.
+    """
+    k = weight.shape[2]
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    reach = dilation * (k - 1) + 1
+    rows = (x.shape[2] - reach) // stride + 1
+    columns = (x.shape[3] - reach) // stride + 1
+    out = np.zeros((len(x), len(weight), rows, columns), x.dtype)
+    for i, j in np.ndindex(k, k):  # add up the kernel's taps
+        top, left = i * dilation, j * dilation
+        part = x[:, :, top : top + stride * rows : stride, left : left + stride * columns : stride]
+        out += np.einsum("dc,ncrs->ndrs", weight[:, :, i, j], part, optimize=True)
+    return out
+
+
+def upsample2x2(x: Array, weight: Array, bias: Array) -> Array:
+    """Transposed convolution, kernel 2, stride 2: each pixel becomes a 2x2 patch.
+
+    Args:
+        x: (N, C, H, W). weight: (C, D, 2, 2). bias: (D,).
+    Returns:
+        (N, D, 2H, 2W).
+    """
+    n, _, h, w = x.shape
+    patches = np.einsum("nchw,cdij->ndhiwj", x, weight, optimize=True)
+    return patches.reshape(n, -1, 2 * h, 2 * w) + bias[:, None, None]
+
+
+def max_pool2x2(x: Array) -> Array:
+    """Largest value of each 2x2 patch, stride 2; sides are even."""
+    n, c, h, w = x.shape
+    pooled: Array = x.reshape(n, c, h // 2, 2, w // 2, 2).max(axis=(3, 5))
+    return pooled
+
+
+def l2_normalise(x: Array, scale: Array, eps: float) -> Array:
+    """Each pixel's channels divided by their L2 norm, times a scale for each channel.
+
+    The norm is sqrt(sum of squares + eps).
+    Source: ParseNet, arXiv:1506.04579, section 3.3; eps of the authors' layer.
+    """
+    norm = np.sqrt(np.square(x).sum(axis=1, keepdims=True) + x.dtype.type(eps))
+    return x / norm * scale[:, None, None]
+
+
+def batch_normalise(
+    x: Array, gamma: Array, beta: Array, mean: Array, variance: Array, eps: float
+) -> Array:
+    """(x - mean) / sqrt(variance + eps) * gamma + beta, channel by channel."""
+
+    def by_channel(values: Array) -> Array:
+        return values[:, None, None]
+
+    scale = gamma / np.sqrt(variance + variance.dtype.type(eps))
+    return (x - by_channel(mean)) * by_channel(scale) + by_channel(beta)
+
+
+def relu(x: Array) -> Array:
+    """The positive part."""
+    return np.maximum(x, 0)
+
+
+def forward(
+    parameters: Parameters, pictures: Array, config: Config, *, training: bool = False
+) -> tuple[Heads, Parameters]:
+    """The whole network.
+
+    Args:
+        parameters: by canonical name, see ``parameter_table``.
+        pictures: (N, 3, H, W), normalised, H and W of the config; N from 1.
+        training: batch normalisation uses the batch's mean and variance, not the
+            running ones.
+    Returns:
+        The heads, and the running statistics after this batch (empty unless
+        ``training``): momentum * old + (1 - momentum) * new, where the new
+        variance divides by M - 1, the batch's own by M, M = N * rows * columns.
+    Raises:
+        ContractError: parameters that are not those of the table, or pictures of
+            another shape or dtype.
+    Source: batch normalisation, arXiv:1502.03167, algorithms 1 and 2.
+    """
+    check_parameters(parameters, config)
+    check_float(pictures=pictures, weight=parameters["backbone.conv1_1.weight"])
+    check_shape(pictures, "pictures", None, 3, *config.image_size)
+    if len(pictures) == 0:
+        raise ContractError("pictures: want at least one")
+    statistics: Parameters = {}
+    net = config.network
+
+    def apply(conv: Conv, x: Array) -> Array:
+        x = conv2d(x, parameters[f"{conv.name}.weight"], conv.stride, conv.padding, conv.dilation)
+        if not conv.batch_norm:
+            return x + parameters[f"{conv.name}.bias"][:, None, None]
+        gamma, beta, mean, variance = (
+            parameters[f"{conv.name}.{part}"]
+            for part in ("gamma", "beta", "moving_mean", "moving_variance")
+        )
+        if training:
+            old, count = (mean, variance), x.size // x.shape[1]
+            mean, variance = x.mean(axis=(0, 2, 3)), x.var(axis=(0, 2, 3))
+            keep = x.dtype.type(net.batch_norm_momentum)
+            unbiased = variance * x.dtype.type(count / max(1, count - 1))
+            statistics[f"{conv.name}.moving_mean"] = keep * old[0] + (1 - keep) * mean
+            statistics[f"{conv.name}.moving_variance"] = keep * old[1] + (1 - keep) * unbiased
+        return batch_normalise(x, gamma, beta, mean, variance, net.batch_norm_eps)
+
+    sources: list[Array] = []
+    x = pictures
+    last_of_block = {f"backbone.conv{b}_{n}" for b, (_, n) in enumerate(VGG16_BLOCKS, start=1)}
+    for conv in backbone_convs(config):
+        x = relu(apply(conv, x))
+        if conv.name in SOURCES:
+            level = len(sources)
+            if level < NORMALISED:
+                scale = parameters[f"{conv.name}.l2_scale"]
+                sources.append(l2_normalise(x, scale, net.l2_eps))
+            else:
+                sources.append(x)
+        if conv.name in last_of_block:
+            x = max_pool2x2(x)
+
+    blocks: list[Array] = []
+    for level in reversed(range(len(SOURCES))):
+        lateral1, lateral2, output = tcb_convs(level, config)
+        x = apply(lateral2, relu(apply(lateral1, sources[level])))
+        if blocks:
+            name = f"tcb.{level}.upsample"
+            x = x + upsample2x2(blocks[0], parameters[f"{name}.weight"], parameters[f"{name}.bias"])
+        blocks.insert(0, relu(apply(output, relu(x))))
+
+    def head(module: str, features: list[Array]) -> tuple[Array, Array]:
+        rows: tuple[list[Array], list[Array]] = ([], [])
+        for level, x in enumerate(features):
+            for out, conv in zip(rows, head_convs(module, level, config), strict=True):
+                y = apply(conv, x).transpose(0, 2, 3, 1)  # cells, then anchors of a cell
+                per_anchor = y.shape[3] // len(config.anchors.aspect_ratios)
+                out.append(y.reshape(len(y), -1, per_anchor))
+        return np.concatenate(rows[0], axis=1), np.concatenate(rows[1], axis=1)
+
+    return Heads(*head("arm", sources), *head("odm", blocks)), statistics

@@ -1,0 +1,60 @@
+"""Optimizer: from a gradient to new parameters.
+
+1. Divide by the loss scale. 2. If ``clip_norm`` is set and the L2 norm over all
+gradients is larger, scale all of them down to it. 3. Add weight decay to the
+parameters of the group "decay". 4. Momentum: ``velocity = momentum * velocity +
+gradient``, ``parameter -= rate * velocity``; the rate of biases times ``bias_rate``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refinedet.spec.config import Config
+from refinedet.spec.errors import Array
+from refinedet.spec.network import parameter_table
+
+Tensors = dict[str, Array]
+
+
+def clip_by_global_norm(gradients: Tensors, norm: float) -> Tensors:
+    """Gradients whose common L2 norm is at most ``norm``; computed in float64."""
+    squares = [np.square(g.astype(np.float64)).sum() for g in gradients.values()]
+    total = float(np.sqrt(sum(squares)))
+    if total <= norm:
+        return gradients
+    return {name: (g * (norm / total)).astype(g.dtype) for name, g in gradients.items()}
+
+
+def momentum_step(
+    parameters: Tensors, gradients: Tensors, velocities: Tensors, rate: float, config: Config
+) -> tuple[Tensors, Tensors]:
+    """One update of all trained parameters.
+
+    Args:
+        parameters: by canonical name; running statistics pass through.
+        gradients: of the scaled loss, for every trained parameter.
+        velocities: as the last step returned them; zeros at the start.
+        rate: learning rate of this step.
+    Returns:
+        New parameters and new velocities; the arguments stay as they are.
+    Source: Sutskever et al., ICML 2013; groups as in the authors' release.
+    """
+    options = config.optimizer
+    gradients = {name: g / g.dtype.type(options.loss_scale) for name, g in gradients.items()}
+    if options.clip_norm is not None:
+        gradients = clip_by_global_norm(gradients, options.clip_norm)
+    new, moved = dict(parameters), {}
+    for entry in parameter_table(config):
+        if entry.group == "statistic":
+            continue
+        p = parameters[entry.name].astype(np.float64)
+        g = gradients[entry.name].astype(np.float64)
+        if entry.group == "decay":
+            g = g + options.weight_decay * p
+        v = options.momentum * velocities[entry.name].astype(np.float64) + g
+        step = rate * options.bias_rate if entry.group == "bias" else rate
+        dtype = parameters[entry.name].dtype
+        moved[entry.name] = v.astype(dtype)
+        new[entry.name] = (p - step * v).astype(dtype)
+    return new, moved
