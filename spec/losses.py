@@ -160,11 +160,25 @@ class Loss(NamedTuple):
         return self.arm.offsets + self.arm.classes + self.odm.offsets + self.odm.classes
 
 
-def detector_loss(heads: Heads, boxes: list[Array], labels: list[Array], config: Config) -> Loss:
-    """The whole loss of a batch, from the network's outputs.
+class Targets(NamedTuple):
+    """What the loss of a batch holds constant. N pictures, A anchors."""
 
-    The ARM is matched on the anchors and tells object from background; the ODM is
-    matched again on the refined anchors and tells the classes apart.
+    arm_offsets: Array
+    """(N, A, 4), dtype of the heads."""
+    arm_labels: Array
+    """(N, A) int64: 1 where an object is, 0 elsewhere."""
+    odm_offsets: Array
+    """(N, A, 4), from the refined anchors."""
+    odm_labels: Array
+    """(N, A) int64: classes, 0 is background."""
+    odm_eligible: Array
+    """(N, A) bool: what the ARM does not hold for background."""
+
+
+def detector_targets(
+    heads: Heads, boxes: list[Array], labels: list[Array], config: Config
+) -> Targets:
+    """Both modules' targets: the ARM's on the anchors, the ODM's on the refined ones.
 
     Args:
         heads: the network's outputs for N pictures.
@@ -175,36 +189,49 @@ def detector_loss(heads: Heads, boxes: list[Array], labels: list[Array], config:
     """
     if not len(heads.arm_offsets) == len(boxes) == len(labels):
         raise ContractError("boxes, labels: want one entry for each picture")
-    dtype = heads.arm_offsets.dtype
-    anchors = all_anchors(config).astype(dtype)
-    variances = config.anchors.variances
-    arm = [targets(anchors, b, t, config) for b, t in zip(boxes, labels, strict=True)]
+    anchors = all_anchors(config).astype(heads.arm_offsets.dtype)
+    objects = list(zip(boxes, labels, strict=True))
+    arm = [targets(anchors, b, c, config) for b, c in objects]
     odm = [
-        targets(coding.decode(o, anchors, variances), b, t, config)
-        for o, b, t in zip(heads.arm_offsets, boxes, labels, strict=True)
+        targets(coding.decode(offsets, anchors, config.anchors.variances), b, c, config)
+        for offsets, (b, c) in zip(heads.arm_offsets, objects, strict=True)
     ]
-    objectness = softmax(heads.arm_logits)[..., 1]
-    everything = np.ones(objectness.shape, bool)
+    return Targets(
+        np.stack([offsets for offsets, _ in arm]),
+        np.stack([classes for _, classes in arm]).clip(0, 1),
+        np.stack([offsets for offsets, _ in odm]),
+        np.stack([classes for _, classes in odm]),
+        softmax(heads.arm_logits)[..., 1] >= config.loss.objectness,
+    )
+
+
+def loss_on_targets(heads: Heads, wanted: Targets, config: Config) -> Loss:
+    """The loss of a batch with its targets given; what its gradients differentiate."""
     ratio = config.loss.negatives_per_positive
-
-    def part(
-        offsets: Array,
-        logits: Array,
-        wanted: list[tuple[Array, Array]],
-        eligible: Array,
-        classes: int,
-    ) -> ModuleLoss:
-        w = np.stack([row[0] for row in wanted])
-        c = np.stack([row[1] for row in wanted]).clip(0, classes - 1)
-        return module_loss(offsets, logits, w, c, eligible, ratio)
-
+    everything = np.ones_like(wanted.odm_eligible)
     return Loss(
-        part(heads.arm_offsets, heads.arm_logits, arm, everything, 2),
-        part(
+        module_loss(
+            heads.arm_offsets,
+            heads.arm_logits,
+            wanted.arm_offsets,
+            wanted.arm_labels,
+            everything,
+            ratio,
+        ),
+        module_loss(
             heads.odm_offsets,
             heads.odm_logits,
-            odm,
-            objectness >= config.loss.objectness,
-            config.num_classes,
+            wanted.odm_offsets,
+            wanted.odm_labels,
+            wanted.odm_eligible,
+            ratio,
         ),
     )
+
+
+def detector_loss(heads: Heads, boxes: list[Array], labels: list[Array], config: Config) -> Loss:
+    """The whole loss of a batch, from the network's outputs.
+
+    Arguments and errors as in ``detector_targets``.
+    """
+    return loss_on_targets(heads, detector_targets(heads, boxes, labels, config), config)

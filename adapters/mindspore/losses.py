@@ -1,0 +1,187 @@
+"""``refinedet.spec.losses`` as MindSpore cells: static shapes, plain operations.
+
+The ODM is matched inside the graph, because its anchors are the ARM's output.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import nn, ops
+
+from refinedet.adapters.mindspore.network import Detector, centre_anchors, decode, to_corners
+from refinedet.spec.config import Config
+
+
+def pairwise_iou(boxes: ms.Tensor, anchors: ms.Tensor) -> ms.Tensor:
+    """Overlap (N, T, A) of boxes (N, T, 4) with anchors (N, A, 4), corner form."""
+    bx0, by0, bx1, by1 = ops.split(boxes, 1, 2)  # each (N, T, 1)
+    ax0, ay0, ax1, ay1 = ops.split(anchors.transpose((0, 2, 1)), 1, 1)  # each (N, 1, A)
+    wide = ops.relu(ops.minimum(bx1, ax1) - ops.maximum(bx0, ax0))
+    high = ops.relu(ops.minimum(by1, ay1) - ops.maximum(by0, ay0))
+    shared = wide * high
+    union = (bx1 - bx0) * (by1 - by0) + (ax1 - ax0) * (ay1 - ay0) - shared
+    some = union > 0
+    return ops.select(some, shared / ops.select(some, union, ops.ones_like(union)), shared)
+
+
+def match(iou: ms.Tensor, threshold: float, lowest: float) -> ms.Tensor:
+    """``spec.matching.match`` for a batch.
+
+    The greedy choice of the largest overlap, again and again, is found in a few
+    rounds: a pair can be joined as soon as each is the best that the other can still
+    get, whatever happens elsewhere. Each round joins all such pairs.
+
+    Args:
+        iou: (N, T, A) float32, 0 in the rows of empty places.
+    Returns:
+        (N, A) int32, the object of each anchor, or -1.
+    """
+    n, t, a = iou.shape
+    overlap = ops.select(iou > lowest, iou, ops.zeros_like(iou))
+    rows = ops.broadcast_to(ops.arange(t).astype(ms.int32).reshape((1, t)), (n, t))
+    # Column a is a bin for the objects that are not joined in a round.
+    matched = ops.full((n, a + 1), -1, dtype=ms.int32)
+    anchor_free = ops.ones((n, a + 1), ms.float32)
+    object_free = ops.ones((n, t), ms.float32)
+    free = overlap
+    left = free.max()
+    while left > 0:
+        best = ops.argmax(free, 2).astype(ms.int32)  # (N, T), first of equals
+        value = free.max(2)
+        rivals = ops.gather_elements(free, 2, ops.broadcast_to(best[:, None, :], (n, t, t)))
+        joined = ops.logical_and(ops.argmax(rivals, 1).astype(ms.int32) == rows, value > 0)
+        place = ops.select(joined, best, ops.full_like(best, a))
+        matched = ops.tensor_scatter_elements(matched, place, rows, 1)
+        anchor_free = ops.tensor_scatter_elements(anchor_free, place, ops.zeros_like(value), 1)
+        object_free = ops.select(joined, ops.zeros_like(value), object_free)
+        free = overlap * anchor_free[:, None, :a] * object_free[:, :, None]
+        left = free.max()
+    matched = matched[:, :a]
+    best = ops.argmax(overlap, 1).astype(ms.int32)
+    by_threshold = ops.select(overlap.max(1) >= threshold, best, ops.full_like(best, -1))
+    return ops.select(matched >= 0, matched, by_threshold)
+
+
+def encode(boxes: ms.Tensor, anchors: ms.Tensor, centre: float, size: float) -> ms.Tensor:
+    """``spec.coding.encode``: boxes (N, A, 4) corner form, anchors (N, A, 4) centre form."""
+    low, high = boxes[:, :, :2], boxes[:, :, 2:]
+    sides = anchors[:, :, 2:]
+    offset = ((low + high) / 2 - anchors[:, :, :2]) / (sides * centre)
+    return ops.concat((offset, ops.log((high - low) / sides) / size), 2)
+
+
+def hard_negatives(losses: ms.Tensor, candidate: ms.Tensor, wanted: ms.Tensor) -> ms.Tensor:
+    """``spec.losses.hard_negatives`` for a batch.
+
+    Args:
+        losses: (N, A) float32, from 0.
+        candidate: (N, A) bool.
+        wanted: (N, 1) int32, how many of each picture at most.
+    Returns:
+        (N, A) bool. Sorting values alone, then counting equals from the lowest anchor,
+        leaves no tie to a device's sorting.
+    """
+    a = losses.shape[1]
+    losses = ops.select(candidate, losses, ops.full_like(losses, -1.0))
+    falling = ops.sort(losses, 1, True)[0]
+    last = ops.gather_elements(falling, 1, ops.clip_by_value(wanted - 1, 0, a - 1))
+    above = losses > last
+    equal = ops.logical_and(losses == last, candidate)
+    room = wanted - above.astype(ms.int32).sum(1, keepdims=True)
+    among = ops.logical_and(equal, ops.cumsum(equal.astype(ms.int32), 1) <= room)
+    chosen = ops.logical_and(ops.logical_or(above, among), candidate)
+    return ops.logical_and(chosen, wanted > 0)
+
+
+def module_loss(
+    offsets: ms.Tensor,
+    logits: ms.Tensor,
+    wanted: ms.Tensor,
+    labels: ms.Tensor,
+    eligible: ms.Tensor,
+    ratio: float,
+) -> tuple[ms.Tensor, ms.Tensor]:
+    """``spec.losses.module_loss``: the loss of the offsets and that of the classes."""
+    positive = labels > 0
+    d = ops.select(
+        ops.broadcast_to(positive.expand_dims(2), offsets.shape),
+        offsets - wanted,
+        ops.zeros_like(offsets),
+    )
+    far = ops.abs(d)
+    box_loss = ops.select(far < 1, d * d / 2, far - 0.5).sum()
+    picked = ops.gather_elements(ops.log_softmax(logits, 2), 2, labels.expand_dims(2))
+    class_loss = -picked.squeeze(2)
+    count = positive.astype(ms.int32).sum(1, keepdims=True)
+    most = ops.floor(count.astype(ms.float32) * ratio).astype(ms.int32)
+    candidate = ops.logical_and(eligible, ops.logical_not(positive))
+    negative = hard_negatives(ops.stop_gradient(class_loss), candidate, most)
+    counted = ops.logical_or(positive, negative).astype(ms.float32)
+    divisor = ops.maximum(count.sum().astype(ms.float32), 1.0)
+    return box_loss / divisor, (class_loss * counted).sum() / divisor
+
+
+class DetectorLoss(nn.Cell):
+    """``spec.losses.detector_loss`` behind the detector.
+
+    Returns the sum times ``loss_scale``, and the four parts as (4,) float32.
+    """
+
+    def __init__(self, detector: Detector, config: Config) -> None:
+        super().__init__(auto_prefix=False)
+        self.detector = detector
+        self.anchors = centre_anchors(config)
+        self.centre, self.size = config.anchors.variances
+        self.iou, self.lowest = config.matching.iou, config.matching.lowest_iou
+        self.ratio = config.loss.negatives_per_positive
+        self.objectness = config.loss.objectness
+        self.scale = config.optimizer.loss_scale
+
+    def targets(
+        self, anchors: ms.Tensor, boxes: ms.Tensor, labels: ms.Tensor
+    ) -> tuple[ms.Tensor, ms.Tensor]:
+        """``spec.matching.targets``; anchors (N, A, 4) in centre form."""
+        n, a, _ = anchors.shape
+        iou = pairwise_iou(boxes, to_corners(anchors))
+        iou = iou * (labels > 0).astype(iou.dtype).expand_dims(2)
+        matched = match(iou, self.iou, self.lowest)
+        positive = matched >= 0
+        index = ops.maximum(matched, 0)
+        box = ops.gather_elements(boxes, 1, ops.broadcast_to(index.expand_dims(2), (n, a, 4)))
+        # Unmatched anchors get themselves: finite offsets, which nothing reads.
+        mask = ops.broadcast_to(positive.expand_dims(2), (n, a, 4))
+        box = ops.select(mask, box, to_corners(anchors))
+        wanted = encode(box, anchors, self.centre, self.size)
+        label = ops.gather_elements(labels, 1, index)
+        return wanted, ops.select(positive, label, ops.zeros_like(label))
+
+    def construct(
+        self,
+        pictures: ms.Tensor,
+        boxes: ms.Tensor,
+        labels: ms.Tensor,
+        arm_wanted: ms.Tensor,
+        arm_labels: ms.Tensor,
+    ) -> tuple[ms.Tensor, ms.Tensor]:
+        arm_offsets, arm_logits, odm_offsets, odm_logits = self.detector(pictures)
+        refined = ops.stop_gradient(decode(arm_offsets, self.anchors, self.centre, self.size))
+        odm_wanted, odm_labels = self.targets(refined, boxes, labels)
+        objectness = ops.stop_gradient(ops.softmax(arm_logits, 2)[:, :, 1])
+        arm_box, arm_class = module_loss(
+            arm_offsets,
+            arm_logits,
+            arm_wanted,
+            ops.minimum(arm_labels, 1),
+            objectness >= 0,
+            self.ratio,
+        )
+        odm_box, odm_class = module_loss(
+            odm_offsets,
+            odm_logits,
+            ops.stop_gradient(odm_wanted),
+            odm_labels,
+            objectness >= self.objectness,
+            self.ratio,
+        )
+        parts = ops.stack((arm_box, arm_class, odm_box, odm_class))
+        return parts.sum() * self.scale, parts

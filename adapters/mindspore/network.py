@@ -1,0 +1,248 @@
+"""The detector as MindSpore cells, with the parameters of ``refinedet.spec.network``.
+
+Every parameter carries its canonical name, so that the optimizer's groups, the
+checkpoints and the contract speak of the same thing.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+
+from refinedet.spec import network as spec
+from refinedet.spec.anchors import anchors as all_anchors
+from refinedet.spec.config import VGG16_BLOCKS, Config, NetworkConfig, feature_sizes
+from refinedet.spec.network import Conv, Parameters
+
+
+class ConvLayer(nn.Cell):
+    """A convolution and its batch normalisation or bias, without activation."""
+
+    def __init__(self, conv: Conv, net: NetworkConfig) -> None:
+        super().__init__()
+        self.canonical = conv.name
+        self.conv = nn.Conv2d(
+            conv.inputs,
+            conv.outputs,
+            conv.kernel,
+            stride=conv.stride,
+            pad_mode="pad",
+            padding=conv.padding,
+            dilation=conv.dilation,
+            has_bias=not conv.batch_norm,
+            weight_init="zeros",
+            bias_init="zeros",
+        )
+        self.norm = nn.Identity()
+        if conv.batch_norm:
+            self.norm = nn.BatchNorm2d(
+                conv.outputs, eps=net.batch_norm_eps, momentum=net.batch_norm_momentum
+            )
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        return self.norm(self.conv(x))
+
+
+class Upsample(nn.Cell):
+    """``spec.network.upsample2x2``."""
+
+    def __init__(self, name: str, channels: int) -> None:
+        super().__init__()
+        self.canonical = name
+        self.conv = nn.Conv2dTranspose(
+            channels,
+            channels,
+            2,
+            stride=2,
+            pad_mode="valid",
+            has_bias=True,
+            weight_init="zeros",
+            bias_init="zeros",
+        )
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        return self.conv(x)
+
+
+class L2Normalise(nn.Cell):
+    """``spec.network.l2_normalise`` in plain operations.
+
+    The fused operation's gradient takes a thousand times as long on CPU.
+    """
+
+    def __init__(self, name: str, channels: int, eps: float) -> None:
+        super().__init__()
+        self.canonical = name
+        self.l2_scale = ms.Parameter(np.zeros(channels, np.float32))
+        self.eps = eps
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        norm = ops.sqrt((x * x).sum(1, keepdims=True) + self.eps)
+        return x / norm * self.l2_scale.reshape((1, -1, 1, 1))
+
+
+class Backbone(nn.Cell):
+    """VGG16 with fc6 and fc7 as convolutions, conv6_1 and conv6_2; gives the sources."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        net = config.network
+        pool, relu = nn.MaxPool2d(2, 2), nn.ReLU()
+        last_of_block = {f"backbone.conv{b}_{n}" for b, (_, n) in enumerate(VGG16_BLOCKS, start=1)}
+        stages: list[nn.Cell] = []
+        layers: list[nn.Cell] = []
+        for conv in spec.backbone_convs(config):
+            layers += [ConvLayer(conv, net), relu]
+            if conv.name in spec.SOURCES:
+                stages.append(nn.SequentialCell(layers))
+                layers = []
+            if conv.name in last_of_block:
+                layers.append(pool)
+        self.stages = nn.CellList(stages)
+        channels = spec.source_channels(config)
+        self.norms = nn.CellList(
+            [
+                L2Normalise(name, channels[level], net.l2_eps)
+                if level < spec.NORMALISED
+                else nn.Identity()
+                for level, name in enumerate(spec.SOURCES)
+            ]
+        )
+
+    def construct(self, x: ms.Tensor) -> list[ms.Tensor]:
+        sources = []
+        for stage, norm in zip(self.stages, self.norms):  # noqa: B905 - parsed as a graph
+            x = stage(x)
+            sources.append(norm(x))
+        return sources
+
+
+class TransferBlock(nn.Cell):
+    """A transfer connection block; all but the coarsest add the next coarser one."""
+
+    def __init__(self, level: int, config: Config) -> None:
+        super().__init__()
+        lateral1, lateral2, output = (
+            ConvLayer(conv, config.network) for conv in spec.tcb_convs(level, config)
+        )
+        relu = nn.ReLU()
+        self.lateral = nn.SequentialCell([lateral1, relu, lateral2])
+        self.output = nn.SequentialCell([relu, output, relu])
+        self.coarsest = level == len(spec.SOURCES) - 1
+        if not self.coarsest:
+            channels = config.network.channels(config.network.tcb_channels)
+            self.upsample = Upsample(f"tcb.{level}.upsample", channels)
+
+    def construct(self, source: ms.Tensor, coarser: ms.Tensor) -> ms.Tensor:
+        x = self.lateral(source)
+        if not self.coarsest:
+            x = x + self.upsample(coarser)
+        return self.output(x)
+
+
+class Head(nn.Cell):
+    """One output of one module: a convolution a level, flattened anchor by anchor."""
+
+    def __init__(self, module: str, output: int, config: Config) -> None:
+        super().__init__()
+        convs = [spec.head_convs(module, i, config)[output] for i in range(len(spec.SOURCES))]
+        self.convs = nn.CellList([ConvLayer(conv, config.network) for conv in convs])
+        cell = len(config.anchors.aspect_ratios)
+        self.shapes = [
+            (-1, rows * columns * cell, convs[0].outputs // cell)
+            for rows, columns in feature_sizes(config)
+        ]
+
+    def construct(self, features: list[ms.Tensor]) -> ms.Tensor:
+        outputs = []
+        for i in range(len(self.convs)):
+            y = self.convs[i](features[i])
+            outputs.append(y.transpose((0, 2, 3, 1)).reshape(self.shapes[i]))
+        return ops.concat(outputs, 1)
+
+
+class Detector(nn.Cell):
+    """The whole network: pictures (N, 3, H, W) to the four outputs of ``spec.Heads``."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.backbone = Backbone(config)
+        self.blocks = nn.CellList([TransferBlock(i, config) for i in range(len(spec.SOURCES))])
+        self.arm_offsets = Head("arm", 0, config)
+        self.arm_logits = Head("arm", 1, config)
+        self.odm_offsets = Head("odm", 0, config)
+        self.odm_logits = Head("odm", 1, config)
+        for _, cell in self.cells_and_names():
+            if hasattr(cell, "canonical"):
+                for parameter in cell.get_parameters():
+                    last = parameter.name.rsplit(".", 1)[-1]
+                    parameter.name = f"{cell.canonical}.{last}"
+
+    def construct(self, pictures: ms.Tensor) -> tuple[ms.Tensor, ...]:
+        sources = self.backbone(pictures)
+        block3 = self.blocks[3](sources[3], sources[3])
+        block2 = self.blocks[2](sources[2], block3)
+        block1 = self.blocks[1](sources[1], block2)
+        block0 = self.blocks[0](sources[0], block1)
+        blocks = [block0, block1, block2, block3]
+        return (
+            self.arm_offsets(sources),
+            self.arm_logits(sources),
+            self.odm_offsets(blocks),
+            self.odm_logits(blocks),
+        )
+
+
+class ScoredBoxes(nn.Cell):
+    """``spec.detection.scored_boxes`` behind the detector: boxes and scores."""
+
+    def __init__(self, detector: Detector, config: Config) -> None:
+        super().__init__(auto_prefix=False)
+        self.detector = detector
+        self.anchors = centre_anchors(config)
+        self.centre, self.size = config.anchors.variances
+        self.objectness = config.loss.objectness
+
+    def construct(self, pictures: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        arm_offsets, arm_logits, odm_offsets, odm_logits = self.detector(pictures)
+        refined = decode(arm_offsets, self.anchors, self.centre, self.size)
+        boxes = decode(odm_offsets, refined, self.centre, self.size)
+        objectness = ops.softmax(arm_logits, -1)[:, :, 1:2]
+        seen = (objectness >= self.objectness).astype(odm_logits.dtype)
+        return to_corners(boxes), ops.softmax(odm_logits, -1) * seen
+
+
+def centre_anchors(config: Config) -> ms.Tensor:
+    """The anchors as a constant (1, A, 4), centre form."""
+    low, high = np.split(all_anchors(config).astype(np.float64), 2, axis=1)
+    return ms.Tensor(np.hstack([(low + high) / 2, high - low])[None].astype(np.float32))
+
+
+def decode(offsets: ms.Tensor, anchors: ms.Tensor, centre: float, size: float) -> ms.Tensor:
+    """``spec.coding.decode`` with anchors and boxes (N, A, 4) in centre form."""
+    sides = anchors[:, :, 2:]
+    return ops.concat(
+        (
+            anchors[:, :, :2] + offsets[:, :, :2] * centre * sides,
+            sides * ops.exp(offsets[:, :, 2:] * size),
+        ),
+        2,
+    )
+
+
+def to_corners(boxes: ms.Tensor) -> ms.Tensor:
+    """Centre form to corner form, (N, A, 4)."""
+    half = boxes[:, :, 2:] / 2
+    return ops.concat((boxes[:, :, :2] - half, boxes[:, :, :2] + half), 2)
+
+
+def load_parameters(cell: nn.Cell, parameters: Parameters) -> None:
+    """Give the cell's parameters the values of that name; there must be one for each."""
+    for parameter in cell.get_parameters():
+        parameter.set_data(ms.Tensor(parameters[parameter.name]))
+
+
+def read_parameters(cell: nn.Cell) -> Parameters:
+    """Copies of the cell's parameters by name."""
+    return {p.name: p.asnumpy().copy() for p in cell.get_parameters()}
