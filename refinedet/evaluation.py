@@ -1,0 +1,616 @@
+"""Evaluation: how good detections are, by COCO's figures and by PASCAL VOC's.
+
+An ``Evaluator`` is given the final detections of one picture after another and keeps
+nothing else. At the end:
+
+1. COCO's twelve figures, computed by pycocotools. It runs class by class, so that its
+   memory is that of one class, and sees only the pictures that matter to the class.
+2. PASCAL VOC's average precision at an overlap of 0.5: of 2007 (mean of the precision
+   at eleven recalls) and of 2010 and later (area under the curve).
+
+A figure with nothing to measure (no truth of that class or size) is nan here, null in
+JSON, "-" in a table; the COCO API prints -1. A mean leaves such classes out.
+
+COCO knows crowds and no difficult objects, VOC the reverse. So COCO's figures count a
+difficult object as any other, and VOC's treat a crowd as a difficult object.
+
+Figures do not depend on the order in which pictures are added. Equal scores are ranked
+by rising image id, then in the order of the detections, which the contract fixes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from refinedet.data.dataset import DataError, Dataset
+from refinedet.files import write_atomically
+from refinedet.spec.detection import Detections
+from refinedet.spec.errors import (
+    Array,
+    ContractError,
+    check_boxes,
+    check_float,
+    check_labels,
+    check_shape,
+)
+
+FIGURES = {
+    "AP": ("0.50:0.95", "all", "100"),
+    "AP50": ("0.50", "all", "100"),
+    "AP75": ("0.75", "all", "100"),
+    "APs": ("0.50:0.95", "small", "100"),
+    "APm": ("0.50:0.95", "medium", "100"),
+    "APl": ("0.50:0.95", "large", "100"),
+    "AR1": ("0.50:0.95", "all", "1"),
+    "AR10": ("0.50:0.95", "all", "10"),
+    "AR100": ("0.50:0.95", "all", "100"),
+    "ARs": ("0.50:0.95", "small", "100"),
+    "ARm": ("0.50:0.95", "medium", "100"),
+    "ARl": ("0.50:0.95", "large", "100"),
+}
+"""COCO's figures in the API's order: overlaps, sizes of objects, detections a picture
+and class. Small is an area up to 32 x 32 square pixels, large is one from 96 x 96."""
+
+
+class Truths(NamedTuple):
+    """The objects of a data set; M rows."""
+
+    pictures: Array
+    """(M,) int64, image ids."""
+    classes: Array
+    """(M,) int64, from 0."""
+    boxes: Array
+    """(M, 4) float64, pixels: x_min, y_min, width, height, as COCO has them."""
+    areas: Array
+    """(M,) float64, square pixels; COCO sorts objects into sizes by it."""
+    crowd: Array
+    """(M,) bool."""
+    difficult: Array
+    """(M,) bool."""
+
+
+class Found(NamedTuple):
+    """Detections of many pictures; M rows, each picture's in their order."""
+
+    pictures: Array
+    """(M,) int64, image ids."""
+    classes: Array
+    """(M,) int64, from 0."""
+    boxes: Array
+    """(M, 4) float64, pixels: x_min, y_min, width, height."""
+    scores: Array
+    """(M,) float64, finite."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures, each from 0 to 1 or nan; by class in the order of ``class_names``."""
+
+    class_names: tuple[str, ...]
+    coco: Mapping[str, float]
+    """The twelve of ``FIGURES``."""
+    coco_classes: tuple[float, ...]
+    """COCO's AP of every class."""
+    voc07_classes: tuple[float, ...] = ()
+    """VOC 2007's AP of every class; empty where it was not computed."""
+    voc12_classes: tuple[float, ...] = ()
+    """The same for VOC 2010 and later."""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """COCO's twelve, then VOC07 and VOC12 (means over the classes) if computed."""
+        found = dict(self.coco)
+        if self.voc07_classes:
+            found["VOC07"] = _mean(self.voc07_classes)
+            found["VOC12"] = _mean(self.voc12_classes)
+        return found
+
+    def as_dict(self, by_class: bool = False) -> dict[str, Any]:
+        """For JSON: ``figures`` by name, None for nan; ``by_class`` adds "classes"."""
+        known: dict[str, Any] = {name: _or_none(x) for name, x in self.figures.items()}
+        if by_class:
+            known["classes"] = [
+                {"class": name, **{figure: _or_none(x) for figure, x in row.items()}}
+                for name, row in self.rows_by_class()
+            ]
+        return known
+
+    def rows_by_class(self) -> Iterator[tuple[str, dict[str, float]]]:
+        """Every class's name with its AP, and its VOC07 and VOC12 if computed."""
+        columns = {"AP": self.coco_classes}
+        if self.voc07_classes:
+            columns |= {"VOC07": self.voc07_classes, "VOC12": self.voc12_classes}
+        for row, name in enumerate(self.class_names):
+            yield name, {figure: column[row] for figure, column in columns.items()}
+
+
+class Evaluator:
+    """Collects the detections of every picture of a data set, then judges them."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        """Evaluate on all pictures of ``dataset``; DataError where there is none."""
+        if not dataset.records:
+            raise DataError(f"{dataset.name}: no usable picture to evaluate on")
+        self.dataset = dataset
+        self.found: dict[int, Detections] = {}
+        """Image id to its detections, boxes in pixels: all that is kept."""
+        self._image_ids = sorted(record.image_id for record in dataset.records)
+        self._expected = frozenset(self._image_ids)
+
+    def add(self, image_id: int, detections: Detections) -> None:
+        """Take the detections of one picture.
+
+        Args:
+            image_id: ``Record.image_id``; every picture is added once.
+            detections: boxes (D, 4) float32 or float64 in PIXELS of the original
+                picture, corner form; scores (D,), same dtype; labels (D,) integers,
+                from 1. D may be 0. Copied.
+        Raises:
+            ContractError: unknown image id, or one that was added before; shapes,
+                dtypes, non-finite values, crossed corners, labels out of range.
+        """
+        if image_id not in self._expected:
+            raise ContractError(f"image_id: {image_id} is not in {self.dataset.name}")
+        if image_id in self.found:
+            raise ContractError(f"image_id: {image_id} was added before")
+        check_boxes(boxes=detections.boxes)
+        check_float(boxes=detections.boxes, scores=detections.scores)
+        count = len(detections.boxes)
+        check_shape(detections.scores, "scores", count)
+        check_labels(detections.labels, "labels", len(self.dataset.class_names) + 1, lowest=1)
+        check_shape(detections.labels, "labels", count)
+        self.found[image_id] = Detections(
+            detections.boxes.copy(), detections.scores.copy(), detections.labels.copy()
+        )
+
+    def result(self) -> Evaluation:
+        """All figures.
+
+        Raises:
+            ContractError: some picture was not added; it would silently count as missed.
+        """
+        if missing := self._expected - self.found.keys():
+            raise ContractError(
+                f"evaluation: {len(missing)} of {len(self._expected)} pictures were not "
+                f"added, the first has image id {min(missing)}"
+            )
+        names = self.dataset.class_names
+        truths, found = dataset_truths(self.dataset), self._rows()
+        coco, coco_classes = coco_figures(truths, found, len(names))
+        voc07, voc12 = voc_figures(truths, found, len(names))
+        return Evaluation(names, coco, coco_classes, voc07, voc12)
+
+    def _rows(self) -> Found:
+        parts = [self.found[image_id] for image_id in self._image_ids]
+        boxes = np.concatenate([part.boxes for part in parts]).astype(np.float64)
+        return Found(
+            np.repeat(np.asarray(self._image_ids), [len(part.boxes) for part in parts]),
+            np.concatenate([part.labels for part in parts]).astype(np.int64) - 1,
+            np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]),
+            np.concatenate([part.scores for part in parts]).astype(np.float64),
+        )
+
+
+def dataset_truths(dataset: Dataset) -> Truths:
+    """All objects of a data set of at least one picture, by rising image id."""
+    records = sorted(dataset.records, key=lambda record: record.image_id)
+    boxes = np.concatenate([record.boxes for record in records]).astype(np.float64)
+    return Truths(
+        np.repeat([record.image_id for record in records], [len(r.boxes) for r in records]),
+        np.concatenate([record.labels for record in records]).astype(np.int64) - 1,
+        np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]),
+        np.concatenate([record.areas for record in records]).astype(np.float64),
+        np.concatenate([record.crowd for record in records]).astype(bool),
+        np.concatenate([record.difficult for record in records]).astype(bool),
+    )
+
+
+# COCO ------------------------------------------------------------------------------
+
+
+def coco_figures(
+    truths: Truths, found: Found, classes: int
+) -> tuple[dict[str, float], tuple[float, ...]]:
+    """COCO's twelve figures and the AP of every class, by pycocotools.
+
+    A figure is a mean over classes, so one class at a time gives the same numbers.
+
+    Args:
+        truths, found: of all pictures; either may have no rows.
+        classes: how many classes there are, C from 1.
+    Returns:
+        The figures by name, and C numbers.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools always prints
+        curves = [_coco_curves(truths, found, c) for c in range(classes)]
+        judge = COCOeval(iouType="bbox")
+        judge.eval = {
+            "precision": np.concatenate([precision for precision, _ in curves], axis=2),
+            "recall": np.concatenate([recall for _, recall in curves], axis=1),
+        }
+        judge.summarize()
+    figures = {
+        name: float(x) if x >= 0 else math.nan for name, x in zip(FIGURES, judge.stats, strict=True)
+    }
+    by_class = tuple(
+        _mean(precision[:, :, 0, 0, -1][precision[:, :, 0, 0, -1] > -1]) for precision, _ in curves
+    )
+    return figures, by_class
+
+
+def _coco_curves(truths: Truths, found: Found, wanted: int) -> tuple[Array, Array]:
+    """Precision (T, R, 1, A, M) and recall (T, 1, A, M) of one class, as COCOeval's."""
+    t = np.flatnonzero(truths.classes == wanted)
+    f = np.flatnonzero(found.classes == wanted)
+    pictures = np.union1d(truths.pictures[t], found.pictures[f]).tolist()
+    real = _coco_set(
+        pictures, truths.pictures[t], truths.boxes[t], truths.areas[t], iscrowd=truths.crowd[t]
+    )
+    claimed = _coco_set(
+        pictures,
+        found.pictures[f],
+        found.boxes[f],
+        found.boxes[f, 2:].prod(axis=1),
+        score=found.scores[f],
+    )
+    judge = COCOeval(real, claimed, "bbox")
+    judge.evaluate()
+    judge.accumulate()
+    return judge.eval["precision"], judge.eval["recall"]
+
+
+def _coco_set(
+    pictures: Sequence[int], image_ids: Array, boxes: Array, areas: Array, **extra: Array
+) -> Any:
+    """A COCO object of one class. Ids run from 1: COCOeval reads 0 as "unmatched"."""
+    rows = zip(image_ids.tolist(), boxes.tolist(), areas.tolist(), strict=True)
+    annotations = [
+        {"id": i, "image_id": image, "category_id": 1, "bbox": box, "area": area, "iscrowd": 0}
+        for i, (image, box, area) in enumerate(rows, start=1)
+    ]
+    for name, column in extra.items():
+        for annotation, x in zip(annotations, column.tolist(), strict=True):
+            annotation[name] = x
+    made = COCO()
+    made.dataset = {
+        "images": [{"id": i} for i in pictures],
+        "categories": [{"id": 1}],
+        "annotations": annotations,
+    }
+    made.createIndex()
+    return made
+
+
+# PASCAL VOC --------------------------------------------------------------------------
+
+
+def voc_figures(
+    truths: Truths, found: Found, classes: int, iou: float = 0.5, pixel: float = 1.0
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """VOC's average precision of every class: of 2007, and of 2010 and later.
+
+    Args:
+        truths, found: of all pictures; ``found`` by rising image id within equal scores.
+        classes: how many classes there are.
+        iou: an overlap of exactly this is enough.
+        pixel: added to every side. The devkit's corners are whole pixels that belong
+            to the box, so it adds 1; 0 is for corners that are edges.
+    Returns:
+        Twice ``classes`` numbers; nan for a class without a truth that counts.
+    Source: VOCdevkit, VOCevaldet.m (2007 and 2012) and VOCap.m. There, too, an object
+        is matched by its best detection, not the most overlapping one, and a detection
+        whose most overlapping truth is taken is false, though another truth be free.
+    """
+    voc07, voc12 = [], []
+    for c in range(classes):
+        t = np.flatnonzero(truths.classes == c)
+        f = np.flatnonzero(found.classes == c)
+        f = f[np.argsort(-found.scores[f], kind="stable")]
+        ignored = (truths.difficult | truths.crowd)[t]
+        truth, overlap = _best_truths(truths, t, found, f, pixel)
+        matched = overlap >= iou
+        counted = ~(matched & ignored[truth]) if t.size else np.ones(f.size, bool)
+        hits = np.zeros(f.size, bool)
+        rows = np.flatnonzero(matched & counted)
+        hits[rows[np.unique(truth[rows], return_index=True)[1]]] = True  # the first of each
+        positives = int((~ignored).sum())
+        voc07.append(voc07_average_precision(hits[counted], positives))
+        voc12.append(voc12_average_precision(hits[counted], positives))
+    return tuple(voc07), tuple(voc12)
+
+
+def _best_truths(
+    truths: Truths, t: Array, found: Found, f: Array, pixel: float
+) -> tuple[Array, Array]:
+    """For the rows ``f``: position in ``t`` of the most overlapping truth, and overlap.
+
+    Ties go to the first truth. Without a truth in its picture: position 0, overlap 0.
+    """
+    best, overlap = np.zeros(f.size, np.int64), np.zeros(f.size)
+    for picture in np.intersect1d(truths.pictures[t], found.pictures[f]):
+        here = np.flatnonzero(truths.pictures[t] == picture)
+        rows = np.flatnonzero(found.pictures[f] == picture)
+        table = voc_overlap(found.boxes[f[rows]], truths.boxes[t[here]], pixel)
+        best[rows] = here[table.argmax(axis=1)]
+        overlap[rows] = table.max(axis=1)
+    return best, overlap
+
+
+def voc_overlap(boxes: Array, truths: Array, pixel: float = 1.0) -> Array:
+    """The devkit's overlap (D, T) of x_min, y_min, width, height; (D, 4) and (T, 4)."""
+    a, t = boxes[:, None], truths[None]
+    low = np.maximum(a[..., :2], t[..., :2])
+    high = np.minimum(a[..., :2] + a[..., 2:], t[..., :2] + t[..., 2:])
+    shared = (high - low + pixel).clip(0).prod(axis=-1)
+    union = (a[..., 2:] + pixel).prod(axis=-1) + (t[..., 2:] + pixel).prod(axis=-1) - shared
+    return np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
+
+
+def voc07_average_precision(hits: Array, positives: int) -> float:
+    """Mean of the best precision at a recall of at least 0, 0.1, ... 1.
+
+    Recall is compared in whole numbers: 3 of 10 reach 0.3, which rounding in the
+    devkit's ``0:0.1:1`` can deny.
+
+    Args:
+        hits: (D,) bool, best score first: true or false positive.
+        positives: truths that count. Without any, the figure is nan.
+    Source: Everingham and others, The PASCAL VOC Challenge, 2010, section 4.2.
+    """
+    if positives == 0:
+        return math.nan
+    precision = np.append(_best_precision(hits), 0.0)
+    reached = np.searchsorted(10 * np.cumsum(hits), np.arange(11) * positives)
+    return float(precision[reached].mean())
+
+
+def voc12_average_precision(hits: Array, positives: int) -> float:
+    """Area under the best precision at each recall or above; as ``voc07_...`` otherwise.
+
+    Each hit raises the recall by one part in ``positives``.
+    Source: VOC 2012 development kit, section 3.4.1.
+    """
+    if positives == 0:
+        return math.nan
+    return float(_best_precision(hits)[hits].sum() / positives)
+
+
+def _best_precision(hits: Array) -> Array:
+    """(D,) float64: the highest precision from each detection on."""
+    precision = np.cumsum(hits) / np.arange(1, hits.size + 1)
+    best: Array = np.maximum.accumulate(precision[::-1])[::-1]
+    return best
+
+
+# Results files ---------------------------------------------------------------------
+
+
+def write_results(path: Path, category_ids: Sequence[int], found: Mapping[int, Detections]) -> None:
+    """Write detections as a COCO results file, whole or not at all.
+
+    Numbers are written in full: the file scores as the detections themselves do.
+
+    Args:
+        category_ids: ``Dataset.category_ids``; label 1 is the first.
+        found: image id to detections, boxes in pixels, as ``Evaluator.found``.
+    Raises:
+        WriteError: the file cannot be written.
+    Source: cocodataset.org, "results format": image_id, category_id, bbox of x_min,
+        y_min, width, height, and score.
+    """
+    lines = []
+    for image_id in sorted(found):
+        boxes, scores, labels = found[image_id]
+        corners = boxes.astype(np.float64)
+        sides = corners[:, 2:] - corners[:, :2]
+        rows = np.hstack([corners[:, :2], sides]).tolist()
+        for box, score, label in zip(rows, scores.tolist(), labels.tolist(), strict=True):
+            entry = {
+                "image_id": image_id,
+                "category_id": category_ids[label - 1],
+                "bbox": box,
+                "score": score,
+            }
+            lines.append(json.dumps(entry, allow_nan=False))
+    write_atomically(path, "[" + ",\n".join(lines) + "]\n")
+
+
+def score_results(results: Path, annotations: Path) -> Evaluation:
+    """COCO's figures of a results file against an annotation file, without pictures.
+
+    A results file with an empty list is legal: nothing was found, all figures are 0.
+
+    Args:
+        results: COCO results, a list of image_id, category_id, bbox and score; other
+            fields are not read.
+        annotations: COCO's ``instances`` file. "area" may be missing (then it is the
+            box's), "iscrowd" too (then 0).
+    Raises:
+        DataError: one line, the first fault: unreadable, not JSON, not a list, a field
+            that is missing or of another kind, unknown or repeated ids, numbers that are
+            not finite, negative sides.
+    """
+    content = _read_json(annotations)
+    images = _ids(annotations, content, "images")
+    categories = _ids(annotations, content, "categories")
+    truths = _read_truths(annotations, content, images, categories)
+    found = _read_found(results, images, categories)
+    names = tuple(
+        str(entry.get("name", entry["id"]))
+        for _, entry in _entries(annotations, content, "categories")
+    )
+    return Evaluation(names, *coco_figures(truths, found, len(names)))
+
+
+def _read_truths(
+    path: Path, content: Any, images: Mapping[int, int], categories: Mapping[int, int]
+) -> Truths:
+    pictures, classes, boxes, areas, crowd = [], [], [], [], []
+    for where, entry in _entries(path, content, "annotations"):
+        pictures.append(_known_id(entry, "image_id", images, where))
+        classes.append(categories[_known_id(entry, "category_id", categories, where)])
+        boxes.append(_box(entry, where))
+        area = _number(entry["area"], where, "area") if "area" in entry else None
+        areas.append(boxes[-1][2] * boxes[-1][3] if area is None else area)
+        crowd.append(entry.get("iscrowd", 0))
+        if crowd[-1] not in (0, 1):
+            raise DataError(f"{where}: iscrowd is {_short(crowd[-1])}; 0 or 1 is wanted")
+    return Truths(
+        np.asarray(pictures, np.int64),
+        np.asarray(classes, np.int64),
+        np.asarray(boxes, np.float64).reshape(-1, 4),
+        np.asarray(areas, np.float64),
+        np.asarray(crowd, bool),
+        np.zeros(len(crowd), bool),
+    )
+
+
+def _read_found(path: Path, images: Mapping[int, int], categories: Mapping[int, int]) -> Found:
+    pictures, classes, boxes, scores = [], [], [], []
+    for where, entry in _entries(path, _read_json(path), None):
+        pictures.append(_known_id(entry, "image_id", images, where))
+        classes.append(categories[_known_id(entry, "category_id", categories, where)])
+        boxes.append(_box(entry, where))
+        scores.append(_number(_field(entry, "score", where), where, "score"))
+    return Found(
+        np.asarray(pictures, np.int64),
+        np.asarray(classes, np.int64),
+        np.asarray(boxes, np.float64).reshape(-1, 4),
+        np.asarray(scores, np.float64),
+    )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON: {error}") from error
+
+
+def _entries(path: Path, content: Any, name: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each object of a list (``name`` of an object, or the whole), and where it stands."""
+    if name is not None:
+        if not isinstance(content, dict) or name not in content:
+            raise DataError(f'{path}: no "{name}"; COCO\'s "instances" format is wanted')
+        content = content[name]
+    if not isinstance(content, list):
+        what = f'"{name}"' if name else "the content"
+        raise DataError(f"{path}: {what} is not a list")
+    for i, entry in enumerate(content):
+        where = f"{path}: {name or 'entry'}[{i}]"
+        if not isinstance(entry, dict):
+            raise DataError(f"{where}: {_short(entry)} is not an object")
+        yield where, entry
+
+
+def _ids(path: Path, content: Any, name: str) -> dict[int, int]:
+    """The ids of a list, each with its position."""
+    ids: dict[int, int] = {}
+    for where, entry in _entries(path, content, name):
+        value = _field(entry, "id", where)
+        if type(value) is not int:
+            raise DataError(f"{where}: id {_short(value)} is not a whole number")
+        if value in ids:
+            raise DataError(f"{where}: id {value} is also that of {name}[{ids[value]}]")
+        ids[value] = len(ids)
+    if not ids:
+        raise DataError(f'{path}: "{name}" is empty')
+    return ids
+
+
+def _known_id(entry: dict[str, Any], field: str, known: Mapping[int, int], where: str) -> int:
+    value = _field(entry, field, where)
+    if type(value) is not int or value not in known:
+        raise DataError(f"{where}: {field} {_short(value)} is not in the annotations")
+    return value
+
+
+def _box(entry: dict[str, Any], where: str) -> list[float]:
+    value = _field(entry, "bbox", where)
+    if not isinstance(value, list) or len(value) != 4:
+        raise DataError(f"{where}: bbox {_short(value)} is not x, y, width, height")
+    box = [_number(x, where, "bbox") for x in value]
+    if min(box[2:]) < 0:
+        raise DataError(f"{where}: bbox {_short(value)} has a negative side")
+    return box
+
+
+def _field(entry: dict[str, Any], field: str, where: str) -> Any:
+    if field not in entry:
+        raise DataError(f"{where}: {field} is missing")
+    return entry[field]
+
+
+def _number(value: Any, where: str, field: str) -> float:
+    if type(value) in (int, float):
+        with contextlib.suppress(OverflowError):
+            if math.isfinite(number := float(value)):
+                return number
+    raise DataError(f"{where}: {field} holds {_short(value)}; a finite number is wanted")
+
+
+def _short(value: Any) -> str:
+    """A value of a file, fit for a line."""
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+# Tables --------------------------------------------------------------------------------
+
+
+def evaluation_table(evaluation: Evaluation, by_class: bool = False) -> str:
+    """The figures as aligned lines of text, without a line end at the end.
+
+    Args:
+        by_class: adds a second table with a row for every class.
+    """
+    rows = [("figure", "IoU", "size", "detections", "value")]
+    for name, x in evaluation.figures.items():
+        rows.append((name, *FIGURES.get(name, ("0.50", "all", "all")), _cell(x)))
+    table = _aligned(rows, left=3)
+    if by_class:
+        classes = [(name, row) for name, row in evaluation.rows_by_class()]
+        head = ("class", *(classes[0][1] if classes else ()))
+        body = [(name, *map(_cell, row.values())) for name, row in classes]
+        table += "\n\n" + _aligned([head, *body], left=1)
+    return table
+
+
+def _aligned(rows: Sequence[tuple[str, ...]], left: int) -> str:
+    """Columns two spaces apart, the first ``left`` set to the left, others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def _cell(x: float) -> str:
+    return "-" if math.isnan(x) else f"{x:.3f}"
+
+
+def _or_none(x: float) -> float | None:
+    return None if math.isnan(x) else x
+
+
+def _mean(values: Sequence[float] | Array) -> float:
+    """Mean of what is not nan; nan where nothing is left."""
+    known = np.asarray(values, np.float64)
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if known.size else math.nan

@@ -1,0 +1,85 @@
+"""Files that are either whole or not there.
+
+A file is written under another name beside its goal, forced to the disk, and renamed:
+whoever reads the goal sees the old content or the new, after a crash as well. A failed
+writing leaves the goal as it was and nothing else behind; a killed process may leave
+a hidden file ``.NAME.TOKEN.SUFFIX``, which nothing reads.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ADVICE = {
+    errno.ENOSPC: "free some space and run again",
+    errno.EDQUOT: "free some space and run again",
+    errno.ENOENT: "create the folder first",
+    errno.ENOTDIR: "its folder is a file",
+    errno.EACCES: "check the folder's permissions",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.EISDIR: "choose the name of a file",
+}
+
+
+class WriteError(OSError):
+    """A file that could not be written; one line: which, why, what to do."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file to write, which becomes ``path`` when the block ends well.
+
+    Args:
+        path: the goal. Its folder must exist; its content, if any, is replaced.
+    Yields:
+        A name in the same folder, with the same suffix, where no file is yet. The
+        block creates it, and closes it.
+    Raises:
+        WriteError: the system refused, in the block or after it: disk full, no
+            folder, no permission. ``errno`` holds the system's code.
+    """
+    draft = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield draft
+        _force_to_disk(draft)
+        draft.replace(path)
+    except WriteError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        advice = ADVICE.get(error.errno or 0)
+        failure = WriteError(f"{path}: cannot write: {reason}{'; ' + advice if advice else ''}")
+        failure.errno = error.errno
+        raise failure from error
+    finally:
+        with suppress(OSError):
+            draft.unlink()
+    with suppress(OSError):  # the rename is done; some systems cannot force a folder
+        _force_to_disk(path.parent)
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a whole file, or leave what was there.
+
+    Args:
+        path: the goal; its folder must exist.
+        content: bytes, or text, which is stored as UTF-8 with its line ends as they are.
+    Raises:
+        WriteError: as ``replacing``.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with replacing(path) as draft:
+        draft.write_bytes(data)
+
+
+def _force_to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
