@@ -25,6 +25,8 @@ FONT_HEIGHT = 22.0
 """Pixels of a capital letter at scale 1."""
 GOLDEN = (math.sqrt(5) - 1) / 2
 """Of the colour circle from one class to the next: no two of many classes come close."""
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of R, G and B in the brightness that the eye sees (ITU-R BT.601)."""
 GREY = 64
 GAP = 4
 """Pixels between the pictures of a sheet."""
@@ -88,7 +90,7 @@ def draw_detections(
 
 
 def _write(picture: Array, text: str, corner: Sequence[int], colour: tuple[int, int, int]) -> None:
-    """Black letters on a coloured ground, above the corner where there is room."""
+    """Letters on the class's colour, above the corner where there is room."""
     height, width = picture.shape[:2]
     scale = max(0.35, min(height, width) / 40 / FONT_HEIGHT)
     weight = max(1, round(scale * 1.5))
@@ -97,7 +99,9 @@ def _write(picture: Array, text: str, corner: Sequence[int], colour: tuple[int, 
     x = max(0, min(corner[0], width - wide))
     top = max(0, corner[1] - tall - below)
     cv2.rectangle(picture, (x, top), (x + wide, top + tall + below), colour, cv2.FILLED)
-    cv2.putText(picture, shown, (x, top + tall), FONT, scale, (0, 0, 0), weight, cv2.LINE_AA)
+    bright = np.dot(colour, LUMA) > 110
+    ink = (0, 0, 0) if bright else (255, 255, 255)
+    cv2.putText(picture, shown, (x, top + tall), FONT, scale, ink, weight, cv2.LINE_AA)
 
 
 def detections_json(
@@ -156,31 +160,40 @@ def sheet(pictures: Sequence[Array], columns: int, path: Path, cell: int = 320) 
     """Write one picture that shows many, row by row on grey.
 
     Args:
-        pictures: at least one, of any sizes; each is fitted, undistorted, into its place.
+        pictures: at least one, of any sizes; each is fitted, undistorted, into its place;
+            places are as high and wide as the largest needs.
         columns: from 1; fewer pictures take fewer.
         path: a PNG.
-        cell: sides of a place, pixels.
+        cell: the longer side of every picture, pixels.
     Raises:
         ContractError: no picture, or not a picture; columns or cell below 1.
         WriteError: the file cannot be written.
     """
     if not pictures or columns < 1 or cell < 1:
         raise ContractError("sheet: wants a picture, a column and a cell size, at least 1 each")
-    columns = min(columns, len(pictures))
-    rows = math.ceil(len(pictures) / columns)
-    step = cell + GAP
-    canvas = np.full((rows * step + GAP, columns * step + GAP, 3), GREY, np.uint8)
-    for place, picture in enumerate(pictures):
-        _check_picture(picture)
+    fitted = [_fit(picture, cell) for picture in pictures]
+    columns = min(columns, len(fitted))
+    wide = max(picture.shape[1] for picture in fitted)
+    tall = max(picture.shape[0] for picture in fitted)
+    shape = (math.ceil(len(fitted) / columns) * (tall + GAP) + GAP, columns * (wide + GAP) + GAP, 3)
+    canvas = np.full(shape, GREY, np.uint8)
+    for place, picture in enumerate(fitted):
         height, width = picture.shape[:2]
-        ratio = cell / max(height, width)
-        size = max(1, round(width * ratio)), max(1, round(height * ratio))
-        method = cv2.INTER_AREA if ratio < 1 else cv2.INTER_LINEAR
-        fitted = cv2.resize(picture, size, interpolation=method)
-        top = GAP + place // columns * step + (cell - size[1]) // 2
-        left = GAP + place % columns * step + (cell - size[0]) // 2
-        canvas[top : top + size[1], left : left + size[0]] = fitted
+        top = GAP + place // columns * (tall + GAP) + (tall - height) // 2
+        left = GAP + place % columns * (wide + GAP) + (wide - width) // 2
+        canvas[top : top + height, left : left + width] = picture
     write_picture(path, canvas)
+
+
+def _fit(picture: Array, cell: int) -> Array:
+    """The picture with its longer side ``cell``, undistorted."""
+    _check_picture(picture)
+    height, width = picture.shape[:2]
+    ratio = cell / max(height, width)
+    size = max(1, round(width * ratio)), max(1, round(height * ratio))
+    method = cv2.INTER_AREA if ratio < 1 else cv2.INTER_LINEAR
+    resized: Array = cv2.resize(picture, size, interpolation=method)
+    return resized
 
 
 def curves(metrics: Path | Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -308,9 +308,9 @@ def voc_figures(
             to the box, so it adds 1; 0 is for corners that are edges.
     Returns:
         Twice ``classes`` numbers; nan for a class without a truth that counts.
-    Source: VOCdevkit, VOCevaldet.m (2007 and 2012) and VOCap.m. There, too, an object
-        is matched by its best detection, not the most overlapping one, and a detection
-        whose most overlapping truth is taken is false, though another truth be free.
+    Source: VOCdevkit, VOCevaldet.m (2007 and 2012) and VOCap.m. As there, a
+        detection answers for its most overlapping truth only: where a better scored
+        one was first, it is false, though another truth be free.
     """
     voc07, voc12 = [], []
     for c in range(classes):
@@ -354,7 +354,8 @@ def voc_overlap(boxes: Array, truths: Array, pixel: float = 1.0) -> Array:
     high = np.minimum(a[..., :2] + a[..., 2:], t[..., :2] + t[..., 2:])
     shared = (high - low + pixel).clip(0).prod(axis=-1)
     union = (a[..., 2:] + pixel).prod(axis=-1) + (t[..., 2:] + pixel).prod(axis=-1) - shared
-    return np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
+    overlap: Array = np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
+    return overlap
 
 
 def voc07_average_precision(hits: Array, positives: int) -> float:
