@@ -446,6 +446,18 @@ def test_nothing_is_printed(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_progress_sees_every_class_and_may_print(capsys):
+    def progress(classes):
+        for c in classes:
+            print(f"class {c + 1} of {len(classes)}")
+            yield c
+
+    evaluator = Evaluator(dataset(record(1)))
+    evaluator.add(1, detections())
+    evaluator.result(progress)
+    assert capsys.readouterr().out == "class 1 of 2\nclass 2 of 2\n"
+
+
 def test_only_copies_of_detections_are_kept():
     evaluator = Evaluator(dataset(record(1, (A, 1)), names=("cat",)))
     many = detections(*[(A, 0.9, 1)] * 1000)
