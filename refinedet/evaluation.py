@@ -234,6 +234,7 @@ def coco_figures(
     Args:
         truths, found: of all pictures; either may have no rows.
         classes: how many classes there are, C from 1.
+        progress: is shown the classes.
     Returns:
         The figures by name, and C numbers.
     """
@@ -441,6 +442,7 @@ def score_results(results: Path, annotations: Path, progress: Progress = iter) -
     A results file with an empty list is legal: nothing was found, all figures are 0.
 
     Args:
+        progress: is shown the classes.
         results: COCO results, a list of image_id, category_id, bbox and score; other
             fields are not read.
         annotations: COCO's ``instances`` file. "area" may be missing (then it is the
@@ -530,8 +532,8 @@ def _ids(path: Path, content: Any, name: str) -> dict[int, int]:
     ids: dict[int, int] = {}
     for where, entry in _entries(path, content, name):
         value = _field(entry, "id", where)
-        if type(value) is not int:
-            raise DataError(f"{where}: id {_short(value)} is not a whole number")
+        if type(value) is not int or abs(value) >= 2**63:
+            raise DataError(f"{where}: id {_short(value)} is not a whole number of 64 bits")
         if value in ids:
             raise DataError(f"{where}: id {value} is also that of {name}[{ids[value]}]")
         ids[value] = len(ids)
