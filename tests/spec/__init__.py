@@ -1,0 +1,1 @@
+"""Tests of the contract; they need NumPy, pytest and Hypothesis."""

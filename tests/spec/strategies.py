@@ -1,0 +1,63 @@
+"""What the tests of the contract share: inputs drawn from its domain, and one refusal."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from refinedet.spec.config import Config, preset, replace
+from refinedet.spec.errors import Array, ContractError
+
+# The same examples on every run, and no database left behind.
+settings.register_profile(
+    "spec", derandomize=True, database=None, deadline=None, max_examples=60, print_blob=True
+)
+settings.load_profile("spec")
+
+
+@contextmanager
+def refused(message: str) -> Iterator[None]:
+    """The block raises a ``ContractError`` that says exactly this, on one line."""
+    with pytest.raises(ContractError) as caught:
+        yield
+    assert str(caught.value) == message
+    assert "\n" not in message
+
+
+@st.composite
+def boxes(
+    draw: st.DrawFn, least: int = 0, most: int = 8, sided: bool = False, dtype: type = np.float32
+) -> Array:
+    """Boxes on a 1/256 grid: no underflow, prints exactly. ``sided``: no side is 0."""
+    shape = (draw(st.integers(least, most)), 2, 2)
+    points = draw(arrays(np.uint16, shape, elements=st.integers(0, 255)))
+    low, high = points.min(axis=1), points.max(axis=1)
+    return (np.hstack([low, high + sided]) / 256).astype(dtype)
+
+
+def offsets(rows: int, dtype: type = np.float32) -> st.SearchStrategy[Array]:
+    """Offsets (rows, 4) of a size that training meets."""
+    small = st.floats(-8, 8, width=32)
+    return arrays(np.float32, (rows, 4), elements=small).map(lambda a: a.astype(dtype))
+
+
+def grid_scores(*shape: int) -> st.SearchStrategy[Array]:
+    """Numbers on a grid of eighths, 0 to 1: many ties, all exact."""
+    return arrays(np.uint8, shape, elements=st.integers(0, 8)).map(
+        lambda a: (a / 8).astype(np.float32)
+    )
+
+
+def tiny(**changes: object) -> Config:
+    """A very small detector: 64x128 pixels, one anchor a cell, 4 classes, 170 anchors."""
+    base: dict[str, object] = {
+        "image_size": (64, 128),
+        "num_classes": 4,
+        "network": {"width": 1 / 64, "batch_norm": False},
+        "anchors": {"aspect_ratios": (1.0,)},
+    }
+    return replace(preset("refinedet_eighth_128"), **{**base, **changes})
