@@ -36,6 +36,8 @@ def check_float(**arrays: Array) -> None:
 
 def check_shape(array: Array, name: str, *shape: int | None) -> None:
     """``array`` has this shape; None stands for any length."""
+    if not isinstance(array, np.ndarray):
+        raise ContractError(f"{name}: wants an array, got {type(array).__name__}")
     wanted = ["any" if n is None else str(n) for n in shape]
     if array.ndim != len(shape) or any(
         n is not None and n != m for n, m in zip(shape, array.shape, strict=True)
