@@ -49,20 +49,21 @@ def decode(offsets: Array, anchors: Array, variances: tuple[float, float]) -> Ar
 
     Args:
         offsets: (M, 4) float32 or float64, x, y, w, h.
-        anchors: (M, 4), same dtype, corner form.
+        anchors: (M, 4), same dtype, corner form; a side may be 0, and stays 0.
         variances: as in ``encode``.
     Returns:
         (M, 4), same dtype, corner form, not clipped. Computed in float64.
     Raises:
         ContractError: shapes, dtypes, crossed corners, or offsets so large
-            that a side overflows the dtype.
+            that a coordinate overflows the dtype.
     """
+    check_boxes(anchors=anchors)
     check_float(offsets=offsets, anchors=anchors)
     check_shape(offsets, "offsets", len(anchors), 4)
     a = corners_to_centres(anchors.astype(np.float64))
     t = offsets.astype(np.float64)
-    centre = a[:, :2] + t[:, :2] * variances[0] * a[:, 2:]
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below
+        centre = a[:, :2] + t[:, :2] * variances[0] * a[:, 2:]
         size = a[:, 2:] * np.exp(t[:, 2:] * variances[1])
         boxes = np.hstack([centre - size / 2, centre + size / 2]).astype(offsets.dtype)
     overflow = np.flatnonzero(~np.isfinite(boxes).all(axis=1))
@@ -80,7 +81,9 @@ def cascaded_decode(
         arm_offsets, odm_offsets: (A, 4) float32 or float64.
         anchors: (A, 4), same dtype, corner form.
     Returns:
-        (A, 4), same dtype, corner form, not clipped.
+        (A, 4), same dtype, corner form, not clipped. Each step is rounded to the dtype.
+    Raises:
+        ContractError: as ``decode``, for either step.
     Source: RefineDet, arXiv:1711.06897, section 3.1 (two-step cascaded regression).
     """
     return decode(odm_offsets, decode(arm_offsets, anchors, variances), variances)
