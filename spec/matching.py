@@ -38,7 +38,7 @@ def match(iou: Array, config: MatchingConfig) -> Array:
     if anchors == 0 or truths == 0:
         return matched
 
-    free = iou.astype(np.float64)
+    free = iou.copy()
     free[free <= config.lowest_iou] = -1
     for _ in range(min(anchors, truths)):
         # argmax takes the first of equals, and row-major order puts the
