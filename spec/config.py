@@ -10,6 +10,7 @@ Sizes are (height, width), in pixels. Class 0 is the background.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,7 +135,9 @@ class AnchorsConfig:
 
     def __post_init__(self) -> None:
         _require(
-            isinstance(self.strides, tuple) and all(_is_whole(s) for s in self.strides),
+            isinstance(self.strides, tuple)
+            and len(self.strides) > 0
+            and all(_is_whole(s) for s in self.strides),
             self,
             "strides",
             "whole numbers from 1",
@@ -263,6 +266,7 @@ class ScheduleConfig:
         rate: the highest learning rate, reached after the warm-up.
         warmup_steps, warmup_rate: linear from ``warmup_rate`` to ``rate``.
         milestones, factor: multistep; from each milestone on, times ``factor``.
+            They come after the warm-up, and may come after the last step.
         final_rate: cosine; the rate towards which it falls.
     """
 
@@ -288,11 +292,11 @@ class ScheduleConfig:
         _require(_is_number(self.warmup_rate, 0, 1000), self, "warmup_rate", "0 to 1000")
         _require(
             isinstance(self.milestones, tuple)
-            and all(_is_whole(m) for m in self.milestones)
+            and all(_is_whole(m, self.warmup_steps + 1) for m in self.milestones)
             and list(self.milestones) == sorted(set(self.milestones)),
             self,
             "milestones",
-            "whole numbers from 1, rising",
+            "whole numbers above schedule.warmup_steps, rising",
         )
         _require(_is_number(self.factor, 0, 1), self, "factor", "0 to 1")
         _require(
@@ -321,6 +325,11 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
+        for section in dataclasses.fields(self):
+            if isinstance(section.default_factory, type):
+                kind = section.default_factory
+                wanted = f"a {kind.__name__}"
+                _require(isinstance(getattr(self, section.name), kind), self, section.name, wanted)
         _require(
             isinstance(self.image_size, tuple)
             and len(self.image_size) == 2
@@ -359,14 +368,26 @@ def replace(config: Config, **changes: Any) -> Config:
     """A copy with some fields changed, and checked again.
 
     A section's fields are changed by a mapping: ``replace(c, network={"width": 0.25})``.
+
+    Raises:
+        ContractError: no such field (lists those there are), or a value out of range.
     """
-    merged = {
-        name: dataclasses.replace(getattr(config, name), **value)
-        if isinstance(value, dict)
-        else value
-        for name, value in changes.items()
-    }
+    _require_fields(config, changes)
+    merged = {}
+    for name, value in changes.items():
+        section = getattr(config, name)
+        if isinstance(value, dict) and dataclasses.is_dataclass(section):
+            _require_fields(section, value, f"{name}.")
+            value = dataclasses.replace(section, **value)  # type: ignore[type-var]
+        merged[name] = value
     return dataclasses.replace(config, **merged)
+
+
+def _require_fields(section: Any, names: Iterable[str], place: str = "") -> None:
+    known = [f.name for f in dataclasses.fields(section)]
+    for name in names:
+        if name not in known:
+            raise ContractError(f"{place}{name}: no such field; there are {', '.join(known)}")
 
 
 _PAPER_320 = Config()

@@ -1,0 +1,345 @@
+"""Configuration: the presets, and every field's range."""
+
+import dataclasses
+import math
+
+import pytest
+
+from refinedet.spec.config import (
+    PRESETS,
+    VGG16_BLOCKS,
+    AnchorsConfig,
+    Config,
+    DetectionConfig,
+    LossConfig,
+    MatchingConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    PictureConfig,
+    ScheduleConfig,
+    feature_sizes,
+    preset,
+    replace,
+)
+
+from .strategies import refused
+
+SECTIONS = {
+    "picture": PictureConfig,
+    "network": NetworkConfig,
+    "anchors": AnchorsConfig,
+    "matching": MatchingConfig,
+    "loss": LossConfig,
+    "detection": DetectionConfig,
+    "optimizer": OptimizerConfig,
+    "schedule": ScheduleConfig,
+}
+NAN, INF = math.nan, math.inf
+COUNT = "a whole number from 1, or null"
+COUNTS = ([None, 1, 10**6], [0, -1, 1.0, True, "1"])
+
+# Section, field, what it wants, values it takes, values it refuses.
+FIELDS = [
+    ("picture", "channels", "'RGB' or 'BGR'", ["RGB", "BGR"], ["rgb", "RBG", "", None, ["RGB"]]),
+    (
+        "picture",
+        "mean",
+        "three numbers from 0",
+        [(0, 0, 0), (255.0, 1, 2.5)],
+        [(1, 2), (1, 2, 3, 4), [1, 2, 3], (-1e-9, 0, 0), (0, 0, NAN), ("1", 0, 0), (0, True, 0)],
+    ),
+    (
+        "picture",
+        "std",
+        "three numbers above 0",
+        [(1e-6, 1e-6, 1e-6), (58.4, 57.1, 57.4)],
+        [(0, 1, 1), (1, 1, 9e-7), (1, 1), (1, INF, 1), None],
+    ),
+    ("network", "backbone", "'vgg16'", ["vgg16"], ["VGG16", "resnet101", None]),
+    (
+        "network",
+        "width",
+        "1/64 to 4, with whole channel counts",
+        [1 / 64, 0.125, 1, 1.25, 4],
+        [0, 1 / 128, 4.015625, 0.1, -1, NAN, INF, True, "1", None],
+    ),
+    ("network", "batch_norm", "true or false", [True, False], [0, 1, "true", None]),
+    ("network", "batch_norm_eps", "1e-12 to 1", [1e-12, 1e-3, 1], [0, 9e-13, 1.1, NAN, True]),
+    ("network", "batch_norm_momentum", "0 to 1", [0, 0.97, 1], [-0.1, 1.1, NAN, None]),
+    ("network", "tcb_channels", "a whole number from 1", [1, 256], [0, -1, 1.0, True, "256"]),
+    (
+        "network",
+        "l2_scales",
+        "two numbers from 0",
+        [(0, 0), (20.0, 1)],
+        [(10,), (10, 8, 6), (10, -1e-9), [10, 8], (10, INF), 10],
+    ),
+    ("network", "l2_eps", "1e-30 to 1", [1e-30, 1], [0, 9e-31, 1.1, NAN]),
+    (
+        "anchors",
+        "strides",
+        "whole numbers from 1",
+        [(8, 16, 32, 64), (1, 1, 1, 1)],
+        [(), (0, 16, 32, 64), (8.0, 16, 32, 64), [8, 16, 32, 64], (True, 16, 32, 64), 8],
+    ),
+    (
+        "anchors",
+        "sides",
+        "4 numbers from 1, one for each stride",
+        [(1, 1, 1, 1), (32.5, 64, 128, 256)],
+        [(32, 64, 128), (0.9, 64, 128, 256), (), [1, 2, 3, 4], (1, 2, 3, NAN), (1, 2, 3, 4, 5)],
+    ),
+    (
+        "anchors",
+        "aspect_ratios",
+        "numbers above 0",
+        [(1e-3,), (1.0, 2.0, 0.5, 3.0)],
+        [(), (0.0,), (1.0, 9e-4), [1.0], (INF,), 1.0],
+    ),
+    (
+        "anchors",
+        "variances",
+        "two numbers above 0",
+        [(1e-6, 1e-6), (1, 1)],
+        [(0.1,), (0.1, 0.0), (0.1, 0.1, 0.2), (9e-7, 0.2), [0.1, 0.2]],
+    ),
+    ("matching", "iou", "1e-6 to 1", [1e-6, 0.5, 1], [0, 9e-7, 1.01, NAN, None, "0.5"]),
+    ("matching", "lowest_iou", "0 to matching.iou", [0, 0.5], [-1e-9, 0.51, NAN]),
+    (
+        "loss",
+        "negatives_per_positive",
+        "a number from 0",
+        [0, 0.5, 3, 1000],
+        [-1e-9, INF, NAN, None],
+    ),
+    ("loss", "objectness", "0 to 1", [0, 0.01, 1], [-1e-9, 1.01, NAN]),
+    ("detection", "score", "0 to 1", [0, 1], [-1e-9, 1.01, NAN, None]),
+    ("detection", "nms_iou", "0 to 1", [0, 1], [-1e-9, 1.01, NAN, None]),
+    ("detection", "clip", "true or false", [True, False], [0, 1, None]),
+    ("detection", "top_before_nms", COUNT, *COUNTS),
+    ("detection", "top_before_nms_per_class", COUNT, *COUNTS),
+    ("detection", "top_per_class", COUNT, *COUNTS),
+    ("detection", "top", COUNT, *COUNTS),
+    ("optimizer", "momentum", "0 to 1", [0, 0.9, 1], [-1e-9, 1.01, NAN]),
+    ("optimizer", "weight_decay", "0 to 1", [0, 1], [-1e-9, 1.01, NAN]),
+    ("optimizer", "bias_rate", "0 to 100", [0, 2, 100], [-1e-9, 100.1, NAN]),
+    (
+        "optimizer",
+        "clip_norm",
+        "a number above 0, or null",
+        [None, 1e-6, 10],
+        [0, 9e-7, -1, INF, NAN, True],
+    ),
+    ("optimizer", "loss_scale", "a number above 0", [1e-6, 1, 1024.0], [0, 9e-7, INF, None]),
+    ("schedule", "kind", "'multistep' or 'cosine'", ["multistep", "cosine"], ["step", None]),
+    ("schedule", "steps", "a whole number from 1", [1, 10**9], [0, -1, 10.0, True]),
+    ("schedule", "rate", "0 to 1000", [0, 1e-3, 1000], [-1e-9, 1000.1, NAN, "0.1"]),
+    (
+        "schedule",
+        "warmup_steps",
+        "a whole number from 0 to schedule.steps",
+        [0, 1],
+        [-1, 120_001, 1.0, False],
+    ),
+    ("schedule", "warmup_rate", "0 to 1000", [0, 1000], [-1e-9, 1000.1, NAN]),
+    (
+        "schedule",
+        "milestones",
+        "whole numbers above schedule.warmup_steps, rising",
+        [(), (1,), (1, 2, 10**9)],
+        [(0,), (2, 1), (1, 1), [1, 2], (1.0,), (True,), 1],
+    ),
+    ("schedule", "factor", "0 to 1", [0, 0.1, 1], [-1e-9, 1.01, NAN]),
+    ("schedule", "final_rate", "0 to schedule.rate", [0, 1e-3], [-1e-9, 1.1e-3, NAN]),
+]
+GOOD = [(s, f, value) for s, f, _, good, _ in FIELDS for value in good]
+BAD = [(s, f, wanted, value) for s, f, wanted, _, bad in FIELDS for value in bad]
+
+
+def test_the_table_covers_every_field_of_every_section():
+    fields = {(s, f.name) for s, section in SECTIONS.items() for f in dataclasses.fields(section)}
+    assert fields == {(s, f) for s, f, *_ in FIELDS}
+    ours = {f.name for f in dataclasses.fields(Config)}
+    assert ours == {*SECTIONS, "image_size", "num_classes"}
+
+
+@pytest.mark.parametrize(("section", "field", "value"), GOOD)
+def test_a_value_in_range_is_taken(section, field, value):
+    assert getattr(SECTIONS[section](**{field: value}), field) == value
+
+
+@pytest.mark.parametrize(("section", "field", "wanted", "value"), BAD)
+def test_a_value_out_of_range_names_its_field(section, field, wanted, value):
+    with refused(f"{section}.{field}: wants {wanted}, got {value!r}"):
+        SECTIONS[section](**{field: value})
+
+
+@pytest.mark.parametrize(("section", "field", "wanted", "value"), BAD[:40:7])
+def test_replace_checks_again(section, field, wanted, value):
+    with refused(f"{section}.{field}: wants {wanted}, got {value!r}"):
+        replace(Config(), **{section: {field: value}})
+
+
+@pytest.mark.parametrize("value", [(64, 64), (128, 64), (320, 512)])
+def test_image_sizes_need_not_be_square(value):
+    assert Config(image_size=value).image_size == value
+
+
+@pytest.mark.parametrize(
+    "value", [(64,), (64, 64, 64), [64, 64], (64.0, 64), (64, 0), (-64, 64), (True, 64), 64, None]
+)
+def test_an_image_size_is_two_whole_numbers(value):
+    wanted = "height and width, whole numbers from 1"
+    with refused(f"image_size: wants {wanted}, got {value!r}"):
+        Config(image_size=value)
+
+
+@pytest.mark.parametrize("value", [(63, 64), (64, 96), (300, 300)])
+def test_an_image_size_is_a_multiple_of_the_coarsest_stride(value):
+    with refused(f"image_size: wants multiples of 64, the coarsest stride, got {value!r}"):
+        Config(image_size=value)
+
+
+@pytest.mark.parametrize("value", [1, 0, -1, 2.0, True, "2", None])
+def test_there_is_a_class_besides_the_background(value):
+    with refused(f"num_classes: wants a whole number from 2, got {value!r}"):
+        Config(num_classes=value)
+    assert Config(num_classes=2).num_classes == 2
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("value", [None, {}, "x"])
+def test_a_section_is_of_its_kind(section, value):
+    kind = SECTIONS[section].__name__
+    with refused(f"{section}: wants a {kind}, got {value!r}"):
+        Config(**{section: value})
+
+
+def test_anchors_and_feature_maps_agree():
+    wanted = "(8, 16, 32, 64), the strides of the network's feature maps"
+    with refused(f"anchors.strides: wants {wanted}, got (4, 8, 16, 32)"):
+        replace(Config(), anchors={"strides": (4, 8, 16, 32)})
+    with refused(f"anchors.strides: wants {wanted}, got (8, 16, 32)"):
+        replace(Config(), anchors={"strides": (8, 16, 32), "sides": (32.0, 64.0, 128.0)})
+
+
+def test_width_keeps_every_channel_count_whole():
+    wanted = "1/64 to 4, with whole channel counts"
+    assert NetworkConfig(width=0.5, tcb_channels=2).channels(2) == 1
+    with refused(f"network.width: wants {wanted}, got 0.5"):
+        NetworkConfig(width=0.5, tcb_channels=3)  # 1.5 channels
+    with refused(f"network.width: wants {wanted}, got 0.1"):
+        NetworkConfig(width=0.1, tcb_channels=10)  # 6.4 channels of conv1
+
+
+def test_one_field_bounds_another():
+    assert MatchingConfig(iou=0.3, lowest_iou=0.3).lowest_iou == 0.3
+    with refused("matching.lowest_iou: wants 0 to matching.iou, got 0.4"):
+        MatchingConfig(iou=0.3, lowest_iou=0.4)
+    assert ScheduleConfig(steps=5, warmup_steps=5, milestones=()).warmup_steps == 5
+    with refused("schedule.warmup_steps: wants a whole number from 0 to schedule.steps, got 6"):
+        ScheduleConfig(steps=5, warmup_steps=6)
+    with refused("schedule.final_rate: wants 0 to schedule.rate, got 0.2"):
+        ScheduleConfig(rate=0.1, final_rate=0.2)
+    # Else the step after the warm-up would not have the full rate.
+    assert ScheduleConfig(warmup_steps=5, milestones=(6,)).milestones == (6,)
+    wanted = "whole numbers above schedule.warmup_steps, rising"
+    with refused(f"schedule.milestones: wants {wanted}, got (5, 9)"):
+        ScheduleConfig(warmup_steps=5, milestones=(5, 9))
+
+
+def test_a_config_does_not_change():
+    for section in (Config(), *(kind() for kind in SECTIONS.values())):
+        first = dataclasses.fields(section)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(section, first, None)
+
+
+def test_feature_sizes_are_rows_and_columns():
+    config = Config(image_size=(128, 320))
+    assert feature_sizes(config) == ((16, 40), (8, 20), (4, 10), (2, 5))
+
+
+def test_replace_changes_what_it_names():
+    old = Config()
+    new = replace(old, image_size=(64, 128), network={"width": 0.5}, loss=LossConfig(objectness=0))
+    assert new.image_size == (64, 128)
+    assert new.network == NetworkConfig(width=0.5)
+    assert new.loss == LossConfig(objectness=0)
+    assert new.anchors == old.anchors
+    assert old == Config()
+
+
+@pytest.mark.parametrize("name", ["bogus", "widht"])
+def test_replace_knows_its_fields(name):
+    with refused(f"{name}: no such field; there are {', '.join(FIELD_NAMES)}"):
+        replace(Config(), **{name: 1})
+    with refused(f"{name}: no such field; there are {', '.join(FIELD_NAMES)}"):
+        replace(Config(), **{name: {"x": 1}})
+    with refused(f"loss.{name}: no such field; there are negatives_per_positive, objectness"):
+        replace(Config(), loss={name: 1})
+
+
+FIELD_NAMES = [f.name for f in dataclasses.fields(Config)]
+
+
+def test_replace_wants_a_value_where_a_field_has_no_fields():
+    with refused("num_classes: wants a whole number from 2, got {'x': 1}"):
+        replace(Config(), num_classes={"x": 1})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_one_that_can_run(name):
+    config = preset(name)
+    assert config is PRESETS[name]
+    assert dataclasses.replace(config) == config  # checked once more
+
+
+def test_an_unknown_preset_lists_the_known():
+    known = "refinedet_vgg16_320, refinedet_vgg16_512, refinedet_quarter_320, refinedet_eighth_128"
+    with refused(f"preset: no 'refinedet_320'; there are {known}"):
+        preset("refinedet_320")
+
+
+def test_vgg16_has_the_published_layers():
+    # arXiv:1409.1556, table 1, column D: 13 convolutions.
+    assert VGG16_BLOCKS == ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+
+
+@pytest.mark.parametrize(("name", "size"), [("320", (320, 320)), ("512", (512, 512))])
+def test_the_papers_presets(name, size):
+    """arXiv:1711.06897, sections 3.2 to 4, and the solver of the authors' VOC07 release."""
+    config = preset(f"refinedet_vgg16_{name}")
+    assert config.image_size == size
+    assert config.num_classes == 81  # COCO's 80 and the background
+    assert config.picture == PictureConfig("BGR", (104, 117, 123), (1, 1, 1))
+    assert config.network == NetworkConfig("vgg16", 1, False, 1e-5, 0.9, 256, (10, 8), 1e-10)
+    sides = (32, 64, 128, 256)  # 4 strides, at both input sizes
+    assert config.anchors == AnchorsConfig((8, 16, 32, 64), sides, (1, 2, 0.5), (0.1, 0.2))
+    assert config.matching == MatchingConfig(0.5, 1e-6)
+    assert config.loss == LossConfig(3, 0.01)
+    # Section 3.3, inference: the top 400, suppression at 0.45, the top 200.
+    assert config.detection == DetectionConfig(0.01, 400, None, 0.45, None, 200, True)
+    assert config.optimizer == OptimizerConfig(0.9, 5e-4, 2, None, 1)
+    milestones = (80_000, 100_000)
+    assert config.schedule == ScheduleConfig("multistep", 120_000, 1e-3, 0, 0, milestones, 0.1, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "width", "sides"),
+    [
+        ("refinedet_quarter_320", (320, 320), 0.25, (32, 64, 128, 256)),
+        ("refinedet_eighth_128", (128, 128), 0.125, (16, 32, 64, 128)),
+    ],
+)
+def test_the_narrow_presets_train_from_scratch(name, size, width, sides):
+    config = preset(name)
+    assert config.image_size == size
+    assert config.network == NetworkConfig(width=width, batch_norm=True)
+    assert config.anchors == AnchorsConfig(sides=sides)
+    assert config.optimizer == OptimizerConfig(bias_rate=1, clip_norm=10)
+    assert config.schedule == ScheduleConfig(
+        "cosine", 600, 0.03, warmup_steps=30, warmup_rate=0.001, milestones=()
+    )
+    assert config.loss == LossConfig()
+    assert config.detection == DetectionConfig()
