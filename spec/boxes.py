@@ -78,7 +78,7 @@ def box_iou(anchors: Array, truths: Array) -> Array:
     high = np.minimum(a[..., 2:], t[..., 2:])
     shared = (high - low).clip(0).prod(axis=-1)  # (A, T)
     union = area(a) + area(t) - shared
-    iou = np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
+    iou: Array = np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
     return iou.astype(anchors.dtype)
 
 

@@ -17,13 +17,13 @@ from refinedet.spec.boxes import corners_to_centres
 from refinedet.spec.errors import Array, ContractError, check_boxes, check_float, check_shape
 
 
-def encode(boxes: Array, anchors: Array, variances: tuple[float, float]) -> Array:
+def encode(boxes: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
     """Offsets that lead from each anchor to the box in the same row.
 
     Args:
         boxes: (M, 4) float32 or float64, corner form, sides above 0.
         anchors: (M, 4), same dtype, corner form, sides above 0.
-        variances: divisors of centre offsets and of log ratios.
+        variances: two numbers, divisors of centre offsets and of log ratios.
     Returns:
         (M, 4), same dtype: x, y, w, h offsets. Computed in float64.
     Raises:
@@ -44,7 +44,7 @@ def encode(boxes: Array, anchors: Array, variances: tuple[float, float]) -> Arra
     return np.hstack([offset, ratio]).astype(boxes.dtype)
 
 
-def decode(offsets: Array, anchors: Array, variances: tuple[float, float]) -> Array:
+def decode(offsets: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
     """The box to which each row of offsets leads; inverts ``encode``.
 
     Args:
@@ -73,7 +73,7 @@ def decode(offsets: Array, anchors: Array, variances: tuple[float, float]) -> Ar
 
 
 def cascaded_decode(
-    arm_offsets: Array, odm_offsets: Array, anchors: Array, variances: tuple[float, float]
+    arm_offsets: Array, odm_offsets: Array, anchors: Array, variances: tuple[float, ...]
 ) -> Array:
     """Boxes of the two-step cascade: refine the anchors, then decode against them.
 

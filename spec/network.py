@@ -148,9 +148,9 @@ def parameter_table(config: Config) -> list[Parameter]:
     levels = range(len(SOURCES))
     table = [p for conv in backbone_convs(config) for p in _conv_parameters(conv)]
     for level in range(NORMALISED):
-        shape = (source_channels(config)[level],)
+        channels = source_channels(config)[level]
         scale = config.network.l2_scales[level]
-        table.append(Parameter(f"{SOURCES[level]}.l2_scale", shape, "decay", scale))
+        table.append(Parameter(f"{SOURCES[level]}.l2_scale", (channels,), "decay", scale))
     inside = config.network.channels(config.network.tcb_channels)
     for level in levels:
         table += [p for conv in tcb_convs(level, config) for p in _conv_parameters(conv)]
@@ -241,7 +241,8 @@ def upsample2x2(x: Array, weight: Array, bias: Array) -> Array:
     """
     n, _, h, w = x.shape
     patches = np.einsum("nchw,cdij->ndhiwj", x, weight, optimize=True)
-    return patches.reshape(n, -1, 2 * h, 2 * w) + bias[:, None, None]
+    upsampled: Array = patches.reshape(n, -1, 2 * h, 2 * w) + bias[:, None, None]
+    return upsampled
 
 
 def max_pool2x2(x: Array) -> Array:
@@ -258,7 +259,8 @@ def l2_normalise(x: Array, scale: Array, eps: float) -> Array:
     Source: ParseNet, arXiv:1506.04579, section 3.3; eps of the authors' layer.
     """
     norm = np.sqrt(np.square(x).sum(axis=1, keepdims=True) + x.dtype.type(eps))
-    return x / norm * scale[:, None, None]
+    normalised: Array = x / norm * scale[:, None, None]
+    return normalised
 
 
 def batch_normalise(
@@ -308,7 +310,8 @@ def forward(
     def apply(conv: Conv, x: Array) -> Array:
         x = conv2d(x, parameters[f"{conv.name}.weight"], conv.stride, conv.padding, conv.dilation)
         if not conv.batch_norm:
-            return x + parameters[f"{conv.name}.bias"][:, None, None]
+            biased: Array = x + parameters[f"{conv.name}.bias"][:, None, None]
+            return biased
         gamma, beta, mean, variance = (
             parameters[f"{conv.name}.{part}"]
             for part in ("gamma", "beta", "moving_mean", "moving_variance")
