@@ -76,9 +76,13 @@ def smooth_l1(predicted: Array, wanted: Array) -> tuple[Array, Array]:
         predicted, wanted: (M, 4) float32 or float64.
     Returns:
         Losses (M,) and their gradients by ``predicted`` (M, 4), same dtype.
+        Computed in float64.
+    Raises:
+        ContractError: shapes, dtypes or non-finite values.
     Source: Fast R-CNN, arXiv:1504.08083, equation 3.
     """
     check_float(predicted=predicted, wanted=wanted)
+    check_shape(predicted, "predicted", None, 4)
     check_shape(wanted, "wanted", *predicted.shape)
     d = predicted.astype(np.float64) - wanted
     loss = np.where(abs(d) < 1, d * d / 2, abs(d) - 0.5).sum(axis=1)
@@ -92,7 +96,7 @@ def hard_negatives(losses: Array, positive: Array, eligible: Array, ratio: float
         losses: (A,) float, the class loss of every anchor.
         positive: (A,) bool.
         eligible: (A,) bool, negatives that may be chosen; positives are never.
-        ratio: negatives for each positive; the product is rounded down.
+        ratio: negatives for each positive; the product, in float64, is rounded down.
     Returns:
         (A,) bool: the eligible negatives of largest loss; ties to the lowest anchor.
     Source: SSD, arXiv:1512.02325, section 2.2, "Hard negative mining"; ratio 3.
@@ -121,17 +125,27 @@ def module_loss(
     """Loss of the ARM or the ODM over a batch.
 
     Args:
-        offsets: (N, A, 4) float32 or float64, predicted.
+        offsets: (N, A, 4) float32 or float64, predicted; N from 1.
         logits: (N, A, K), same dtype.
         wanted: (N, A, 4), same dtype; read where ``labels`` is above 0.
         labels: (N, A) integers from 0 to K - 1; 0 is negative.
         eligible: (N, A) bool, negatives that may count.
         ratio: negatives for each positive.
+    Returns:
+        Sums over the batch in float64, of losses rounded to the dtype; negatives
+        are chosen by the rounded losses, too. Gradients have the dtype.
+    Raises:
+        ContractError: shapes, dtypes, non-finite values, or a label out of range.
     """
     check_float(offsets=offsets, logits=logits, wanted=wanted)
+    check_shape(logits, "logits", None, None, None)
     pictures, anchors, classes = logits.shape
+    if pictures == 0:
+        raise ContractError("logits: want at least one picture")
     check_shape(offsets, "offsets", pictures, anchors, 4)
+    check_shape(wanted, "wanted", pictures, anchors, 4)
     check_shape(labels, "labels", pictures, anchors)
+    check_shape(eligible, "eligible", pictures, anchors)
     positive = labels > 0
     class_loss, class_gradient = cross_entropy(logits.reshape(-1, classes), labels.reshape(-1))
     box_loss, box_gradient = smooth_l1(offsets.reshape(-1, 4), wanted.reshape(-1, 4))
@@ -181,14 +195,14 @@ def detector_targets(
     """Both modules' targets: the ARM's on the anchors, the ODM's on the refined ones.
 
     Args:
-        heads: the network's outputs for N pictures.
+        heads: the network's outputs for N pictures, N from 1.
         boxes: for each picture its objects (T, 4), dtype of the heads, corner form.
         labels: for each picture their classes (T,), integers from 1.
     Raises:
-        ContractError: lengths, shapes, dtypes, or what ``targets`` refuses.
+        ContractError: lengths, shapes, dtypes, or what ``targets`` and ``decode`` refuse.
     """
-    if not len(heads.arm_offsets) == len(boxes) == len(labels):
-        raise ContractError("boxes, labels: want one entry for each picture")
+    if not len(heads.arm_offsets) == len(boxes) == len(labels) > 0:
+        raise ContractError("boxes, labels: want one entry for each picture, at least one")
     anchors = all_anchors(config).astype(heads.arm_offsets.dtype)
     objects = list(zip(boxes, labels, strict=True))
     arm = [targets(anchors, b, c, config) for b, c in objects]
