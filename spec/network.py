@@ -196,18 +196,27 @@ def check_parameters(parameters: Parameters, config: Config) -> None:
     Raises:
         ContractError: lists what is missing, unknown or misshapen.
     """
-    table = {p.name: p.shape for p in parameter_table(config)}
-    faults = [f"{name} is missing" for name in table.keys() - parameters.keys()]
-    faults += [f"{name} is unknown" for name in parameters.keys() - table.keys()]
+    check_tensors("parameters", parameters, parameter_table(config))
+
+
+def check_tensors(what: str, tensors: Parameters, table: list[Parameter]) -> None:
+    """``tensors`` has exactly the names of the table, in their shapes, finite.
+
+    Raises:
+        ContractError: lists what is missing, unknown or misshapen.
+    """
+    shapes = {p.name: p.shape for p in table}
+    faults = [f"{name} is missing" for name in shapes.keys() - tensors.keys()]
+    faults += [f"{name} is unknown" for name in tensors.keys() - shapes.keys()]
     faults += [
-        f"{name} has shape {parameters[name].shape}, wants {shape}"
-        for name, shape in table.items()
-        if name in parameters and parameters[name].shape != shape
+        f"{name} has shape {np.shape(tensors[name])}, wants {shape}"
+        for name, shape in shapes.items()
+        if name in tensors and np.shape(tensors[name]) != shape
     ]
     if faults:
         more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise ContractError(f"parameters: {'; '.join(sorted(faults)[:5])}{more}")
-    check_float(**parameters)
+        raise ContractError(f"{what}: {'; '.join(sorted(faults)[:5])}{more}")
+    check_float(**tensors)
 
 
 def conv2d(x: Array, weight: Array, stride: int = 1, padding: int = 0, dilation: int = 1) -> Array:

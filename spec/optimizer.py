@@ -12,18 +12,22 @@ import numpy as np
 
 from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
-from refinedet.spec.network import parameter_table
+from refinedet.spec.network import check_tensors, parameter_table
 
 Tensors = dict[str, Array]
 
 
 def clip_by_global_norm(gradients: Tensors, norm: float) -> Tensors:
-    """Gradients whose common L2 norm is at most ``norm``; computed in float64."""
+    """Gradients whose common L2 norm is at most ``norm``; computed in float64.
+
+    A norm of exactly ``norm`` is left alone.
+    """
     squares = [np.square(g.astype(np.float64)).sum() for g in gradients.values()]
     total = float(np.sqrt(sum(squares)))
     if total <= norm:
         return gradients
-    return {name: (g * (norm / total)).astype(g.dtype) for name, g in gradients.items()}
+    scale = norm / total
+    return {n: (g.astype(np.float64) * scale).astype(g.dtype) for n, g in gradients.items()}
 
 
 def momentum_step(
@@ -37,17 +41,24 @@ def momentum_step(
         velocities: as the last step returned them; zeros at the start.
         rate: learning rate of this step.
     Returns:
-        New parameters and new velocities; the arguments stay as they are.
+        New parameters and new velocities, in their dtype; the arguments stay as
+        they are. Steps 1 and 2 each round to the dtype of the gradients, steps 3
+        and 4 are computed in float64 and rounded once.
+    Raises:
+        ContractError: tensors that are not those of the table, or not finite.
     Source: Sutskever et al., ICML 2013; groups as in the authors' release.
     """
     options = config.optimizer
+    table = parameter_table(config)
+    trained = [entry for entry in table if entry.group != "statistic"]
+    check_tensors("parameters", parameters, table)
+    check_tensors("gradients", gradients, trained)
+    check_tensors("velocities", velocities, trained)
     gradients = {name: g / g.dtype.type(options.loss_scale) for name, g in gradients.items()}
     if options.clip_norm is not None:
         gradients = clip_by_global_norm(gradients, options.clip_norm)
     new, moved = dict(parameters), {}
-    for entry in parameter_table(config):
-        if entry.group == "statistic":
-            continue
+    for entry in trained:
         p = parameters[entry.name].astype(np.float64)
         g = gradients[entry.name].astype(np.float64)
         if entry.group == "decay":
