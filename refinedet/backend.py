@@ -122,9 +122,9 @@ class Backend(Protocol):
         """The batches of a training from a step on: a function of data, settings and seed."""
 
     def export(self, network: Network, path: Path) -> None:
-        """Write the detector as a file of the backend's own kind, with its config."""
+        """Write the detector, decoding included, as a file of the backend's own kind."""
 
-    def load(self, path: Path) -> Network:
+    def load(self, path: Path, config: Config) -> Network:
         """Read what ``export`` wrote. ``heads`` may be missing from such a network."""
 
 

@@ -1,0 +1,108 @@
+"""The MindSpore backend on one kind of device. MindSpore is imported at first use."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+
+from refinedet.backend import BackendError, Batch, Limitation, Network, Trainer
+from refinedet.data.dataset import Dataset
+from refinedet.settings import InputSettings
+from refinedet.spec.config import Config
+from refinedet.spec.network import Parameters
+
+OLDEST, NEWEST = (2, 7, 2), (2, 10)
+ISA = "ONEDNN_MAX_CPU_ISA"
+
+
+def _version() -> tuple[int, ...]:
+    return tuple(int(part) for part in version("mindspore").split(".")[:3] if part.isdigit())
+
+
+class MindSporeBackend:
+    """``refinedet.backend.Backend`` for one of MindSpore's devices."""
+
+    limitations: tuple[Limitation, ...] = ()
+
+    def __init__(self, name: str, device: str) -> None:
+        self.name = name
+        self.device = device
+
+    def missing(self) -> str | None:
+        """Why it cannot run here, from the installed version alone."""
+        try:
+            found = _version()
+        except PackageNotFoundError:
+            return "MindSpore is not installed; run: pip install 'refinedet[cpu]'"
+        if not OLDEST <= found or found[:2] > NEWEST:
+            shown = ".".join(map(str, found))
+            return f"MindSpore {shown} is installed; 2.7.2 to 2.10 are supported"
+        return None
+
+    def _engine(self) -> ModuleType:
+        if self.device == "CPU" and "mindspore" not in sys.modules:
+            cap_instruction_set()
+        from refinedet.adapters.mindspore import engine
+
+        try:
+            engine.use_device(self.device)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BackendError(f"backend {self.name}: no {self.device}: {reason}") from error
+        return engine
+
+    def network(self, config: Config, parameters: Parameters) -> Network:
+        """See ``refinedet.backend.Backend``."""
+        network: Network = self._engine().MindSporeNetwork(config, parameters)
+        return network
+
+    def trainer(
+        self,
+        config: Config,
+        parameters: Parameters,
+        velocities: Parameters | None = None,
+        steps_done: int = 0,
+    ) -> Trainer:
+        """See ``refinedet.backend.Backend``."""
+        self._engine()
+        from refinedet.adapters.mindspore.trainer import MindSporeTrainer
+
+        return MindSporeTrainer(config, parameters, velocities, steps_done)
+
+    def batches(
+        self,
+        dataset: Dataset,
+        config: Config,
+        settings: InputSettings,
+        cache: Path,
+        first_step: int = 0,
+    ) -> Iterator[Batch]:
+        """See ``refinedet.backend.Backend``; ``cache`` becomes a folder of MindRecord files."""
+        self._engine()
+        from refinedet.adapters.mindspore import pipeline
+
+        return pipeline.batches(dataset, config, settings, cache, first_step)
+
+    def export(self, network: Network, path: Path) -> None:
+        """Write a MindIR; see ``refinedet.backend.Backend``."""
+        self._engine().export(network, path)
+
+    def load(self, path: Path, config: Config) -> Network:
+        """Read a MindIR; see ``refinedet.backend.Backend``."""
+        network: Network = self._engine().MindIRNetwork(path, config)
+        return network
+
+
+def cap_instruction_set() -> None:
+    """Keep MindSpore 2.9 and later off AVX-512, unless the user has set a limit.
+
+    Its oneDNN falls back to a reference convolution there, 150 times slower. The
+    limit is read when MindSpore is imported.
+    """
+    if _version() >= (2, 9) and ISA not in os.environ:
+        os.environ[ISA] = "AVX2"
+        print(f"mindspore-cpu: set {ISA}=AVX2 for MindSpore {version('mindspore')}", file=sys.stderr)

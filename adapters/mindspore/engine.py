@@ -1,0 +1,67 @@
+"""What the MindSpore backend computes with; importing it imports MindSpore."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import mindspore as ms
+from mindspore import nn
+
+from refinedet.adapters.mindspore.network import Detector, ScoredBoxes, load_parameters
+from refinedet.spec.config import Config
+from refinedet.spec.errors import Array
+from refinedet.spec.network import Heads, Parameters, check_parameters
+
+
+def use_device(device: str) -> None:
+    """Make MindSpore compile graphs for this device; raises if it is not there."""
+    ms.set_device(device)
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+class MindSporeNetwork:
+    """``refinedet.backend.Network`` in graph mode; one graph is compiled a batch size."""
+
+    def __init__(self, config: Config, parameters: Parameters) -> None:
+        check_parameters(parameters, config)
+        self.config = config
+        self.detector = Detector(config).set_train(False)
+        load_parameters(self.detector, parameters)
+        self.scored = ScoredBoxes(self.detector, config).set_train(False)
+
+    def heads(self, pictures: Array) -> Heads:
+        """The raw outputs."""
+        return Heads(*(output.asnumpy() for output in self.detector(ms.Tensor(pictures))))
+
+    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
+        """Decoded boxes and scores of every anchor."""
+        boxes, scores = self.scored(ms.Tensor(pictures))
+        return boxes.asnumpy(), scores.asnumpy()
+
+
+class MindIRNetwork:
+    """An exported detector, run from its file."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.config = config
+        self.graph = nn.GraphCell(ms.load(str(path)))
+
+    def heads(self, pictures: Array) -> Heads:
+        """Raises: an exported detector has no raw outputs."""
+        raise NotImplementedError("a MindIR gives scored boxes, not the raw heads")
+
+    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
+        """Decoded boxes and scores of every anchor."""
+        boxes, scores = self.graph(ms.Tensor(pictures))
+        return boxes.asnumpy(), scores.asnumpy()
+
+
+def export(network: MindSporeNetwork, path: Path) -> None:
+    """Write the detector with its decoding as MindIR, for any batch size."""
+    pictures = ms.Tensor(shape=[None, 3, *network.config.image_size], dtype=ms.float32)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        fresh = Path(folder) / "model.mindir"
+        ms.export(network.scored, pictures, file_name=str(fresh), file_format="MINDIR")
+        os.replace(fresh, path)

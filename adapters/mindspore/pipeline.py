@@ -1,0 +1,150 @@
+"""Training batches through MindRecord and ``mindspore.dataset``.
+
+The pictures' files and their objects are gathered once in a MindRecord cache, which
+is read in the order of ``refinedet.data.training``; MindSpore's workers decode and
+augment in parallel.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import operator
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import mindspore.dataset as ds
+import numpy as np
+from mindspore.mindrecord import FileWriter
+from tqdm import tqdm
+
+from refinedet.backend import Batch
+from refinedet.data.dataset import DataError, Dataset
+from refinedet.data.pictures import decode_picture
+from refinedet.data.training import SampleMaker, places, reading_order, training_objects
+from refinedet.settings import InputSettings
+from refinedet.spec.config import Config
+
+FORMAT = 1
+"""Counts up when the cache's content changes its meaning."""
+
+SCHEMA = {
+    "picture": {"type": "bytes"},
+    "boxes": {"type": "float32", "shape": [-1, 4]},
+    "labels": {"type": "int32", "shape": [-1]},
+}
+STEPS_A_CHUNK = 500
+"""Steps that one MindSpore pipeline serves; bounds its list of indices."""
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """What the cache was made from: the pictures' files and all their objects."""
+    digest = hashlib.sha256(json.dumps([FORMAT, dataset.class_names]).encode())
+    for record, (boxes, labels) in zip(dataset.records, training_objects(dataset), strict=True):
+        try:
+            status = record.path.stat()
+        except OSError as error:
+            raise DataError(f"{record.path}: {error.strerror}") from error
+        digest.update(f"{record.path}|{status.st_size}|{status.st_mtime_ns}".encode())
+        digest.update(boxes.tobytes() + labels.tobytes())
+    return digest.hexdigest()
+
+
+def build_cache(dataset: Dataset, folder: Path) -> tuple[Path, int, int]:
+    """The MindRecord file of a data set, made unless it is there already.
+
+    It is written in a folder beside the goal and renamed when complete. Pictures
+    that cannot be decoded, or have no object to train on, are left out.
+
+    Args:
+        folder: where the cache lives; replaced if made from something else.
+    Returns:
+        The file, the number of pictures in it, and of those left out as unreadable.
+    Raises:
+        DataError: nothing to train on, or the disk is full.
+    """
+    mark = fingerprint(dataset)
+    note, file = folder / "cache.json", folder / "pictures.mindrecord"
+    try:
+        known = json.loads(note.read_text())
+        if known["fingerprint"] == mark and file.exists():
+            return file, int(known["pictures"]), int(known["unreadable"])
+    except (OSError, ValueError, KeyError):
+        pass
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for stale in folder.parent.glob(f".{folder.name}-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        written, unreadable = _write_records(dataset, fresh / file.name)
+        if written == 0:
+            raise DataError(f"{dataset.name}: no readable picture with an object to train on")
+        content = {"fingerprint": mark, "pictures": written, "unreadable": unreadable}
+        (fresh / note.name).write_text(json.dumps(content))
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{folder}: cannot write the picture cache: {error}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return file, written, unreadable
+
+
+def _write_records(dataset: Dataset, file: Path) -> tuple[int, int]:
+    writer = FileWriter(str(file), shard_num=1)
+    writer.add_schema(SCHEMA, "pictures with their objects")
+    written = unreadable = 0
+    rows = list(zip(dataset.records, training_objects(dataset), strict=True))
+    for record, (boxes, labels) in tqdm(rows, "caching pictures", disable=None, delay=2):
+        if len(labels) == 0:
+            continue
+        try:
+            encoded = record.path.read_bytes()
+            decode_picture(encoded, str(record.path))
+        except (OSError, DataError):
+            unreadable += 1
+            continue
+        row = {"picture": encoded, "boxes": boxes, "labels": labels.astype(np.int32)}
+        writer.write_raw_data([row])
+        written += 1
+    if written:
+        writer.commit()
+    return written, unreadable
+
+
+def batches(
+    dataset: Dataset, config: Config, settings: InputSettings, cache: Path, first_step: int
+) -> Iterator[Batch]:
+    """See ``refinedet.backend.Backend.batches``."""
+    max_objects = places(training_objects(dataset), settings.max_objects)
+    file, count, _ = build_cache(dataset, cache)
+    make = SampleMaker(config, settings, max_objects)
+    for step in range(first_step, config.schedule.steps, STEPS_A_CHUNK):
+        last_step = min(step + STEPS_A_CHUNK, config.schedule.steps)
+        first, last = (s * settings.batch_size for s in (step, last_step))
+        pictures = [
+            ds.MindDataset(
+                str(file),
+                list(SCHEMA),
+                num_parallel_workers=1,
+                sampler=ds.SubsetSampler(part.indices.tolist()),
+            )
+            for part in reading_order(count, settings.seed, first, last)
+        ]
+        positions = ds.NumpySlicesDataset(
+            np.arange(first, last, dtype=np.int64), ["position"], shuffle=False
+        )
+        rows = ds.zip((functools.reduce(operator.add, pictures), positions))
+        samples = rows.map(
+            make,
+            input_columns=["picture", "boxes", "labels", "position"],
+            output_columns=list(Batch._fields),
+            num_parallel_workers=settings.workers,
+        )
+        batched = samples.project(list(Batch._fields)).batch(settings.batch_size)
+        for arrays in batched.create_tuple_iterator(num_epochs=1, output_numpy=True):
+            yield Batch(*arrays)

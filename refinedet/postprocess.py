@@ -1,0 +1,89 @@
+"""From scored boxes to detections, fast.
+
+The result is that of ``spec.detection.detect``, ties and order included. Candidates
+are selected before they are sorted. Suppression goes through all classes at once, a
+block of each class's best candidates at a time, and stops where a class is full;
+only pairs of one class, with a kept or a new candidate before a new one, are compared.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refinedet.spec.boxes import area
+from refinedet.spec.config import DetectionConfig
+from refinedet.spec.detection import Detections
+from refinedet.spec.errors import Array, ContractError, check_boxes, check_float, check_shape
+
+BLOCK = 64
+"""Candidates of a class that one round compares."""
+GROUP = 4096
+"""Candidates of the classes that are treated together; bounds the memory."""
+
+
+def postprocess(boxes: Array, scores: Array, config: DetectionConfig) -> Detections:
+    """The detections of one picture; see ``spec.detection``, steps 3 to 5.
+
+    Args:
+        boxes: (A, 4) float32, corner form, one box an anchor for all classes.
+        scores: (A, K) float32; column 0 is the background and is not read.
+    Raises:
+        ContractError: shapes, dtypes, crossed corners.
+    """
+    check_boxes(boxes=boxes)
+    check_float(boxes=boxes, scores=scores)
+    check_shape(scores, "scores", len(boxes), None)
+    if scores.shape[1] < 2:
+        raise ContractError("scores: want a column for the background and one a class")
+    above = scores > config.score
+    above[:, 0] = False
+    place = np.flatnonzero(above)  # by rising anchor, then rising class
+    score = scores.ravel()[place]
+    order = _best_first(score, config.top_before_nms)
+    score = score[order]
+    anchor, label = np.divmod(place[order], scores.shape[1])
+
+    by_class = np.argsort(label, kind="stable")  # each class best first
+    by_class = by_class[_rank(label[by_class]) < (config.top_before_nms_per_class or len(score))]
+    kept = _suppress(boxes[anchor[by_class]], label[by_class], config)
+    rows = np.sort(by_class[kept])[: config.top]
+    found = boxes[anchor[rows]]
+    return Detections(found.clip(0, 1) if config.clip else found, score[rows], label[rows])
+
+
+def _best_first(score: Array, top: int | None) -> Array:
+    """Rows by falling score, equal ones as they stand; the first ``top`` of them."""
+    if top is None or top >= len(score):
+        return np.argsort(-score, kind="stable")
+    lowest = np.partition(score, len(score) - top)[len(score) - top]
+    rows = np.flatnonzero(score >= lowest)
+    return rows[np.argsort(-score[rows], kind="stable")[:top]]
+
+
+def _rank(label: Array) -> Array:
+    """How many of its own label stand before each row; ``label`` is sorted."""
+    return np.arange(len(label)) - np.searchsorted(label, label)
+
+
+def _largest_kept(iou: float) -> float:
+    """The largest float64 that is at most ``iou`` after the contract's rounding to float32."""
+    exact = np.float32(iou)
+    middle = (float(exact) + float(np.nextafter(exact, np.float32(2)))) / 2
+    return middle if np.float32(middle) == exact else float(np.nextafter(middle, 0))
+
+
+def _suppress(boxes: Array, label: Array, config: DetectionConfig) -> Array:
+    """Rows that survive, of candidates sorted by class, each class best first."""
+    corners = boxes.T.astype(np.float64)
+    areas = area(corners.T)
+    limit = _largest_kept(config.nms_iou)
+    rank = _rank(label)
+    kept = []
+    start = 0
+    while start < len(label):
+        # Whole classes: to the end of the one in which the group is full.
+        full = min(start + GROUP, len(label)) - 1
+        stop = int(np.searchsorted(label, label[full], side="right"))
+        kept.append(_suppress_group(slice(start, stop), corners, areas, label, rank, limit, config))
+        start = stop
+    return np.concatenate(kept) if kept else np.zeros(0, np.int64)

@@ -1,0 +1,247 @@
+"""A run: train, save, watch, and go on after an interruption.
+
+A run is a folder:
+
+    settings.yaml     the resolved settings
+    log.txt           what was printed
+    metrics.jsonl     a JSON object for every step and every evaluation
+    checkpoints/      the newest few, each complete
+    curves.png        losses, learning rate and average precision over the steps
+    detections.png    some pictures of the evaluation set with what was found
+    evaluation.json   the last evaluation; evaluation.txt shows it as a table
+    cache/            the training pictures, gathered
+
+What a step computes depends on its number, the data set and the settings alone (see
+``refinedet.data.training``): a training that was interrupted and goes on from a
+checkpoint arrives where an undisturbed one does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from tqdm import tqdm
+
+from refinedet.backend import Backend, Batch, Network
+from refinedet.checkpoint import Checkpoint, newest_checkpoint, require_match, save_checkpoint
+from refinedet.data.dataset import Dataset, Record
+from refinedet.data.pictures import read_picture
+from refinedet.drawing import curves, draw_detections, read_metrics, sheet
+from refinedet.evaluation import Evaluation, Evaluator, evaluation_table
+from refinedet.files import write_atomically
+from refinedet.prediction import Predictor
+from refinedet.settings import Settings, to_yaml
+from refinedet.spec.errors import Array
+from refinedet.spec.network import Parameters, initial_parameters
+from refinedet.spec.schedule import learning_rate
+
+SAMPLES = 12
+"""Pictures on the sheet of sample detections."""
+SAMPLE_SCORE = 0.5
+"""Detections below this are not drawn on it."""
+PATIENCE = 15.0
+"""Seconds between two lines of progress where there is no terminal."""
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot start or go on; one line, with what to do."""
+
+
+class Journal:
+    """What a run says: to the terminal, to ``log.txt`` and to ``metrics.jsonl``."""
+
+    def __init__(self, folder: Path, steps_done: int) -> None:
+        self.metrics_path = folder / "metrics.jsonl"
+        kept = []
+        if self.metrics_path.exists():  # what follows the checkpoint happens again
+            kept = [r for r in read_metrics(self.metrics_path) if r["step"] <= steps_done]
+        lines = "".join(json.dumps(row) + "\n" for row in kept)
+        write_atomically(self.metrics_path, lines)
+        self.log: TextIO = (folder / "log.txt").open("a")
+        self.metrics: TextIO = self.metrics_path.open("a")
+
+    def say(self, line: str) -> None:
+        """Print a line above the progress bar and keep it."""
+        tqdm.write(line)
+        self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        self.log.flush()
+
+    def note(self, row: dict[str, Any]) -> None:
+        """Keep a row of metrics."""
+        self.metrics.write(json.dumps(row) + "\n")
+        self.metrics.flush()
+
+    def close(self) -> None:
+        """End both files."""
+        self.log.close()
+        self.metrics.close()
+
+
+def evaluate(network: Network, dataset: Dataset, batch_size: int = 8) -> Evaluator:
+    """Detect on every picture of a data set; keeps the final detections alone."""
+    evaluator = Evaluator(dataset)
+    predictor = Predictor(network, min(batch_size, len(dataset)))
+    pictures = (read_picture(record.path) for record in dataset.records)
+    found = predictor.predict(pictures)
+    bar = tqdm(dataset.records, "evaluating", disable=None, delay=2, unit="picture", leave=False)
+    for record, detections in zip(bar, found, strict=True):
+        evaluator.add(record.image_id, detections)
+    return evaluator
+
+
+def write_evaluation(folder: Path, evaluator: Evaluator, by_class: bool = True) -> Evaluation:
+    """Write ``evaluation.json``, ``evaluation.txt`` and ``detections.png``."""
+    evaluation = evaluator.result()
+    content = json.dumps(evaluation.as_dict(by_class), indent=2) + "\n"
+    write_atomically(folder / "evaluation.json", content)
+    write_atomically(folder / "evaluation.txt", evaluation_table(evaluation, by_class) + "\n")
+    records = evaluator.dataset.records
+    chosen = np.unique(np.linspace(0, len(records) - 1, SAMPLES).round().astype(int))
+    sheet([_drawn(records[i], evaluator) for i in chosen], 4, folder / "detections.png")
+    return evaluation
+
+
+def _drawn(record: Record, evaluator: Evaluator) -> Array:
+    found = evaluator.found[record.image_id]
+    sure = found.scores >= SAMPLE_SCORE
+    return draw_detections(
+        read_picture(record.path),
+        found.boxes[sure],
+        found.labels[sure],
+        found.scores[sure],
+        evaluator.dataset.class_names,
+    )
+
+
+def train(
+    backend: Backend,
+    training: Dataset,
+    evaluation: Dataset | None,
+    settings: Settings,
+    folder: Path,
+    *,
+    resume: bool = False,
+) -> Checkpoint:
+    """Train to the end of the schedule, or from the newest checkpoint on.
+
+    Args:
+        training: pictures with objects to train on.
+        evaluation: pictures to evaluate on, or None.
+        settings: ``model.num_classes`` is that of ``training``.
+        folder: of the run; new or empty unless ``resume``.
+    Returns:
+        The last checkpoint, which is also in the folder.
+    Raises:
+        TrainingError: a folder in use, nothing to resume, or a loss that is not finite.
+        DataError: a data set that cannot be used.
+    """
+    training.require_usable()
+    if evaluation is not None:
+        evaluation.require_usable()
+    start = _start(settings, folder, resume)
+    write_atomically(folder / "settings.yaml", to_yaml(settings))
+    journal = Journal(folder, start.steps_done)
+    try:
+        return _train(backend, training, evaluation, settings, folder, start, journal)
+    finally:
+        journal.close()
+
+
+def _start(settings: Settings, folder: Path, resume: bool) -> Checkpoint:
+    """The checkpoint from which to go on; at the beginning, fresh parameters."""
+    checkpoints = folder / "checkpoints"
+    if resume:
+        found = newest_checkpoint(checkpoints)
+        if found is not None:
+            require_match(found, settings.model, settings.class_names)
+            return found
+    if not resume and folder.exists() and any(folder.iterdir()):
+        raise TrainingError(f"{folder}: is not empty; choose another --run, or --resume")
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    parameters = initial_parameters(settings.model, settings.input.seed)
+    return Checkpoint(settings.model, settings.class_names, parameters, None, 0)
+
+
+def _with_progress(
+    batches: Iterator[Batch], step: int, steps: int, journal: Journal
+) -> Iterator[Batch]:
+    """The batches, with a bar on a terminal and a line now and then elsewhere."""
+    bar = tqdm(batches, "training", total=steps, initial=step, disable=None, unit="step")
+    began = shown = time.monotonic()
+    for done, batch in enumerate(bar):
+        yield batch
+        now = time.monotonic()
+        if bar.disable and now - shown > PATIENCE:
+            left = (now - began) / (done + 1) * (steps - step - done - 1)
+            journal.say(f"step {step + done + 1} of {steps}, about {left / 60:.0f} minutes left")
+            shown = now
+
+
+def _train(
+    backend: Backend,
+    training: Dataset,
+    evaluation: Dataset | None,
+    settings: Settings,
+    folder: Path,
+    start: Checkpoint,
+    journal: Journal,
+) -> Checkpoint:
+    config, steps = settings.model, settings.model.schedule.steps
+    trainer = backend.trainer(config, start.parameters, start.velocities, start.steps_done)
+    checkpoints, step = folder / "checkpoints", start.steps_done
+    newest = start
+
+    def save() -> Checkpoint:
+        checkpoint = Checkpoint(
+            config, settings.class_names, trainer.parameters(), trainer.velocities(), step
+        )
+        save_checkpoint(checkpoints, checkpoint, settings.train.keep)
+        return checkpoint
+
+    def look(checkpoint: Checkpoint) -> None:
+        if evaluation is None:
+            return
+        network = backend.network(config, checkpoint.parameters)
+        result = write_evaluation(folder, evaluate(network, evaluation))
+        figures = {name: None if math.isnan(x) else x for name, x in result.figures.items()}
+        journal.note({"step": step, **figures})
+        shown = "  ".join(f"{name} {result.figures[name]:.4f}" for name in ("AP", "AP50", "VOC07"))
+        journal.say(f"step {step}: {shown}")
+
+    journal.say(f"training on {training.name}, {len(training)} pictures, from step {step}")
+    batches = backend.batches(training, config, settings.input, folder / "cache", step)
+    for batch in _with_progress(batches, step, steps, journal):
+        began = time.perf_counter()
+        losses = trainer.step(batch)
+        if not math.isfinite(losses.total):
+            first = step * settings.input.batch_size
+            raise TrainingError(
+                f"step {step}: the loss is not finite ({losses}); its batch holds positions "
+                f"{first} to {first + settings.input.batch_size - 1} of the reading order. The "
+                f"newest checkpoint is of step {newest.steps_done}; lower model.schedule.rate "
+                f"or set model.optimizer.clip_norm, then --resume"
+            )
+        rate = learning_rate(step, config.schedule)
+        step += 1
+        journal.note(
+            {
+                "step": step,
+                "learning_rate": rate,
+                **losses._asdict(),
+                "seconds": round(time.perf_counter() - began, 4),
+            }
+        )
+        if step % settings.train.checkpoint_every == 0 or step == steps:
+            newest = save()
+        every = settings.train.evaluate_every
+        if every and step % every == 0 and step != steps:
+            look(newest if newest.steps_done == step else save())
+    look(newest)
+    curves(journal.metrics_path, folder / "curves.png")
+    return newest
