@@ -10,6 +10,9 @@
 5. Of all classes together, the best ``top`` stay; their boxes are clipped.
 
 "Best" is by falling score; equal scores go by rising anchor, then rising class.
+Scores, overlaps and objectness are compared with thresholds in the dtype they come
+in, to which the threshold is rounded. A box beside the picture is clipped to one
+without area, and stays.
 """
 
 from __future__ import annotations
@@ -31,9 +34,9 @@ class Detections(NamedTuple):
     """The objects found in one picture, best first; D may be 0."""
 
     boxes: Array
-    """(D, 4) float32, corner form, fractions of the picture."""
+    """(D, 4), dtype of the heads, corner form, fractions of the picture."""
     scores: Array
-    """(D,) float32, above ``detection.score``."""
+    """(D,), same dtype, above ``detection.score``."""
     labels: Array
     """(D,) int64, from 1."""
 
@@ -67,10 +70,12 @@ def detect(boxes: Array, scores: Array, config: DetectionConfig) -> Detections:
     """The detections of one picture, steps 3 to 5.
 
     Args:
-        boxes: (A, 4) float32, corner form, one box an anchor for all classes.
-        scores: (A, K) float32; column 0 is the background and is not read.
+        boxes: (A, 4) float32 or float64, corner form, one box an anchor for all
+            classes. A may be 0.
+        scores: (A, K), same dtype, K from 2; column 0 is the background and is not
+            compared with anything.
     Raises:
-        ContractError: shapes, dtypes, crossed corners.
+        ContractError: shapes, dtypes, crossed corners, non-finite values.
     """
     check_boxes(boxes=boxes)
     check_float(boxes=boxes, scores=scores)
@@ -98,10 +103,12 @@ def scored_boxes(heads: Heads, config: Config) -> tuple[Array, Array]:
     """Boxes and class scores of every anchor, steps 1 and 2.
 
     Args:
-        heads: the network's outputs for N pictures, float32 or float64.
+        heads: the network's outputs for N pictures, float32 or float64; N from 1.
     Returns:
-        Boxes (N, A, 4) in corner form, and scores (N, A, K), all zero where the
-        ARM sees background; dtype of the heads.
+        Boxes (N, A, 4) in corner form, not clipped, and scores (N, A, K), all zero
+        where the ARM sees background; dtype of the heads.
+    Raises:
+        ContractError: dtypes, non-finite values, or offsets that overflow.
     """
     anchors = all_anchors(config).astype(heads.arm_offsets.dtype)
     boxes = [

@@ -7,7 +7,8 @@ least the threshold answers for the object it overlaps most.
 
 Ties go to the lowest anchor, then to the lowest object. An overlap of at most
 ``lowest_iou`` counts as none: an object that no anchor touches, or one without
-area, stays unserved. Overlaps are compared in the dtype they come in.
+area, stays unserved. Overlaps are compared in the dtype they come in, to which a
+threshold is rounded.
 """
 
 from __future__ import annotations

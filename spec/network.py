@@ -303,6 +303,7 @@ def forward(
         The heads, and the running statistics after this batch (empty unless
         ``training``): momentum * old + (1 - momentum) * new, where the new
         variance divides by M - 1, the batch's own by M, M = N * rows * columns.
+        Where M is 1, both variances are 0.
     Raises:
         ContractError: parameters that are not those of the table, or pictures of
             another shape or dtype.
