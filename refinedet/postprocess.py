@@ -74,16 +74,56 @@ def _largest_kept(iou: float) -> float:
 
 def _suppress(boxes: Array, label: Array, config: DetectionConfig) -> Array:
     """Rows that survive, of candidates sorted by class, each class best first."""
-    corners = boxes.T.astype(np.float64)
-    areas = area(corners.T)
-    limit = _largest_kept(config.nms_iou)
     rank = _rank(label)
-    kept = []
+    kept = [np.zeros(0, np.int64)]
     start = 0
     while start < len(label):
-        # Whole classes: to the end of the one in which the group is full.
-        full = min(start + GROUP, len(label)) - 1
-        stop = int(np.searchsorted(label, label[full], side="right"))
-        kept.append(_suppress_group(slice(start, stop), corners, areas, label, rank, limit, config))
+        # Whole classes: up to the end of the one in which the group is full.
+        last = min(start + GROUP, len(label)) - 1
+        stop = int(np.searchsorted(label, label[last], side="right"))
+        group = slice(start, stop)
+        kept.append(start + _suppress_group(boxes[group], label[group], rank[group], config))
         start = stop
-    return np.concatenate(kept) if kept else np.zeros(0, np.int64)
+    return np.concatenate(kept)
+
+
+def _suppress_group(boxes: Array, label: Array, rank: Array, config: DetectionConfig) -> Array:
+    """``_suppress`` for some classes, in rounds of one block of each."""
+    corners = np.ascontiguousarray(boxes.T, np.float64)
+    limit = _largest_kept(config.nms_iou)
+    cap = config.top_per_class or len(label)
+    kept = np.zeros(0, np.int64)
+    for first_rank in range(0, int(rank.max()) + 1, BLOCK):
+        block = np.flatnonzero((rank >= first_rank) & (rank < first_rank + BLOCK))
+        full = np.bincount(label[kept], minlength=int(label[-1]) + 1) >= cap
+        block = block[~full[label[block]]]
+        pool = np.sort(np.concatenate([kept, block]))  # kept ones precede new ones of their class
+        before = _rank(label[pool])
+        new = np.flatnonzero(rank[pool] >= first_rank)
+        later = np.repeat(new, before[new])
+        earlier = later - 1 - _countdown(before[new])
+        clash = _overlaps(corners, pool[earlier], pool[later]) > limit
+        alive = np.ones(len(pool), bool)
+        for i, j in zip(earlier[clash].tolist(), later[clash].tolist(), strict=True):
+            if alive[i]:  # decided: pairs run by rising j
+                alive[j] = False
+        kept = pool[alive]
+        kept = kept[_rank(label[kept]) < cap]
+    return kept
+
+
+def _countdown(counts: Array) -> Array:
+    """For each count n the numbers n - 1 to 0, one after the other."""
+    return np.repeat(np.cumsum(counts), counts) - 1 - np.arange(counts.sum())
+
+
+def _overlaps(corners: Array, first: Array, second: Array) -> Array:
+    """IoU of pairs of columns of ``corners``, (4, M) float64, as ``spec.boxes.box_iou``."""
+    a, b = corners.take(first, axis=1), corners.take(second, axis=1)
+    areas = area(a.T) + area(b.T)
+    sides = np.minimum(a[2:], b[2:], out=a[2:])
+    sides -= np.maximum(a[:2], b[:2], out=a[:2])
+    np.maximum(sides, 0, out=sides)
+    shared = sides[0] * sides[1]
+    areas -= shared
+    return np.divide(shared, areas, out=np.zeros_like(shared), where=areas > 0)
