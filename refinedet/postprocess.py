@@ -62,7 +62,8 @@ def _best_first(score: Array, top: int | None) -> Array:
 
 def _rank(label: Array) -> Array:
     """How many of its own label stand before each row; ``label`` is sorted."""
-    return np.arange(len(label)) - np.searchsorted(label, label)
+    rank: Array = np.arange(len(label)) - np.searchsorted(label, label)
+    return rank
 
 
 def _largest_kept(iou: float) -> float:
@@ -120,10 +121,10 @@ def _countdown(counts: Array) -> Array:
 def _overlaps(corners: Array, first: Array, second: Array) -> Array:
     """IoU of pairs of columns of ``corners``, (4, M) float64, as ``spec.boxes.box_iou``."""
     a, b = corners.take(first, axis=1), corners.take(second, axis=1)
-    areas = area(a.T) + area(b.T)
+    union: Array = area(a.T) + area(b.T)
     sides = np.minimum(a[2:], b[2:], out=a[2:])
     sides -= np.maximum(a[:2], b[:2], out=a[:2])
     np.maximum(sides, 0, out=sides)
     shared = sides[0] * sides[1]
-    areas -= shared
-    return np.divide(shared, areas, out=np.zeros_like(shared), where=areas > 0)
+    union -= shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)

@@ -1,0 +1,323 @@
+"""Augmentation: one training picture and its objects, changed at random.
+
+In the order of the authors' release (SSD's, arXiv:1512.02325, section 2.2):
+
+1. Distort: brightness, contrast, saturation, hue.
+2. Expand: place the picture on a larger canvas of the mean colour.
+3. Crop: whole canvas, or a part that overlaps some object enough.
+4. Resize to the network's input. 5. Mirror, and flip.
+
+Steps 2 to 5 only move pixels, so they are first composed on paper: the part of the
+picture that stays visible, in whole pixels, is stretched once onto its place in the
+output, in whole pixels, and boxes follow by the same stretch. Step 1 then acts on the
+few pixels of that place, never on the fill. Brightness and contrast are linear, so that
+this order gives the same picture but for rounding and clipping; saturation and hue
+differ from the paper's order only where neighbouring pixels of different colour blend.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from refinedet.settings import AugmentSettings
+from refinedet.spec.boxes import area
+from refinedet.spec.config import PictureConfig
+from refinedet.spec.errors import Array, ContractError, check_shape
+from refinedet.spec.pictures import normalise
+
+BRIGHTNESS = 32.0
+"""Largest change, of 0 to 255. This and the next: the authors' ``distort_param``."""
+CONTRAST = SATURATION = (0.5, 1.5)
+"""Factors of the picture, and of the saturation in HSV."""
+HUE = 18.0
+"""Largest shift in OpenCV's units of 2 degrees. It wraps around the circle."""
+HUE_CIRCLE = 180
+"""The same units for the whole circle."""
+
+CROP_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
+"""Least overlap of a crop with some object; one sampler each, beside the whole picture."""
+CROP_SCALE = (0.3, 1.0)
+"""Root of a crop's share of the picture."""
+CROP_RATIO = (0.5, 2.0)
+"""Width over height, both as shares of the picture."""
+CROP_TRIALS = 50
+
+INTERPOLATIONS = (
+    cv2.INTER_LINEAR,
+    cv2.INTER_AREA,
+    cv2.INTER_NEAREST_EXACT,
+    cv2.INTER_CUBIC,
+    cv2.INTER_LANCZOS4,
+)
+"""One of these, each as likely, resizes a training picture."""
+
+
+class Window(NamedTuple):
+    """A rectangle in whole pixels; may reach outside the picture whose pixels they are."""
+
+    x_min: int
+    y_min: int
+    x_max: int
+    y_max: int
+
+
+def augment(
+    picture: Array,
+    boxes: Array,
+    labels: Array,
+    rng: np.random.Generator,
+    settings: AugmentSettings,
+    size: tuple[int, int],
+    config: PictureConfig,
+) -> tuple[Array, Array, Array]:
+    """A changed picture of the network's size, and the objects still in it.
+
+    A function of its arguments and of the generator's state alone. An object whose
+    centre is outside the crop is dropped, the others are clipped. A crop that would
+    leave no object is not taken.
+
+    Args:
+        picture: (H, W, 3) uint8, R, G, B.
+        boxes: (T, 4) float32, pixels, corner form, within the picture, sides above 0.
+        labels: (T,) integers.
+        size: height and width of the result.
+        config: its mean fills the canvas.
+    Returns:
+        Picture (height, width, 3) uint8, boxes (T', 4) float32, corner form, fractions,
+        sides above 0, and labels (T',).
+    Raises:
+        ContractError: shape or dtype of the picture.
+    Source: SSD, arXiv:1512.02325, section 2.2, and the numbers of the authors' release.
+    """
+    _check_picture(picture)
+    exact = boxes.astype(np.float64)
+    window = Window(0, 0, picture.shape[1], picture.shape[0])
+    if rng.random() < settings.expand:
+        window = expanded(window, settings.expand_ratio, rng)
+    if settings.crop and len(boxes):
+        window = cropped(window, exact, rng)
+    interpolation = INTERPOLATIONS[rng.integers(len(INTERPOLATIONS))]
+    part, place = _visible(picture, window, size)
+    pixels = _resize(
+        picture[part.y_min : part.y_max, part.x_min : part.x_max],
+        (place.y_max - place.y_min, place.x_max - place.x_min),
+        interpolation,
+    )
+    pixels = distort(pixels, settings.distort, rng)
+    if pixels.shape[:2] != size:
+        canvas = np.empty((*size, 3), np.uint8)
+        canvas[...] = _fill(config)
+        canvas[place.y_min : place.y_max, place.x_min : place.x_max] = pixels
+        pixels = canvas
+
+    inside = _centres_inside(exact, np.array(window, np.float64)[None])[:, 0]
+    moved = _move(exact[inside], part, place, size)
+    mirror, flip = rng.random() < settings.mirror, rng.random() < settings.flip
+    if mirror:
+        moved[:, [0, 2]] = 1 - moved[:, [2, 0]]
+    if flip:
+        moved[:, [1, 3]] = 1 - moved[:, [3, 1]]
+    if mirror or flip:
+        pixels = cv2.flip(pixels, int(mirror) - int(flip) if mirror != flip else -1)
+    result = moved.astype(np.float32)
+    solid = (result[:, 2:] > result[:, :2]).all(axis=1)
+    return pixels, result[solid], labels[inside][solid]
+
+
+def resize_only(picture: Array, size: tuple[int, int]) -> Array:
+    """The whole picture stretched to a size, as in evaluation.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        size: height and width of the result.
+    Returns:
+        (height, width, 3) uint8; bilinear, pixel centres at halves.
+    Raises:
+        ContractError: shape or dtype of the picture.
+    """
+    _check_picture(picture)
+    return _resize(picture, size, cv2.INTER_LINEAR)
+
+
+def normaliser(config: PictureConfig) -> Callable[[Array], Array]:
+    """``spec.pictures.normalise`` for one config, as a table of 256 values a channel.
+
+    Returns:
+        A function from (H, W, 3) uint8, R, G, B, to (3, H, W) float32; the same bits as
+        the contract's. Threads may share it.
+    """
+    grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    tables = normalise(grey, config)  # (3, 1, 256), channels in the config's order
+    order = (2, 1, 0) if config.channels == "BGR" else (0, 1, 2)
+
+    def apply(picture: Array) -> Array:
+        _check_picture(picture)
+        result = np.empty((3, *picture.shape[:2]), np.float32)
+        channels = cv2.split(picture)
+        for plane, table, channel in zip(result, tables, order, strict=True):
+            cv2.LUT(channels[channel], table, plane)
+        return result
+
+    return apply
+
+
+def expanded(window: Window, largest: float, rng: np.random.Generator) -> Window:
+    """A canvas 1 to ``largest`` times as wide and high, with ``window`` somewhere on it."""
+    ratio = rng.uniform(1, largest)
+    width, height = window.x_max - window.x_min, window.y_max - window.y_min
+    canvas_width, canvas_height = int(width * ratio), int(height * ratio)
+    left = math.floor(rng.uniform(0, canvas_width - width + 1))
+    top = math.floor(rng.uniform(0, canvas_height - height + 1))
+    x_min, y_min = window.x_min - left, window.y_min - top
+    return Window(x_min, y_min, x_min + canvas_width, y_min + canvas_height)
+
+
+def cropped(window: Window, boxes: Array, rng: np.random.Generator) -> Window:
+    """The window, or a part of it, by a sampler chosen among those that succeed.
+
+    A sampler takes the first of its trials that overlaps some object enough, and holds
+    some object's centre. The choice is uniform over the samplers that succeed: it is
+    made by trying them in random order.
+
+    Args:
+        boxes: (T, 4) float64, pixels, corner form. T from 1.
+    """
+    for sampler in rng.permutation(len(CROP_IOUS) + 1).tolist():
+        if sampler == len(CROP_IOUS):
+            break
+        crops = _trials(window, rng)
+        good = _centres_inside(boxes, crops).any(axis=0)
+        if CROP_IOUS[sampler] > 0:
+            good &= _best_iou(boxes, crops) >= CROP_IOUS[sampler]
+        if good.any():
+            return Window(*crops[good.argmax()].astype(int).tolist())
+    return window
+
+
+def _trials(window: Window, rng: np.random.Generator) -> Array:
+    """Crops of a window, (CROP_TRIALS, 4) float64, whole pixels."""
+    draws = rng.random((4, CROP_TRIALS))
+    scale = CROP_SCALE[0] + draws[0] * (CROP_SCALE[1] - CROP_SCALE[0])
+    square = scale * scale
+    lowest, highest = np.maximum(CROP_RATIO[0], square), np.minimum(CROP_RATIO[1], 1 / square)
+    root = np.sqrt(lowest + draws[1] * (highest - lowest))
+    crops = np.empty((CROP_TRIALS, 4))
+    for axis, share in ((0, scale * root), (1, scale / root)):  # shares are at most 1
+        full = window[axis + 2] - window[axis]
+        side = np.maximum(np.rint(share * full), 1)
+        crops[:, axis] = window[axis] + np.floor(draws[2 + axis] * (full - side + 1))
+        crops[:, axis + 2] = crops[:, axis] + side
+    return crops
+
+
+def _centres_inside(boxes: Array, crops: Array) -> Array:
+    """Whether each box's centre is inside each crop, (T, C)."""
+    centre = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
+    inside: Array = (crops[:, :2] < centre) & (centre < crops[:, 2:])
+    return inside[..., 0] & inside[..., 1]
+
+
+def _best_iou(boxes: Array, crops: Array) -> Array:
+    """The largest overlap of each crop with a box, (C,)."""
+    b = boxes[:, None]
+    sides = np.minimum(b[..., 2:], crops[:, 2:]) - np.maximum(b[..., :2], crops[:, :2])
+    np.maximum(sides, 0, out=sides)
+    shared = sides[..., 0] * sides[..., 1]
+    areas = area(b) + area(crops)
+    best: Array = (shared / (areas - shared)).max(axis=0)
+    return best
+
+
+def _visible(picture: Array, window: Window, size: tuple[int, int]) -> tuple[Window, Window]:
+    """The part of the picture in the window, and its place in the output; never empty."""
+    spans = []
+    for low, high, length, out in (
+        (window.x_min, window.x_max, picture.shape[1], size[1]),
+        (window.y_min, window.y_max, picture.shape[0], size[0]),
+    ):
+        start = min(max(low, 0), length - 1)
+        stop = max(min(high, length), start + 1)
+        scale = out / (high - low)
+        first = min(round((start - low) * scale), out - 1)
+        last = max(round((stop - low) * scale), first + 1)
+        spans.append((start, stop, first, last))
+    (x0, x1, px0, px1), (y0, y1, py0, py1) = spans
+    return Window(x0, y0, x1, y1), Window(px0, py0, px1, py1)
+
+
+def _move(boxes: Array, part: Window, place: Window, size: tuple[int, int]) -> Array:
+    """Boxes (T, 4) float64 in the picture's pixels, as fractions of the output, clipped."""
+    moved = np.empty_like(boxes)
+    for axis, out in ((0, size[1]), (1, size[0])):
+        scale = (place[axis + 2] - place[axis]) / (part[axis + 2] - part[axis])
+        moved[:, axis::2] = ((boxes[:, axis::2] - part[axis]) * scale + place[axis]) / out
+    np.maximum(moved, 0, out=moved)
+    return np.minimum(moved, 1, out=moved)
+
+
+def distort(pixels: Array, probability: float, rng: np.random.Generator) -> Array:
+    """Brightness, contrast, saturation and hue, each with the same probability.
+
+    Contrast comes second or last, each as likely. Every change is rounded and clipped
+    to 0 to 255 before the next.
+
+    Args:
+        pixels: (H, W, 3) uint8, R, G, B.
+    Returns:
+        The same shape; the argument itself where nothing changed.
+    """
+    brightness, contrast, saturation, hue = (rng.random(4) < probability).tolist()
+    contrast_early = rng.random() < 0.5
+    shift, factor = rng.uniform(-BRIGHTNESS, BRIGHTNESS), rng.uniform(*CONTRAST)
+    strength, turn = rng.uniform(*SATURATION), rng.uniform(-HUE, HUE)
+    if brightness:
+        amount = (abs(round(shift)),) * 3
+        pixels = cv2.add(pixels, amount) if shift > 0 else cv2.subtract(pixels, amount)
+    if contrast and contrast_early:
+        pixels = cv2.convertScaleAbs(pixels, alpha=factor)
+    if saturation or hue:
+        pixels = _turn_colours(pixels, strength if saturation else 1.0, round(turn) if hue else 0)
+    if contrast and not contrast_early:
+        pixels = cv2.convertScaleAbs(pixels, alpha=factor)
+    return pixels
+
+
+def _turn_colours(pixels: Array, strength: float, turn: int) -> Array:
+    """Saturation times ``strength`` and hue plus ``turn`` units of 2 degrees, in HSV."""
+    hue, saturation, value = cv2.split(cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV))
+    if turn:
+        hue = cv2.LUT(hue, ((np.arange(256) + turn) % HUE_CIRCLE).astype(np.uint8))
+    if strength != 1:
+        saturation = cv2.convertScaleAbs(saturation, alpha=strength)
+    turned: Array = cv2.cvtColor(cv2.merge([hue, saturation, value]), cv2.COLOR_HSV2RGB)
+    return turned
+
+
+def _resize(picture: Array, size: tuple[int, int], interpolation: int) -> Array:
+    if interpolation == cv2.INTER_LANCZOS4:
+        # OpenCV is three times as fast in float32 here.
+        rough = cv2.resize(picture.astype(np.float32), size[::-1], interpolation=interpolation)
+        np.maximum(rough, 0, out=rough)
+        resized: Array = cv2.convertScaleAbs(rough)  # rounds, and clips at 255
+        return resized
+    resized = cv2.resize(picture, size[::-1], interpolation=interpolation)
+    return resized
+
+
+def _fill(config: PictureConfig) -> Array:
+    """The mean colour, rounded: R, G, B."""
+    mean = np.rint(config.mean).astype(np.uint8)
+    return mean[::-1] if config.channels == "BGR" else mean
+
+
+def _check_picture(picture: Array) -> None:
+    check_shape(picture, "picture", None, None, 3)
+    if picture.dtype != np.uint8:
+        raise ContractError(f"picture: wants uint8, got {picture.dtype}")
+    if picture.size == 0:
+        raise ContractError(f"picture: wants pixels, got shape {picture.shape}")
