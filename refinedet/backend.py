@@ -11,7 +11,7 @@ distribution, or named as ``module:attribute``. The object is called without arg
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -95,6 +95,8 @@ class Backend(Protocol):
 
     name: str
     limitations: tuple[Limitation, ...]
+    environment: Mapping[str, str]
+    """Variables that it sets for its framework, unless the user has set them."""
 
     def missing(self) -> str | None:
         """Why it cannot run here and what to do about it, or None. Cheap to call."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from refinedet.backend import BackendError, Batch, Limitation, Network, Trainer
@@ -36,6 +36,7 @@ class SpecBackend:
 
     name = "spec"
     limitations: tuple[Limitation, ...] = ()
+    environment: Mapping[str, str] = {}
 
     def missing(self) -> str | None:
         """None: NumPy is all it needs."""

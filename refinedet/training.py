@@ -38,7 +38,7 @@ from refinedet.files import write_atomically
 from refinedet.prediction import Predictor
 from refinedet.settings import Settings, to_yaml
 from refinedet.spec.errors import Array
-from refinedet.spec.network import Parameters, initial_parameters
+from refinedet.spec.network import initial_parameters
 from refinedet.spec.schedule import learning_rate
 
 SAMPLES = 12
@@ -159,13 +159,13 @@ def _start(settings: Settings, folder: Path, resume: bool) -> Checkpoint:
     if resume:
         found = newest_checkpoint(checkpoints)
         if found is not None:
-            require_match(found, settings.model, settings.class_names)
+            require_match(found, settings)
             return found
     if not resume and folder.exists() and any(folder.iterdir()):
         raise TrainingError(f"{folder}: is not empty; choose another --run, or --resume")
     checkpoints.mkdir(parents=True, exist_ok=True)
     parameters = initial_parameters(settings.model, settings.input.seed)
-    return Checkpoint(settings.model, settings.class_names, parameters, None, 0)
+    return Checkpoint(settings, parameters, None, 0)
 
 
 def _with_progress(
@@ -198,9 +198,7 @@ def _train(
     newest = start
 
     def save() -> Checkpoint:
-        checkpoint = Checkpoint(
-            config, settings.class_names, trainer.parameters(), trainer.velocities(), step
-        )
+        checkpoint = Checkpoint(settings, trainer.parameters(), trainer.velocities(), step)
         save_checkpoint(checkpoints, checkpoint, settings.train.keep)
         return checkpoint
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +16,10 @@ from refinedet.spec.config import Config
 from refinedet.spec.network import Parameters
 
 OLDEST, NEWEST = (2, 7, 2), (2, 10)
-ISA = "ONEDNN_MAX_CPU_ISA"
+CAPPED_FROM = (2, 9)
+CAP = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+"""From MindSpore 2.9 on, oneDNN falls back to a reference convolution on processors with
+AVX-512, 150 times slower. The limit is read when MindSpore is imported."""
 
 
 def _version() -> tuple[int, ...]:
@@ -32,20 +35,25 @@ class MindSporeBackend:
         self.name = name
         self.device = device
 
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The cap on oneDNN's instruction set, where this version needs it."""
+        return CAP if self.device == "CPU" and _version() >= CAPPED_FROM else {}
+
     def missing(self) -> str | None:
         """Why it cannot run here, from the installed version alone."""
         try:
             found = _version()
         except PackageNotFoundError:
             return "MindSpore is not installed; run: pip install 'refinedet[cpu]'"
-        if not OLDEST <= found or found[:2] > NEWEST:
+        if found < OLDEST or found[:2] > NEWEST:
             shown = ".".join(map(str, found))
             return f"MindSpore {shown} is installed; 2.7.2 to 2.10 are supported"
         return None
 
     def _engine(self) -> ModuleType:
-        if self.device == "CPU" and "mindspore" not in sys.modules:
-            cap_instruction_set()
+        if "mindspore" not in sys.modules:
+            self._set_environment()
         from refinedet.adapters.mindspore import engine
 
         try:
@@ -54,6 +62,12 @@ class MindSporeBackend:
             reason = str(error).strip().splitlines()[0]
             raise BackendError(f"backend {self.name}: no {self.device}: {reason}") from error
         return engine
+
+    def _set_environment(self) -> None:
+        for name, value in self.environment.items():
+            if name not in os.environ:
+                os.environ[name] = value
+                print(f"{self.name}: set {name}={value} for this MindSpore", file=sys.stderr)
 
     def network(self, config: Config, parameters: Parameters) -> Network:
         """See ``refinedet.backend.Backend``."""
@@ -95,14 +109,3 @@ class MindSporeBackend:
         """Read a MindIR; see ``refinedet.backend.Backend``."""
         network: Network = self._engine().MindIRNetwork(path, config)
         return network
-
-
-def cap_instruction_set() -> None:
-    """Keep MindSpore 2.9 and later off AVX-512, unless the user has set a limit.
-
-    Its oneDNN falls back to a reference convolution there, 150 times slower. The
-    limit is read when MindSpore is imported.
-    """
-    if _version() >= (2, 9) and ISA not in os.environ:
-        os.environ[ISA] = "AVX2"
-        print(f"mindspore-cpu: set {ISA}=AVX2 for MindSpore {version('mindspore')}", file=sys.stderr)

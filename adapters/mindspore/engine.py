@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -64,4 +63,4 @@ def export(network: MindSporeNetwork, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         fresh = Path(folder) / "model.mindir"
         ms.export(network.scored, pictures, file_name=str(fresh), file_format="MINDIR")
-        os.replace(fresh, path)
+        fresh.replace(path)

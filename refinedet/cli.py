@@ -1,0 +1,391 @@
+"""The command line. Every failure a user can cause is one line and a status of 1."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from refinedet import __version__
+from refinedet.backend import BackendError, backend_names, find_backend
+from refinedet.bench import bench as run_bench
+from refinedet.bench import table as bench_table
+from refinedet.checkpoint import CheckpointError
+from refinedet.data.dataset import DataError, Dataset
+from refinedet.data.pictures import read_picture
+from refinedet.data.source import DataSource, read_dataset, report
+from refinedet.demo import demo as run_demo
+from refinedet.drawing import detections_json, draw_detections, write_picture
+from refinedet.evaluation import (
+    evaluation_table,
+    score_results,
+    write_results,
+)
+from refinedet.files import write_atomically
+from refinedet.models import export_model, open_model
+from refinedet.prediction import Predictor
+from refinedet.settings import SettingsError, resolve, to_yaml
+from refinedet.spec.config import PRESETS, preset
+from refinedet.spec.errors import Array, ContractError
+from refinedet.spec.network import parameter_count
+from refinedet.training import TrainingError, evaluate, train, write_evaluation
+
+FAILURES = (
+    BackendError,
+    CheckpointError,
+    ContractError,
+    DataError,
+    OSError,
+    SettingsError,
+    TrainingError,
+)
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="RefineDet: train, evaluate and run the detector.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
+presets_app = typer.Typer(no_args_is_help=True, help="The named detectors.")
+app.add_typer(data_app, name="data")
+app.add_typer(presets_app, name="presets")
+
+
+class Layout(str, Enum):
+    """How a data set lies on the disk."""
+
+    coco = "coco"
+    voc = "voc"
+    text = "text"
+
+
+DATA = "Data set"
+BackendName = Annotated[str, typer.Option("--backend", help="Which backend computes.")]
+LayoutOption = Annotated[
+    Layout | None, typer.Option("--layout", help="Layout of the data set.", rich_help_panel=DATA)
+]
+RootOption = Annotated[
+    Path | None, typer.Option("--root", help="Folder of the data set.", rich_help_panel=DATA)
+]
+AnnotationsOption = Annotated[
+    Path | None,
+    typer.Option("--annotations", help="COCO's JSON or the text list.", rich_help_panel=DATA),
+]
+PicturesOption = Annotated[
+    Path | None, typer.Option("--pictures", help="Folder of the pictures.", rich_help_panel=DATA)
+]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--split",
+        help="VOC: names of lists in ImageSets/Main, with commas; YEAR:NAME joins years.",
+        rich_help_panel=DATA,
+    ),
+]
+ClassesOption = Annotated[
+    str | None,
+    typer.Option("--classes", help="Class names with commas, in order.", rich_help_panel=DATA),
+]
+ModelOption = Annotated[
+    Path,
+    typer.Option("--model", help="Folder of a run, a checkpoint, or an exported detector."),
+]
+
+
+def _source(
+    layout: Layout | None,
+    root: Path | None,
+    annotations: Path | None,
+    pictures: Path | None,
+    split: str | None,
+    classes: str | None,
+) -> DataSource:
+    if layout is None:
+        raise DataError("--layout: say how the data set lies on the disk: coco, voc or text")
+    names = tuple(name.strip() for name in classes.split(",")) if classes else ()
+    return DataSource(layout.value, root, annotations, pictures, split, names)
+
+
+def _say_skips(dataset: Dataset) -> Dataset:
+    """Tell on the terminal how much of a data set was left out."""
+    if skipped := [f for f in dataset.findings if f.level == "skip"]:
+        typer.echo(
+            f"{dataset.name}: left out or trimmed {len(skipped)}, the first: {skipped[0]}", err=True
+        )
+    return dataset
+
+
+@app.command("demo")
+def demo_command(
+    run: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    backend: BackendName = "mindspore-cpu",
+    seed: Annotated[int, typer.Option(help="Of pictures, parameters and order.")] = 0,
+) -> None:
+    """Draw pictures of shapes, train on them, evaluate, export, and run the export."""
+    run_demo(find_backend(backend), run, seed)
+
+
+@app.command("train")
+def train_command(
+    run: Annotated[Path, typer.Option(help="Folder of the run; new, unless --resume.")],
+    layout: LayoutOption = None,
+    root: RootOption = None,
+    annotations: AnnotationsOption = None,
+    pictures: PicturesOption = None,
+    split: SplitOption = None,
+    classes: ClassesOption = None,
+    eval_annotations: Annotated[
+        Path | None,
+        typer.Option(help="As --annotations, to evaluate on.", rich_help_panel=DATA),
+    ] = None,
+    eval_pictures: Annotated[
+        Path | None, typer.Option(help="As --pictures, to evaluate on.", rich_help_panel=DATA)
+    ] = None,
+    eval_split: Annotated[
+        str | None, typer.Option(help="As --split, to evaluate on.", rich_help_panel=DATA)
+    ] = None,
+    preset_name: Annotated[
+        str | None, typer.Option("--preset", help="Settings to begin with.")
+    ] = None,
+    settings_file: Annotated[
+        Path | None, typer.Option("--settings", help="YAML file of settings over the preset's.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE over both, as model.schedule.rate=0.01; repeatable."),
+    ] = None,
+    backend: BackendName = "mindspore-cpu",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")
+    ] = False,
+) -> None:
+    """Train, and evaluate if told on what."""
+    source = _source(layout, root, annotations, pictures, split, classes)
+    training = _say_skips(read_dataset(source))
+    training.require_usable()
+    evaluation = None
+    if eval_annotations or eval_pictures or eval_split:
+        other = replace(
+            source,
+            annotations=eval_annotations or annotations,
+            pictures=eval_pictures or pictures,
+            split=eval_split or split,
+            class_names=training.class_names,
+        )
+        evaluation = _say_skips(read_dataset(other))
+    settings = resolve(preset_name, settings_file, assignments or (), training.class_names)
+    train(find_backend(backend), training, evaluation, settings, run, resume=resume)
+
+
+@app.command("eval")
+def eval_command(
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Folder of a run, a checkpoint, or an exported detector."),
+    ] = None,
+    layout: LayoutOption = None,
+    root: RootOption = None,
+    annotations: AnnotationsOption = None,
+    pictures: PicturesOption = None,
+    split: SplitOption = None,
+    classes: ClassesOption = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="COCO results to score against --annotations; needs no model."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the tables, results.json and samples.")
+    ] = None,
+    by_class: Annotated[bool, typer.Option("--by-class", help="Show each class too.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+    backend: BackendName = "mindspore-cpu",
+) -> None:
+    """Print COCO's twelve figures and VOC's, of a model or of a results file."""
+    if results is not None:
+        if annotations is None:
+            raise DataError("--results: needs --annotations, the COCO JSON with the truth")
+        evaluation = score_results(results, annotations)
+        typer.echo(evaluation_table(evaluation, by_class))
+        return
+    if model is None:
+        raise DataError("--model: say what to evaluate, or give --results and --annotations")
+    opened = open_model(find_backend(backend), model)
+    source = _source(layout, root, annotations, pictures, split, classes)
+    if not source.class_names:
+        source = replace(source, class_names=opened.class_names)
+    dataset = _say_skips(read_dataset(source))
+    dataset.require_usable()
+    if dataset.class_names != opened.class_names:
+        raise DataError(
+            f"{model}: detects {', '.join(opened.class_names)}; the data set has "
+            f"{', '.join(dataset.class_names)}; name the model's with --classes"
+        )
+    evaluator = evaluate(opened.network, dataset, batch_size)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        write_results(output / "results.json", dataset.category_ids, evaluator.found)
+        evaluation = write_evaluation(output, evaluator)
+    else:
+        evaluation = evaluator.result()
+    typer.echo(evaluation_table(evaluation, by_class))
+
+
+@app.command("detect")
+def detect_command(
+    paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+    model: ModelOption,
+    output: Annotated[
+        Path, typer.Option(help="Folder for drawn pictures and detections.json.")
+    ] = Path("detections"),
+    score: Annotated[float, typer.Option(min=0, max=1, help="Show nothing below.")] = 0.5,
+    backend: BackendName = "mindspore-cpu",
+) -> None:
+    """Find objects in pictures; draw them, and list them as JSON in pixels."""
+    files = list(_pictures(paths))
+    opened = open_model(find_backend(backend), model)
+    predictor = Predictor(opened.network, min(8, len(files)))
+    output.mkdir(parents=True, exist_ok=True)
+    rows = []
+    pictures: list[Array] = []
+
+    def read() -> Iterator[Array]:
+        for file in files:
+            pictures.append(read_picture(file))
+            yield pictures[-1]
+
+    bar = tqdm(files, "detecting", disable=None, delay=2, unit="picture")
+    for file, found in zip(bar, predictor.predict(read()), strict=True):
+        picture = pictures.pop(0)
+        sure = found.scores >= score
+        found = type(found)(found.boxes[sure], found.scores[sure], found.labels[sure])
+        drawn = draw_detections(
+            picture, found.boxes, found.labels, found.scores, opened.class_names
+        )
+        write_picture(output / f"{file.stem}.png", drawn)
+        rows.append((str(file), picture.shape[1], picture.shape[0], found))
+    content = json.dumps(detections_json(rows, opened.class_names), indent=2)
+    write_atomically(output / "detections.json", content + "\n")
+    count = sum(len(row[3].labels) for row in rows)
+    typer.echo(f"{count} objects in {len(files)} pictures; see {output}")
+
+
+def _pictures(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path}: no such picture or folder")
+        if path.is_file():
+            yield path
+            continue
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        if not found:
+            raise DataError(f"{path}: no picture in this folder")
+        yield from found
+
+
+@app.command("export")
+def export_command(
+    model: ModelOption,
+    output: Annotated[Path, typer.Option(help="The file to write, as detector.mindir.")],
+    backend: BackendName = "mindspore-cpu",
+) -> None:
+    """Write a trained detector as the backend's own kind of file (MindIR)."""
+    engine = find_backend(backend)
+    export_model(engine, open_model(engine, model), output)
+    typer.echo(f"wrote {output} and its settings, {output}.yaml")
+
+
+@data_app.command("check")
+def check_command(
+    layout: LayoutOption = None,
+    root: RootOption = None,
+    annotations: AnnotationsOption = None,
+    pictures: PicturesOption = None,
+    split: SplitOption = None,
+    classes: ClassesOption = None,
+) -> None:
+    """List everything that is wrong with a data set; status 1 if training would refuse it."""
+    source = _source(layout, root, annotations, pictures, split, classes)
+    dataset = read_dataset(source, check_pictures=True)
+    typer.echo(report(dataset))
+    if dataset.refusals() or not dataset.records:
+        raise typer.Exit(1)
+
+
+@presets_app.command("list")
+def presets_list() -> None:
+    """Name the presets."""
+    for name, config in PRESETS.items():
+        height, width = config.image_size
+        millions = parameter_count(config) / 1e6
+        typer.echo(f"{name:24}{height}x{width:<8}{millions:6.1f} M parameters at 81 classes")
+
+
+@presets_app.command("show")
+def presets_show(name: Annotated[str, typer.Argument(help="Name of a preset.")]) -> None:
+    """Print a preset as YAML, ready to be changed and given to --settings."""
+    typer.echo(to_yaml(resolve(name, None, ())), nl=False)
+
+
+@app.command("bench")
+def bench_command(
+    preset_name: Annotated[str, typer.Option("--preset", help="Which detector.")] = (
+        "refinedet_vgg16_320"
+    ),
+    backend: BackendName = "mindspore-cpu",
+    repeat: Annotated[int, typer.Option(min=1, help="Measurements of a row.")] = 3,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the rows there too.")
+    ] = None,
+) -> None:
+    """Measure forward, training step, input and post-processing, side by side."""
+    measured = run_bench(backend, preset(preset_name), repeat)
+    rows = list(tqdm(measured, "measuring", disable=None, unit="row"))
+    typer.echo(bench_table(rows))
+    if json_file is not None:
+        content = [row._asdict() for row in rows]
+        write_atomically(json_file, json.dumps(content, indent=2) + "\n")
+
+
+@app.command("backends")
+def backends_command() -> None:
+    """Name the installed backends."""
+    for name in backend_names():
+        typer.echo(name)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"refinedet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """RefineDet: train, evaluate and run the detector."""
+
+
+def main() -> None:
+    """The program ``refinedet``."""
+    try:
+        app()
+    except FAILURES as error:
+        line = " ".join(str(error).split())
+        print(f"refinedet: error: {line}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("refinedet: interrupted", file=sys.stderr)
+        sys.exit(130)

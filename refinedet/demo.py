@@ -1,0 +1,53 @@
+"""The demonstration: a whole life of a detector, in a few minutes on two cores."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import typer
+
+from refinedet.backend import Backend, BackendError
+from refinedet.data.shapes import generate_shapes
+from refinedet.evaluation import evaluation_table
+from refinedet.models import export_model, open_model
+from refinedet.settings import resolve
+from refinedet.training import evaluate, train, write_evaluation
+
+PRESET = "refinedet_eighth_128"
+STEPS = 300
+TRAINING, HELD_OUT = 400, 60
+"""Pictures to train and to evaluate on."""
+
+
+def demo(backend: Backend, run: Path, seed: int) -> None:
+    """Generate shapes, train, evaluate, export, run the export, and compare.
+
+    The same seed gives the same figures again.
+
+    Raises:
+        BackendError: the exported detector finds something else than the trained one.
+        TrainingError, DataError, OSError: as ``train``.
+    """
+    began = time.monotonic()
+    size = resolve(PRESET, None, ()).model.image_size
+    data = run.with_name(f"{run.name}-shapes")
+    training = generate_shapes(TRAINING, size, seed, data / "train")
+    held_out = generate_shapes(HELD_OUT, size, seed + 1, data / "held-out")
+    assignments = [f"model.schedule.steps={STEPS}", f"input.seed={seed}"]
+    settings = resolve(PRESET, None, assignments, training.class_names)
+    train(backend, training, held_out, settings, run)
+
+    exported = run / "detector.mindir"
+    trained = open_model(backend, run)
+    export_model(backend, trained, exported)
+    before = evaluate(trained.network, held_out)
+    again = evaluate(open_model(backend, exported).network, held_out)
+    evaluation = write_evaluation(run, again)
+    for image_id, found in before.found.items():
+        if not all(map(np.array_equal, found, again.found[image_id])):
+            raise BackendError(f"{exported}: finds something else in picture {image_id}")
+    typer.echo(evaluation_table(evaluation, by_class=True))
+    minutes = (time.monotonic() - began) / 60
+    typer.echo(f"run from {exported}, same detections; {minutes:.1f} minutes; see {run}")

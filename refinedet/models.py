@@ -1,0 +1,57 @@
+"""Trained detectors as files: a run, a checkpoint, weights, or an export of a backend.
+
+An export has its settings beside it, as ``NAME.yaml``: the file of the backend holds
+the graph and the numbers, not the preset, the classes or the preparation of pictures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from refinedet.backend import Backend, Network
+from refinedet.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint
+from refinedet.files import write_atomically
+from refinedet.settings import Settings, from_yaml, to_yaml
+
+
+@dataclass(frozen=True)
+class Model:
+    """A detector ready to run, and what its labels mean."""
+
+    network: Network
+    class_names: tuple[str, ...]
+    source: Path
+
+
+def _settings_file(path: Path) -> Path:
+    return path.with_name(path.name + ".yaml")
+
+
+def open_model(backend: Backend, path: Path) -> Model:
+    """The detector in a file or a run.
+
+    Args:
+        path: folder of a run (its newest checkpoint), a ``.safetensors`` checkpoint or
+            weights, or what ``export_model`` wrote.
+    Raises:
+        CheckpointError, SettingsError, DataError: nothing there, or not such a file.
+    """
+    if path.is_dir():
+        checkpoint = newest_checkpoint(path / "checkpoints")
+        if checkpoint is None:
+            raise CheckpointError(f"{path}: no checkpoint in it; it is not a run, or has none yet")
+    elif path.suffix == ".safetensors" or not _settings_file(path).exists():
+        checkpoint = load_checkpoint(path)
+    else:
+        settings = from_yaml(_settings_file(path))
+        return Model(backend.load(path, settings.model), settings.class_names, path)
+    network = backend.network(checkpoint.config, checkpoint.parameters)
+    return Model(network, checkpoint.settings.class_names, path)
+
+
+def export_model(backend: Backend, model: Model, path: Path) -> None:
+    """Write a detector as the backend's own kind of file, and its settings beside it."""
+    settings = Settings(model=model.network.config, class_names=model.class_names)
+    write_atomically(_settings_file(path), to_yaml(settings))
+    backend.export(model.network, path)
