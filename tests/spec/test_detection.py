@@ -186,6 +186,15 @@ def test_equal_scores_go_by_rising_anchor_then_rising_class():
     assert three.labels.tolist() == [1, 3, 1]
 
 
+def test_ties_keep_their_order_on_long_inputs():
+    # An unstable sort shows beyond some sixteen numbers.
+    scores = np.zeros((200, 3), np.float32)
+    scores[:, 1], scores[:, 2] = 0.25, 0.5
+    got = detect(far_apart(200), scores, EVERYTHING)
+    assert got.labels.tolist() == [2] * 200 + [1] * 200
+    assert_array_equal(got.boxes, np.tile(far_apart(200), (2, 1)))
+
+
 def test_classes_do_not_suppress_one_another():
     same = np.float32([[0, 0, 1, 1]] * 3)
     scores = np.float32([[0, 0.9, 0], [0, 0.8, 0], [0, 0, 0.7]])

@@ -235,6 +235,9 @@ def test_negatives_that_are_not_eligible_are_passed_over():
 def test_equal_losses_go_to_the_lowest_anchor():
     assert mined([2, 2, 2, 2, 2, 2], positive=[2], ratio=2) == [0, 1]
     assert mined([1, 2, 1, 3, 1, 1], positive=[3], ratio=2) == [0, 1]
+    # Long inputs are where an unstable sort shows.
+    losses = np.arange(200) % 2
+    assert mined(losses, positive=[1], ratio=50) == list(range(3, 103, 2))
 
 
 @pytest.mark.parametrize(
