@@ -57,7 +57,8 @@ def _best_first(score: Array, top: int | None) -> Array:
         return np.argsort(-score, kind="stable")
     lowest = np.partition(score, len(score) - top)[len(score) - top]
     rows = np.flatnonzero(score >= lowest)
-    return rows[np.argsort(-score[rows], kind="stable")[:top]]
+    best: Array = rows[np.argsort(-score[rows], kind="stable")[:top]]
+    return best
 
 
 def _rank(label: Array) -> Array:

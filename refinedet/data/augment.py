@@ -110,10 +110,8 @@ def augment(
     )
     pixels = distort(pixels, settings.distort, rng)
     if pixels.shape[:2] != size:
-        canvas = np.empty((*size, 3), np.uint8)
-        canvas[...] = _fill(config)
-        canvas[place.y_min : place.y_max, place.x_min : place.x_max] = pixels
-        pixels = canvas
+        edges = place.y_min, size[0] - place.y_max, place.x_min, size[1] - place.x_max
+        pixels = cv2.copyMakeBorder(pixels, *edges, cv2.BORDER_CONSTANT, value=_fill(config))
 
     inside = _centres_inside(exact, np.array(window, np.float64)[None])[:, 0]
     moved = _move(exact[inside], part, place, size)
@@ -218,8 +216,9 @@ def _trials(window: Window, rng: np.random.Generator) -> Array:
 def _centres_inside(boxes: Array, crops: Array) -> Array:
     """Whether each box's centre is inside each crop, (T, C)."""
     centre = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
-    inside: Array = (crops[:, :2] < centre) & (centre < crops[:, 2:])
-    return inside[..., 0] & inside[..., 1]
+    between = (crops[:, :2] < centre) & (centre < crops[:, 2:])
+    inside: Array = between[..., 0] & between[..., 1]
+    return inside
 
 
 def _best_iou(boxes: Array, crops: Array) -> Array:
@@ -299,19 +298,19 @@ def _turn_colours(pixels: Array, strength: float, turn: int) -> Array:
 
 
 def _resize(picture: Array, size: tuple[int, int], interpolation: int) -> Array:
-    if interpolation == cv2.INTER_LANCZOS4:
-        # OpenCV is three times as fast in float32 here.
+    """A picture stretched to a size, (height, width, 3) uint8."""
+    resized: Array
+    if interpolation == cv2.INTER_LANCZOS4:  # OpenCV is three times as fast in float32
         rough = cv2.resize(picture.astype(np.float32), size[::-1], interpolation=interpolation)
-        np.maximum(rough, 0, out=rough)
-        resized: Array = cv2.convertScaleAbs(rough)  # rounds, and clips at 255
-        return resized
-    resized = cv2.resize(picture, size[::-1], interpolation=interpolation)
+        resized = cv2.convertScaleAbs(np.maximum(rough, 0, out=rough))  # rounds, clips at 255
+    else:
+        resized = cv2.resize(picture, size[::-1], interpolation=interpolation)
     return resized
 
 
-def _fill(config: PictureConfig) -> Array:
+def _fill(config: PictureConfig) -> tuple[int, ...]:
     """The mean colour, rounded: R, G, B."""
-    mean = np.rint(config.mean).astype(np.uint8)
+    mean = tuple(round(value) for value in config.mean)
     return mean[::-1] if config.channels == "BGR" else mean
 
 
