@@ -79,7 +79,8 @@ def augment(
 
     A function of its arguments and of the generator's state alone. An object whose
     centre is outside the crop is dropped, the others are clipped. A crop that would
-    leave no object is not taken.
+    leave no object is not taken; a picture without objects is not cropped. With every
+    change turned off this is ``resize_only``.
 
     Args:
         picture: (H, W, 3) uint8, R, G, B.
@@ -101,7 +102,9 @@ def augment(
         window = expanded(window, settings.expand_ratio, rng)
     if settings.crop and len(boxes):
         window = cropped(window, exact, rng)
-    interpolation = INTERPOLATIONS[rng.integers(len(INTERPOLATIONS))]
+    interpolation = cv2.INTER_LINEAR
+    if settings.crop or any((settings.distort, settings.expand, settings.mirror, settings.flip)):
+        interpolation = INTERPOLATIONS[rng.integers(len(INTERPOLATIONS))]
     part, place = _visible(picture, window, size)
     pixels = _resize(
         picture[part.y_min : part.y_max, part.x_min : part.x_max],
@@ -121,7 +124,7 @@ def augment(
     if flip:
         moved[:, [1, 3]] = 1 - moved[:, [3, 1]]
     if mirror or flip:
-        pixels = cv2.flip(pixels, int(mirror) - int(flip) if mirror != flip else -1)
+        pixels = cv2.flip(pixels, -1 if mirror and flip else int(mirror))
     result = moved.astype(np.float32)
     solid = (result[:, 2:] > result[:, :2]).all(axis=1)
     return pixels, result[solid], labels[inside][solid]
