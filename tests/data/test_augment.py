@@ -271,6 +271,8 @@ def test_a_crop_keeps_its_promise(least: float, monkeypatch: pytest.MonkeyPatch)
     if least == 0:
         assert scale.min() < 0.5
         assert scale.max() > 0.9
+        place = (changed[:, :2] - [-40, -30]) / (1.001 - share)
+        assert abs(np.corrcoef(place.T)[0, 1]) < 0.5  # x and y are drawn apart
 
 
 def test_samplers_are_chosen_evenly() -> None:
