@@ -18,9 +18,10 @@ from refinedet.backend import BackendError, backend_names, find_backend
 from refinedet.bench import bench as run_bench
 from refinedet.bench import table as bench_table
 from refinedet.checkpoint import CheckpointError
+from refinedet.data.checks import report
 from refinedet.data.dataset import DataError, Dataset
 from refinedet.data.pictures import read_picture
-from refinedet.data.source import DataSource, read_dataset, report
+from refinedet.data.source import DataSource, read_dataset
 from refinedet.demo import demo as run_demo
 from refinedet.drawing import detections_json, draw_detections, write_picture
 from refinedet.evaluation import (

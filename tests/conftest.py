@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -15,3 +16,22 @@ def shared_data() -> Path:
             pytest.fail(f"REFINEDET_REQUIRE_DATA=1, but there is no {path}")
         pytest.skip(f"real data is not there: {path}")
     return path
+
+
+@pytest.fixture
+def noise(tmp_path):
+    """Ten noisy pictures, 80 wide and 48 high, with one to three objects of two classes."""
+    import cv2  # the contract's own tests run without it
+
+    from refinedet.data.dataset import Dataset, Object, make_record
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    records = []
+    for i in range(10):
+        path = folder / f"{i}.png"
+        cv2.imwrite(str(path), rng.integers(0, 256, (48, 80, 3), dtype=np.uint8))
+        objects = [Object((2.0 + j, 3.0, 30.0 + j, 40.0), 1 + j % 2) for j in range(1 + i % 3)]
+        records.append(make_record(i + 1, path, (80, 48), objects))
+    return Dataset("noise", ("a", "b"), records)

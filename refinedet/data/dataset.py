@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,8 @@ class Finding:
     """File, and the row, object or field in it."""
     what: str
     """What is wrong and what to do about it."""
+    kind: str = ""
+    """Its row in ``refinedet.data.checks.POLICY``, by which findings are grouped."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
@@ -91,7 +93,47 @@ class Dataset:
             more = f" ({len(refusals) - 1} more: run `refinedet data check`)"
             raise DataError(f"{refusals[0]}{more if len(refusals) > 1 else ''}")
         if not self.records:
-            raise DataError(f"{self.name}: no usable picture")
+            reason = f"; {self.findings[0]}" if self.findings else ""
+            raise DataError(f"{self.name}: no usable picture{reason}")
+
+
+class Object(NamedTuple):
+    """One object, on its way into a ``Record``; the fields are named there."""
+
+    box: tuple[float, float, float, float]
+    label: int
+    difficult: bool = False
+    crowd: bool = False
+    area: float | None = None
+    """None: the box's."""
+
+
+def make_record(
+    image_id: int, path: Path, size: tuple[int, int], objects: Sequence[Object]
+) -> Record:
+    """A record from its objects.
+
+    Args:
+        size: width and height.
+    """
+    boxes = np.array([o.box for o in objects], np.float32).reshape(-1, 4)
+    areas = [box_area(o.box) if o.area is None else o.area for o in objects]
+    return Record(
+        image_id=image_id,
+        path=path,
+        width=size[0],
+        height=size[1],
+        boxes=boxes,
+        labels=np.array([o.label for o in objects], np.int64),
+        difficult=np.array([o.difficult for o in objects], bool),
+        crowd=np.array([o.crowd for o in objects], bool),
+        areas=np.array(areas, np.float32),
+    )
+
+
+def box_area(box: tuple[float, float, float, float]) -> float:
+    """Square pixels of a box in corner form."""
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def no_objects() -> tuple[Array, Array]:

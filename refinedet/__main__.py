@@ -1,0 +1,5 @@
+"""``python -m refinedet``."""
+
+from refinedet.cli import main
+
+main()

@@ -1,0 +1,255 @@
+"""Picture files: from JPEG, PNG or BMP to rows of red, green and blue.
+
+Whatever the file holds, a reader gets (H, W, 3) uint8, R, G, B, as the picture is
+shown:
+
+- grey and palette become R, G, B; CMYK too, by simple complement, without a profile;
+- sixteen bits a channel keep their high eight;
+- transparency is laid over white, as on paper: what lies under it may be anything;
+- a JPEG's EXIF orientation is applied; other formats' is not.
+
+The header is read here, before OpenCV sees the file. It gives the size at the cost of
+a few hundred bytes, keeps a small file that unpacks to gigabytes from being unpacked,
+and makes the orientation the same in every version of OpenCV.
+
+A file that breaks off is refused: a JPEG without its end marker, a PNG without its
+last chunk. Damage inside a complete JPEG cannot be told from an ugly picture.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import cv2
+import numpy as np
+
+from refinedet.data.dataset import DataError
+from refinedet.spec.errors import Array
+
+MAX_PIXELS = 100_000_000
+"""Largest picture that is unpacked: 300 MB as eight bits a channel."""
+
+ORIENTATIONS = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+"""EXIF orientation: exchange rows and columns, then mirror the rows, the columns.
+
+Source: Exif 2.3 (JEITA CP-3451C), section 4.6.4, tag 274.
+"""
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_JPEG_END = b"\xff\xd9"
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers that open a frame: SOF0 to SOF15, less DHT, JPG and DAC (ITU-T T.81, table B.1)."""
+_JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
+"""Markers without a segment: TEM, RST0 to RST7, SOI."""
+
+
+class _Broken(Exception):
+    """Why a file cannot be used, without its name."""
+
+
+class _Header(NamedTuple):
+    kind: str
+    width: int
+    height: int
+    """As stored, before the orientation is applied."""
+    orientation: int = 1
+    transparent: bool = False
+    end: int = 0
+    """JPEG: bytes up to the end of the frame header."""
+
+
+def read_picture(path: Path) -> Array:
+    """The picture in a file.
+
+    Returns:
+        (H, W, 3) uint8, R, G, B, contiguous; turned as it is to be shown.
+    Raises:
+        DataError: one line; no such file, empty, cut off, not a JPEG, PNG or BMP, of
+            more than ``MAX_PIXELS`` pixels, or damaged.
+    """
+    try:
+        with _opened(path) as stream:
+            _header(stream)  # a file of any length is read only if it is a picture
+            stream.seek(0)
+            return _decode(stream.read())
+    except _Broken as reason:
+        raise DataError(f"{path}: {reason}") from None
+
+
+def decode_picture(data: bytes, name: str) -> Array:
+    """The picture in the bytes of a file.
+
+    Args:
+        data: the whole file.
+        name: what to call it in an error.
+    Returns:
+        As ``read_picture``.
+    Raises:
+        DataError: as ``read_picture``.
+    """
+    try:
+        return _decode(data)
+    except _Broken as reason:
+        raise DataError(f"{name}: {reason}") from None
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of the picture in a file as it is shown, from its header alone.
+
+    Raises:
+        DataError: as ``read_picture``, but for what only the whole file tells.
+    """
+    try:
+        with _opened(path) as stream:
+            header = _header(stream)
+    except _Broken as reason:
+        raise DataError(f"{path}: {reason}") from None
+    turned = ORIENTATIONS[header.orientation][0]
+    return (header.height, header.width) if turned else (header.width, header.height)
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        if path.exists() and not path.is_file():
+            raise _Broken("not a file")  # opening a pipe would wait for ever
+        return path.open("rb")
+    except FileNotFoundError:
+        raise _Broken("no such file") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise _Broken(f"cannot be opened: {reason}") from None
+
+
+def _decode(data: bytes) -> Array:
+    header = _header(io.BytesIO(data))
+    if header.kind == "JPEG" and data.rfind(_JPEG_END, header.end) < 0:
+        raise _Broken("cut off: no end marker; replace it by a whole file")
+    if header.kind == "PNG":
+        header = header._replace(transparent=_png_transparent(data))
+    mode = cv2.IMREAD_UNCHANGED if header.transparent else cv2.IMREAD_COLOR
+    if not header.transparent:
+        mode |= cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        picture: Array | None = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
+    except cv2.error:
+        picture = None
+    if picture is None:
+        raise _Broken(f"damaged {header.kind}: cannot be decoded; replace it by a whole file")
+    if header.transparent:
+        picture = _on_white(picture)
+    if header.orientation != 1:
+        picture = _turn(picture, header.orientation)
+    rgb: Array = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    return rgb
+
+
+def _on_white(picture: Array) -> Array:
+    """(H, W), (H, W, 3) or (H, W, 4) uint8 or uint16 to (H, W, 3) uint8."""
+    if picture.dtype == np.uint16:
+        picture = (picture >> 8).astype(np.uint8)
+    if picture.ndim == 2:
+        picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
+    if picture.shape[2] == 3:
+        return picture
+    colour, alpha = picture[..., :3].astype(np.uint16), picture[..., 3:].astype(np.uint16)
+    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _turn(picture: Array, orientation: int) -> Array:
+    exchange, rows, columns = ORIENTATIONS[orientation]
+    if exchange:
+        picture = picture.swapaxes(0, 1)
+    picture = picture[:: -1 if rows else 1, :: -1 if columns else 1]
+    return np.ascontiguousarray(picture)
+
+
+def _header(stream: BinaryIO) -> _Header:
+    """What the first bytes say; leaves the stream anywhere."""
+    start = stream.read(26)
+    try:
+        if not start:
+            raise _Broken("empty file")
+        if start.startswith(b"\xff\xd8"):
+            stream.seek(2)
+            header = _jpeg_header(stream)
+        elif start.startswith(_PNG_SIGNATURE):
+            header = _Header("PNG", *struct.unpack_from(">II", start, 16))
+        elif start.startswith(b"BM"):
+            width, height = struct.unpack_from("<ii", start, 18)
+            header = _Header("BMP", width, abs(height))  # below 0: rows from the top
+        else:
+            raise _Broken("not a JPEG, PNG or BMP picture; convert it, or leave it out")
+    except (struct.error, IndexError):
+        raise _Broken("cut off in its header; replace it by a whole file") from None
+    if header.width < 1 or header.height < 1:
+        raise _Broken(f"its header says {header.width}x{header.height} pixels")
+    if header.width * header.height > MAX_PIXELS:
+        size = f"{header.width}x{header.height}"
+        raise _Broken(f"{size} pixels are more than {MAX_PIXELS:,}; make it smaller")
+    return header
+
+
+def _jpeg_header(stream: BinaryIO) -> _Header:
+    """The frame's size and the orientation: ITU-T T.81, annex B; Exif 2.3."""
+    orientation = 1
+    while True:
+        if stream.read(1) != b"\xff":
+            raise _Broken("damaged JPEG: a marker is missing; replace it by a whole file")
+        marker = 0xFF
+        while marker == 0xFF:  # any number of fill bytes
+            marker = stream.read(1)[0]
+        if marker in _JPEG_BARE:
+            continue
+        if marker in (0xD9, 0xDA):
+            raise _Broken("damaged JPEG: no frame header; replace it by a whole file")
+        (length,) = struct.unpack(">H", stream.read(2))
+        content = stream.read(max(length - 2, 0))
+        if marker in _JPEG_FRAMES:
+            height, width = struct.unpack_from(">HH", content, 1)
+            return _Header("JPEG", width, height, orientation, end=stream.tell())
+        if marker == 0xE1 and content.startswith(b"Exif\0\0"):
+            orientation = _exif_orientation(content[6:])
+
+
+def _exif_orientation(tiff: bytes) -> int:
+    """1 to 8; 1 where the tag is missing or is nonsense, as viewers take it."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2], "<")
+    try:
+        (place,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, place)
+        for entry in range(place + 2, place + 2 + 12 * count, 12):
+            tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
+            if tag == 274 and kind == 3 and value in ORIENTATIONS:
+                return int(value)
+    except struct.error:
+        pass
+    return 1
+
+
+def _png_transparent(data: bytes) -> bool:
+    """Whether a PNG has an alpha channel or a transparent colour.
+
+    Walks the chunks to the last, IEND, and so notices a file that breaks off.
+    """
+    transparent = data[25:26] in (b"\x04", b"\x06")  # grey and alpha; RGB and alpha
+    place = len(_PNG_SIGNATURE)
+    while place + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, place)
+        name = data[place + 4 : place + 8]
+        if name == b"IEND":
+            return transparent
+        transparent |= name == b"tRNS"
+        place += 12 + length
+    raise _Broken("cut off: no end chunk; replace it by a whole file")

@@ -1,0 +1,70 @@
+"""Where a data set is, in words that a command line or a file can say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from refinedet.data.checks import check_pictures as decode_pictures
+from refinedet.data.coco import read_coco
+from refinedet.data.dataset import DataError, Dataset
+from refinedet.data.text_list import read_text_list
+from refinedet.data.voc import read_voc
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A data set on the disk.
+
+    Attributes:
+        layout: ``coco``, ``voc`` or ``text``.
+        root: VOC's folder; for the others the folder from which the next two start.
+        annotations: COCO's JSON file, or the text list.
+        pictures: folder of the pictures.
+        split: VOC's lists.
+        class_names: of the classes wanted, in the order of their labels; empty takes
+            those of the data set.
+    """
+
+    layout: str
+    root: Path | None = None
+    annotations: Path | None = None
+    pictures: Path | None = None
+    split: str | None = None
+    class_names: tuple[str, ...] = ()
+
+
+def read_dataset(source: DataSource, *, check_pictures: bool = False) -> Dataset:
+    """Read a data set; all that is wrong with it is in its findings.
+
+    Args:
+        check_pictures: decode every picture too; takes about a millisecond each.
+    Raises:
+        DataError: an option is missing, or there is nothing to read.
+    """
+    names = source.class_names or None
+    if source.layout == "voc":
+        root = _given(source, "root")
+        if source.split is None:
+            raise DataError("--split: --layout voc needs the names of lists in ImageSets/Main")
+        dataset = read_voc(root, source.split, names)
+    else:
+        base = source.root or Path()
+        annotations = base / _given(source, "annotations")
+        pictures = base / (
+            source.pictures or (Path() if source.root else _given(source, "pictures"))
+        )
+        if source.layout == "coco":
+            dataset = read_coco(annotations, pictures, names)
+        elif names is None:
+            raise DataError("--classes: --layout text needs the names of class 1, 2, ...")
+        else:
+            dataset = read_text_list(annotations, pictures, names)
+    return decode_pictures(dataset, progress=True) if check_pictures else dataset
+
+
+def _given(source: DataSource, name: str) -> Path:
+    value: Path | None = getattr(source, name)
+    if value is None:
+        raise DataError(f"--{name}: --layout {source.layout} needs it")
+    return value

@@ -1,0 +1,163 @@
+"""PASCAL VOC's layout: ``Annotations/NAME.xml``, ``JPEGImages/``, ``ImageSets/Main/SET.txt``.
+
+The root is either one such folder, or a ``VOCdevkit`` that holds several, ``VOC2007``,
+``VOC2012``; their splits can be joined, as the paper trains on 07+12.
+
+Coordinates are taken as they are written. VOC counts pixels from 1 and means the last
+one to belong to the box; detections trained on such boxes are of the same kind, and
+VOC's own measure adds the pixel back (see ``refinedet.evaluation``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+from refinedet.data.checks import Findings, Folder, read_bytes, read_lines, require_distinct, sizes
+from refinedet.data.dataset import DataError, Dataset, Object, Record, make_record
+from refinedet.data.pictures import picture_size
+
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
+)  # fmt: skip
+"""VOC's own twenty, in the devkit's order."""
+
+
+def read_voc(root: Path, split: str, class_names: tuple[str, ...] | None = None) -> Dataset:
+    """Read a data set in VOC's layout.
+
+    Args:
+        root: the folder with ``Annotations``, or a ``VOCdevkit`` above several.
+        split: names of lists, joined by commas: ``trainval`` in the root, ``2007:test`` or
+            ``2007:trainval,2012:trainval`` in a devkit.
+        class_names: the classes, in the order of their labels. None takes VOC's twenty if
+            no others occur, else all that occur, sorted.
+    Returns:
+        The pictures in the order of the lists, under ids 1, 2, ... The picture's
+        real size counts; an annotation that says another is a finding.
+    Raises:
+        DataError: no such folder or list.
+    """
+    findings = Findings()
+    listed = [entry for part in split.split(",") for entry in _listed(root, part.strip(), findings)]
+    parsed = [entry for entry in (_parse(*entry, findings) for entry in listed) if entry]
+    found = {name for _, _, objects in parsed for _, name, _, _ in objects}
+    if class_names is not None:
+        require_distinct(class_names)
+        names = class_names
+    else:
+        names = CLASSES if found <= set(CLASSES) else tuple(sorted(found))
+    labels = {name: label for label, name in enumerate(names, start=1)}
+    records: list[Record] = []
+    for path, size, rows in parsed:
+        objects = []
+        for where, name, corners, difficult in rows:
+            if name not in labels:
+                what = f"class {name!r} is not among {', '.join(names)}; add or correct it"
+                findings.add("unknown class", where, what)
+            elif box := findings.box(where, corners, size):
+                objects.append(Object(box, labels[name], difficult))
+        records.append(make_record(len(records) + 1, path, size, objects))
+    return Dataset(f"voc {root} {split}", names, records, findings.all())
+
+
+def _listed(root: Path, part: str, findings: Findings) -> list[tuple[Path, str, Folder, Folder]]:
+    """Of each picture of one list: root, name, and where to look for its two files."""
+    year, colon, name = part.rpartition(":")
+    folder = root / f"VOC{year.removeprefix('VOC')}" if colon else root
+    if not name:
+        raise DataError(f"{root}: --split wants the name of a list in ImageSets/Main")
+    path = folder / "ImageSets" / "Main" / f"{name}.txt"
+    if not path.is_file():
+        have = sorted(p.stem for p in path.parent.glob("*.txt")) if path.parent.is_dir() else []
+        known = f"; there are {', '.join(have[:20])}" if have else ""
+        raise DataError(f"{path}: no such list{known}")
+    annotations = Folder(folder / "Annotations", findings, "annotation")
+    pictures = Folder(folder / "JPEGImages", findings)
+    names: list[tuple[Path, str, Folder, Folder]] = []
+    seen: set[str] = set()
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line:
+            continue
+        stem = line.split()[0]  # a class's own list has a flag behind the name
+        if stem in seen:
+            where = f"{path}: line {number}"
+            findings.add("duplicate id", where, f"{stem} was there before; remove one")
+            continue
+        seen.add(stem)
+        names.append((path, stem, annotations, pictures))
+    return names
+
+
+Row = tuple[str, str, tuple[float, float, float, float], bool]
+"""Where an object stands, its class, corners, and whether it is difficult."""
+
+
+def _parse(
+    listing: Path, stem: str, annotations: Folder, pictures: Folder, findings: Findings
+) -> tuple[Path, tuple[int, int], list[Row]] | None:
+    """A picture's file and size, and its objects; None and a finding if it has none."""
+    where = f"{listing}: {stem}"
+    file = annotations.find(where, f"{stem}.xml")
+    if file is None:
+        return None
+    try:
+        root: Element = fromstring(read_bytes(file))
+    except (DefusedXmlException, ParseError, ValueError, LookupError, RecursionError) as error:
+        what = "declares entities" if isinstance(error, DefusedXmlException) else f"{error}"
+        findings.add("malformed annotation", str(file), f"not usable XML: {what}; correct it")
+        return None
+    except DataError as error:
+        reason = str(error).removeprefix(f"{file}: ")
+        findings.add("malformed annotation", str(file), f"{reason}; correct it")
+        return None
+    # The name in the file is not followed: other tools leave a name of theirs there.
+    path = pictures.find(str(file), f"{stem}.jpg")
+    if path is None:
+        return None
+    try:
+        size = picture_size(path)
+    except DataError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        findings.add("unreadable picture", str(path), f"{reason}: left out")
+        return None
+    said = [_number(root, f"size/{side}") for side in ("width", "height")]
+    if all(said) and said != [float(n) for n in size]:
+        findings.add(
+            "size disagrees", str(file), sizes((int(said[0] or 0), int(said[1] or 0)), size)
+        )
+    return path, size, _objects(root, file, findings)
+
+
+def _objects(root: Element, file: Path, findings: Findings) -> list[Row]:
+    rows: list[Row] = []
+    for number, element in enumerate(root.iter("object"), start=1):
+        where = f"{file}: object {number}"
+        name = (element.findtext("name") or "").strip()
+        corners = [_number(element, f"bndbox/{k}") for k in ("xmin", "ymin", "xmax", "ymax")]
+        difficult = (element.findtext("difficult") or "0").strip()
+        if not name:
+            findings.add("malformed annotation", where, "has no name; correct it")
+        elif None in corners:
+            what = "bndbox wants the numbers xmin, ymin, xmax, ymax; correct it"
+            findings.add("malformed annotation", where, what)
+        elif difficult not in ("0", "1"):
+            what = f"difficult is {difficult!r:.40}, wants 0 or 1; correct it"
+            findings.add("malformed annotation", where, what)
+        else:
+            x_min, y_min, x_max, y_max = (c for c in corners if c is not None)
+            rows.append((where, name, (x_min, y_min, x_max, y_max), difficult == "1"))
+    return rows
+
+
+def _number(element: Element, path: str) -> float | None:
+    """The number in a child element; infinite counts, None is what is no number."""
+    try:
+        return float(element.findtext(path) or "")
+    except ValueError:
+        return None
