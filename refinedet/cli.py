@@ -20,7 +20,7 @@ from refinedet.bench import table as bench_table
 from refinedet.checkpoint import CheckpointError
 from refinedet.data.checks import report
 from refinedet.data.dataset import DataError, Dataset
-from refinedet.data.pictures import read_picture
+from refinedet.data.pictures import picture_size, read_picture
 from refinedet.data.source import DataSource, read_dataset
 from refinedet.demo import demo as run_demo
 from refinedet.drawing import detections_json, draw_detections, write_picture
@@ -254,6 +254,8 @@ def detect_command(
     files = list(_pictures(paths))
     opened = open_model(find_backend(backend), model)
     predictor = Predictor(opened.network, min(8, len(files)))
+    for file in files:
+        picture_size(file)  # a file that is no picture stops it before anything is written
     output.mkdir(parents=True, exist_ok=True)
     rows = []
     pictures: list[Array] = []
@@ -271,7 +273,7 @@ def detect_command(
         drawn = draw_detections(
             picture, found.boxes, found.labels, found.scores, opened.class_names
         )
-        write_picture(output / f"{file.stem}.png", drawn)
+        write_picture(output / f"{file.name}.png", drawn)
         rows.append((str(file), picture.shape[1], picture.shape[0], found))
     content = json.dumps(detections_json(rows, opened.class_names), indent=2)
     write_atomically(output / "detections.json", content + "\n")

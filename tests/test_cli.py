@@ -1,0 +1,168 @@
+"""The command line: what users type, and one line for everything they get wrong."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from refinedet.checkpoint import Checkpoint, write_checkpoint
+from refinedet.cli import main
+from refinedet.settings import from_yaml, resolve
+from refinedet.spec.network import initial_parameters
+
+SMALL = ["model.image_size=[64, 128]", "model.detection.score=0.3"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the program; gives its status, what it printed, and its errors."""
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["refinedet", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = stop.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def refused(result, message):
+    status, _, err = result
+    assert status == 1, result
+    assert err.startswith("refinedet: error: "), err
+    assert err.count("\n") == 1, err
+    assert message in err
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    settings = resolve("refinedet_eighth_128", None, SMALL, ("a", "b"))
+    path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
+    write_checkpoint(path, Checkpoint(settings, initial_parameters(settings.model, 0), None, 0))
+    return path
+
+
+def test_every_command_has_help(run):
+    for command in (
+        (),
+        *([name] for name in ("demo", "train", "eval", "detect", "export", "bench", "backends")),
+        ("data", "check"),
+        ("presets", "list"),
+        ("presets", "show"),
+    ):
+        status, out, _ = run(*command, "--help")
+        assert status == 0
+        assert "Usage" in out
+
+
+def test_presets_show_is_a_settings_file(run, tmp_path):
+    status, out, _ = run("presets", "show", "refinedet_eighth_128")
+    assert status == 0
+    (tmp_path / "mine.yaml").write_text(out)
+    assert from_yaml(tmp_path / "mine.yaml") == resolve("refinedet_eighth_128", None, ())
+    assert "refinedet_vgg16_512" in run("presets", "list")[1]
+    refused(run("presets", "show", "nosuch"), "no 'nosuch'; there are refinedet_vgg16_320")
+
+
+def test_results_alone_are_scored_as_published(run, shared_data):
+    folder = shared_data / "coco_eval"
+    status, out, _ = run(
+        *("eval", "--results", folder / "instances_val2014_fakebbox100_results.json"),
+        *("--annotations", folder / "instances_val2014_100.json"),
+    )
+    assert status == 0
+    figures = [line.split()[-1] for line in out.splitlines()[1:13]]
+    published = ".505 .697 .573 .586 .519 .501 .387 .594 .595 .640 .566 .564"
+    assert [figure.lstrip("0") for figure in figures] == published.split()
+
+
+def test_data_check_lists_all_and_tells_by_its_status(run, shared_data, tmp_path):
+    bccd = ("--layout", "voc", "--root", shared_data / "bccd")
+    status, out, _ = run("data", "check", *bccd, "--split", "trainval")
+    assert status == 0
+    assert "BloodImage_00338" in out
+    assert "BloodImage_00343" in out
+    (tmp_path / "list.txt").write_text("none.png 1,2,3,4,1\nother.png 1\n")
+    status, out, _ = run(
+        *("data", "check", "--layout", "text", "--root", tmp_path),
+        *("--annotations", "list.txt", "--classes", "a"),
+    )
+    assert status == 1
+    assert "line 1" in out
+    assert "line 2" in out
+
+
+def test_detect_draws_and_lists_pictures_of_every_kind(run, weights, tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    cv2.imwrite(str(pictures / "colour.jpg"), rng.integers(0, 256, (50, 90, 3), dtype=np.uint8))
+    cv2.imwrite(str(pictures / "grey.png"), rng.integers(0, 256, (70, 40), dtype=np.uint8))
+    output = tmp_path / "out"
+    status, out, _ = run("detect", pictures, "--model", weights, "--output", output, "--score", "0")
+    assert status == 0, out
+    rows = json.loads((output / "detections.json").read_text())
+    assert [(row["width"], row["height"]) for row in rows] == [(90, 50), (40, 70)]
+    for row in rows:
+        assert row["objects"]
+        for found in row["objects"]:
+            x_min, y_min, x_max, y_max = found["box"]
+            assert 0 <= x_min <= x_max <= row["width"]
+            assert 0 <= y_min <= y_max <= row["height"]
+            assert found["class"] in ("a", "b")
+    assert sorted(p.name for p in output.iterdir()) == [
+        "colour.jpg.png",
+        "detections.json",
+        "grey.png.png",
+    ]
+
+
+def test_eval_of_a_model_writes_its_tables(run, weights, tmp_path, noise):
+    lines = []
+    for record in noise.records:
+        boxes = [
+            ",".join(str(int(v)) for v in (*box, label))
+            for box, label in zip(record.boxes, record.labels, strict=True)
+        ]
+        lines.append(" ".join([record.path.name, *boxes]))
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    data = ("--layout", "text", "--annotations", tmp_path / "list.txt")
+    data += ("--pictures", noise.records[0].path.parent)
+    output = tmp_path / "out"
+    status, out, err = run("eval", "--model", weights, *data, "--output", output)
+    assert status == 0, err
+    assert "VOC12" in out
+    assert sorted(p.name for p in output.iterdir()) == [
+        "detections.png",
+        "evaluation.json",
+        "evaluation.txt",
+        "results.json",
+    ]
+    refused(run("eval", "--model", weights, *data, "--classes", "a,c"), "detects a, b")
+
+
+def test_what_users_get_wrong_is_one_line(run, weights, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("hello")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    train = ("train", "--run", tmp_path / "run", "--layout", "voc")
+    refused(run("detect", tmp_path / "none", "--model", weights), "no such picture or folder")
+    refused(run("detect", empty, "--model", weights), "no picture in this folder")
+    refused(run("detect", text, "--model", weights, "--output", tmp_path / "o"), "text.txt")
+    refused(run("detect", text, "--model", text), "text.txt: ")
+    refused(run("detect", text, "--model", empty), "no checkpoint in it")
+    refused(run("detect", text, "--model", weights, "--backend", "gpu"), "there are mindspore-cpu")
+    refused(run("detect", text, "--model", weights, "--backend", "no.module:x"), "no.module")
+    refused(run("eval", "--results", text), "--annotations")
+    refused(run("eval", "--results", text, "--annotations", text), "text.txt")
+    refused(run("eval"), "--model")
+    refused(run(*train, "--root", tmp_path / "none", "--split", "x"), "no such list")
+    refused(run("train", "--run", tmp_path / "run"), "--layout")
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "o").exists()
