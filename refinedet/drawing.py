@@ -73,7 +73,7 @@ def draw_detections(
     check_labels(labels, "labels", len(class_names) + 1, lowest=1)
     if scores is not None:
         check_shape(scores, "scores", len(boxes))
-    drawn = np.ascontiguousarray(picture).copy()
+    drawn: Array = np.ascontiguousarray(picture).copy()
     height, width = drawn.shape[:2]
     line = max(1, round(min(height, width) / 250))
     corners = np.rint(boxes.clip(0, [width - 1, height - 1] * 2)).astype(int)

@@ -128,4 +128,5 @@ def _overlaps(corners: Array, first: Array, second: Array) -> Array:
     np.maximum(sides, 0, out=sides)
     shared = sides[0] * sides[1]
     union -= shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    iou: Array = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return iou

@@ -182,7 +182,7 @@ def resolve(
     tree = plain(settings)
     for origin, layer in layers:
         _merge(tree, layer, origin, "")
-    return _build(Settings, tree, "")
+    return _settings(tree)
 
 
 def from_yaml(source: str | Path) -> Settings:
@@ -194,7 +194,7 @@ def from_yaml(source: str | Path) -> Settings:
     content = _load_file(source) if isinstance(source, Path) else _mapping(source, "settings")
     tree = plain(Settings())
     _merge(tree, content, str(source) if isinstance(source, Path) else "settings", "")
-    return _build(Settings, tree, "")
+    return _settings(tree)
 
 
 def to_yaml(settings: Settings) -> str:
@@ -227,9 +227,9 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.constructor.ConstructorError(None, None, "aliases are not read", mark)
-        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
@@ -302,6 +302,11 @@ def _merge(tree: dict[str, Any], layer: dict[str, Any], origin: str, prefix: str
             _merge(tree[name], value, origin, f"{key}.")
         else:
             tree[name] = value
+
+
+def _settings(tree: dict[str, Any]) -> Settings:
+    settings: Settings = _build(Settings, tree, "")
+    return settings
 
 
 def _build(kind: Any, tree: dict[str, Any], prefix: str) -> Any:

@@ -89,7 +89,9 @@ class MindSporeTrainer:
     def step(self, batch: Batch) -> StepLosses:
         """One step; see ``refinedet.backend.Trainer``."""
         parts = self.run(*(ms.Tensor(array) for array in batch)).asnumpy()
-        return StepLosses(*(float(x) for x in parts), float(parts.sum()))
+        arm_offsets, arm_logits, odm_offsets, odm_logits = (float(x) for x in parts)
+        total = arm_offsets + arm_logits + odm_offsets + odm_logits
+        return StepLosses(arm_offsets, arm_logits, odm_offsets, odm_logits, total)
 
     def parameters(self) -> Parameters:
         """Copies of all parameters by canonical name."""

@@ -95,7 +95,7 @@ class Findings:
             return None
         if max(abs(c - b) for c, b in zip(corners, box, strict=True)) > ROUNDING:
             self.add("box clipped", where, f"{shown} reaches out of {width}x{height}: clipped")
-        kept = np.float32(box)
+        kept = np.asarray(box, np.float32)
         if not (kept[2:] > kept[:2]).all():
             self.add("zero-area box", where, f"{shown} has no area in float32: left out")
             return None
@@ -122,7 +122,7 @@ class Folder:
         try:
             path = self.root / name
             real = os.path.realpath(path)  # follows links: they may not lead out either
-            if os.path.isabs(name) or ".." in path.parts[len(self.root.parts) :]:
+            if Path(name).is_absolute() or ".." in path.parts[len(self.root.parts) :]:
                 return self._no("path leaves the folder", where, f"{name} is not below {self.root}")
             if not real.startswith(self._inside):
                 return self._no("path leaves the folder", where, f"{name} leads to {real}")
@@ -138,9 +138,10 @@ class Folder:
             return self._no("unreadable picture", where, f"{path} is empty")
         return path
 
-    def _no(self, kind: str, where: str, what: str) -> None:
+    def _no(self, kind: str, where: str, what: str) -> Path | None:
         done = ": left out" if POLICY[kind] == "skip" else "; keep all files in one folder"
         self._findings.add(kind, where, what + done)
+        return None
 
 
 def one_line(text: str) -> str:

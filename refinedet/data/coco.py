@@ -54,9 +54,10 @@ def read_coco(
         elif not _is_id(category_id) or category_id not in categories:
             what = f"category_id {category_id!r} is not in categories"
             findings.add("unknown class", where, f"{what}; correct or remove it")
-        elif (found := _object(where, row, images[image_id][1], findings)) is not None:
-            if (label := chosen.get(category_id)) is not None:
-                objects[image_id].append(found._replace(label=label))
+        else:
+            found = _object(where, row, images[image_id][1], findings)
+            if found is not None and category_id in chosen:
+                objects[image_id].append(found._replace(label=chosen[category_id]))
     return Dataset(
         name=f"coco {annotations}",
         class_names=tuple(categories[i] for i in chosen),
@@ -160,7 +161,7 @@ def _images(
         if not isinstance(name, str) or not name:
             what = f"file_name {name!r:.40} is not a name"
             findings.add("malformed annotation", where, what)
-        elif not all(_is_id(side) and 0 < side < 2**24 for side in size):
+        elif not all(isinstance(n, int) and _is_id(n) and 0 < n < 2**24 for n in size):
             what = f"width and height {size!r:.60} are not whole numbers of pixels"
             findings.add("malformed annotation", where, what)
         else:

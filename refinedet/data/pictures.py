@@ -55,7 +55,7 @@ _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
 """Markers without a segment: TEM, RST0 to RST7, SOI."""
 
 
-class _Broken(Exception):
+class _BrokenError(Exception):
     """Why a file cannot be used, without its name."""
 
 
@@ -84,7 +84,7 @@ def read_picture(path: Path) -> Array:
             _header(stream)  # a file of any length is read only if it is a picture
             stream.seek(0)
             return _decode(stream.read())
-    except _Broken as reason:
+    except _BrokenError as reason:
         raise DataError(f"{path}: {reason}") from None
 
 
@@ -101,7 +101,7 @@ def decode_picture(data: bytes, name: str) -> Array:
     """
     try:
         return _decode(data)
-    except _Broken as reason:
+    except _BrokenError as reason:
         raise DataError(f"{name}: {reason}") from None
 
 
@@ -114,7 +114,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     try:
         with _opened(path) as stream:
             header = _header(stream)
-    except _Broken as reason:
+    except _BrokenError as reason:
         raise DataError(f"{path}: {reason}") from None
     turned = ORIENTATIONS[header.orientation][0]
     return (header.height, header.width) if turned else (header.width, header.height)
@@ -123,19 +123,19 @@ def picture_size(path: Path) -> tuple[int, int]:
 def _opened(path: Path) -> BinaryIO:
     try:
         if path.exists() and not path.is_file():
-            raise _Broken("not a file")  # opening a pipe would wait for ever
+            raise _BrokenError("not a file")  # opening a pipe would wait for ever
         return path.open("rb")
     except FileNotFoundError:
-        raise _Broken("no such file") from None
+        raise _BrokenError("no such file") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise _Broken(f"cannot be opened: {reason}") from None
+        raise _BrokenError(f"cannot be opened: {reason}") from None
 
 
 def _decode(data: bytes) -> Array:
     header = _header(io.BytesIO(data))
     if header.kind == "JPEG" and data.rfind(_JPEG_END, header.end) < 0:
-        raise _Broken("cut off: no end marker; replace it by a whole file")
+        raise _BrokenError("cut off: no end marker; replace it by a whole file")
     if header.kind == "PNG":
         header = header._replace(transparent=_png_transparent(data))
     mode = cv2.IMREAD_UNCHANGED if header.transparent else cv2.IMREAD_COLOR
@@ -146,7 +146,7 @@ def _decode(data: bytes) -> Array:
     except cv2.error:
         picture = None
     if picture is None:
-        raise _Broken(f"damaged {header.kind}: cannot be decoded; replace it by a whole file")
+        raise _BrokenError(f"damaged {header.kind}: cannot be decoded; replace it by a whole file")
     if header.transparent:
         picture = _on_white(picture)
     if header.orientation != 1:
@@ -180,7 +180,7 @@ def _header(stream: BinaryIO) -> _Header:
     start = stream.read(26)
     try:
         if not start:
-            raise _Broken("empty file")
+            raise _BrokenError("empty file")
         if start.startswith(b"\xff\xd8"):
             stream.seek(2)
             header = _jpeg_header(stream)
@@ -190,14 +190,14 @@ def _header(stream: BinaryIO) -> _Header:
             width, height = struct.unpack_from("<ii", start, 18)
             header = _Header("BMP", width, abs(height))  # below 0: rows from the top
         else:
-            raise _Broken("not a JPEG, PNG or BMP picture; convert it, or leave it out")
+            raise _BrokenError("not a JPEG, PNG or BMP picture; convert it, or leave it out")
     except (struct.error, IndexError):
-        raise _Broken("cut off in its header; replace it by a whole file") from None
+        raise _BrokenError("cut off in its header; replace it by a whole file") from None
     if header.width < 1 or header.height < 1:
-        raise _Broken(f"its header says {header.width}x{header.height} pixels")
+        raise _BrokenError(f"its header says {header.width}x{header.height} pixels")
     if header.width * header.height > MAX_PIXELS:
         size = f"{header.width}x{header.height}"
-        raise _Broken(f"{size} pixels are more than {MAX_PIXELS:,}; make it smaller")
+        raise _BrokenError(f"{size} pixels are more than {MAX_PIXELS:,}; make it smaller")
     return header
 
 
@@ -206,14 +206,14 @@ def _jpeg_header(stream: BinaryIO) -> _Header:
     orientation = 1
     while True:
         if stream.read(1) != b"\xff":
-            raise _Broken("damaged JPEG: a marker is missing; replace it by a whole file")
+            raise _BrokenError("damaged JPEG: a marker is missing; replace it by a whole file")
         marker = 0xFF
         while marker == 0xFF:  # any number of fill bytes
             marker = stream.read(1)[0]
         if marker in _JPEG_BARE:
             continue
         if marker in (0xD9, 0xDA):
-            raise _Broken("damaged JPEG: no frame header; replace it by a whole file")
+            raise _BrokenError("damaged JPEG: no frame header; replace it by a whole file")
         (length,) = struct.unpack(">H", stream.read(2))
         content = stream.read(max(length - 2, 0))
         if marker in _JPEG_FRAMES:
@@ -252,4 +252,4 @@ def _png_transparent(data: bytes) -> bool:
             return transparent
         transparent |= name == b"tRNS"
         place += 12 + length
-    raise _Broken("cut off: no end chunk; replace it by a whole file")
+    raise _BrokenError("cut off: no end chunk; replace it by a whole file")

@@ -149,7 +149,8 @@ class ArmTargets:
 
 def _as_rough(iou: float) -> np.float32:
     """The measure of ``_Grid.overlaps`` for an intersection over union."""
-    return np.float32(iou / (1 + iou))
+    rough: np.float32 = np.float32(iou / (1 + iou))
+    return rough
 
 
 class _Grid:
