@@ -1,4 +1,4 @@
-"""Generated pictures: discs, squares and triangles, in COCO's layout on the disk.
+"""Generated pictures: rings, squares and triangles, in COCO's layout on the disk.
 
 They let a new user see the whole program work in minutes, through the same reader as
 real data.
@@ -20,7 +20,7 @@ from refinedet.data.dataset import DataError, Dataset
 from refinedet.drawing import write_picture
 from refinedet.spec.errors import Array
 
-CLASSES = ("disc", "square", "triangle")
+CLASSES = ("ring", "square", "triangle")
 MOST = 4
 """Objects of a picture, at most; at least one."""
 SIDES = (0.12, 0.45)
@@ -103,7 +103,8 @@ def draw_shapes(
     for _ in range(int(rng.integers(1, MOST + 1))):
         side = int(rng.uniform(*SIDES) * min(size))
         x, y = int(rng.integers(0, width - side)), int(rng.integers(0, height - side))
-        label, colour = int(rng.integers(1, 4)), rng.integers(0, 256, 3).tolist()
+        label = int(rng.integers(1, 4))
+        colour = (rng.integers(0, 2, 3) * 200 + rng.integers(0, 56, 3)).tolist()  # vivid
         if any(_shared((x, y, side), other) > OVERLAP for _, other in objects):
             continue
         _draw(picture, label, x, y, side, colour)
@@ -123,8 +124,9 @@ def _draw(picture: Array, label: int, x: int, y: int, side: int, colour: list[in
     far = side - 1
     if label == 1:
         # In units of 1/16 pixel, so that odd and even sides are met exactly.
-        centre, radius = (int((x + far / 2) * 16), int((y + far / 2) * 16)), far * 8
-        cv2.circle(picture, centre, radius, colour, cv2.FILLED, cv2.LINE_8, 4)
+        thick = max(1, side // 6)
+        centre, radius = (int((x + far / 2) * 16), int((y + far / 2) * 16)), (side - thick) * 8
+        cv2.circle(picture, centre, radius, colour, thick, cv2.LINE_8, 4)
     elif label == 2:
         cv2.rectangle(picture, (x, y), (x + far, y + far), colour, cv2.FILLED)
     else:

@@ -283,7 +283,7 @@ def test_generated_shapes_repeat_themselves(tmp_path):
     first = generate_shapes(6, (64, 96), 1, tmp_path / "a")
     again = generate_shapes(6, (64, 96), 1, tmp_path / "b")
     other = generate_shapes(6, (64, 96), 2, tmp_path / "b")
-    assert first.class_names == ("disc", "square", "triangle")
+    assert first.class_names == ("ring", "square", "triangle")
     assert first.findings == ()
     for left, right in zip(first.records, again.records, strict=True):
         np.testing.assert_array_equal(left.boxes, right.boxes)
