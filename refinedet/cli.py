@@ -36,7 +36,7 @@ from refinedet.settings import SettingsError, resolve, to_yaml
 from refinedet.spec.config import PRESETS, preset
 from refinedet.spec.errors import Array, ContractError
 from refinedet.spec.network import parameter_count
-from refinedet.training import TrainingError, evaluate, train, write_evaluation
+from refinedet.training import TrainingError, evaluate, scoring_bar, train, write_evaluation
 
 FAILURES = (
     BackendError,
@@ -214,7 +214,7 @@ def eval_command(
     if results is not None:
         if annotations is None:
             raise DataError("--results: needs --annotations, the COCO JSON with the truth")
-        evaluation = score_results(results, annotations)
+        evaluation = score_results(results, annotations, scoring_bar)
         typer.echo(evaluation_table(evaluation, by_class))
         return
     if model is None:
@@ -236,7 +236,7 @@ def eval_command(
         write_results(output / "results.json", dataset.category_ids, evaluator.found)
         evaluation = write_evaluation(output, evaluator)
     else:
-        evaluation = evaluator.result()
+        evaluation = evaluator.result(scoring_bar)
     typer.echo(evaluation_table(evaluation, by_class))
 
 
@@ -390,5 +390,5 @@ def main() -> None:
         print(f"refinedet: error: {line}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("refinedet: interrupted", file=sys.stderr)
+        print("refinedet: interrupted; a training goes on with --resume", file=sys.stderr)
         sys.exit(130)

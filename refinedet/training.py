@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -95,9 +95,14 @@ def evaluate(network: Network, dataset: Dataset, batch_size: int = 8) -> Evaluat
     return evaluator
 
 
+def scoring_bar(classes: Iterable[int]) -> Iterator[int]:
+    """A bar for the classes that ``Evaluator.result`` and ``score_results`` go through."""
+    return iter(tqdm(classes, "scoring", disable=None, delay=2, unit="class", leave=False))
+
+
 def write_evaluation(folder: Path, evaluator: Evaluator, by_class: bool = True) -> Evaluation:
     """Write ``evaluation.json``, ``evaluation.txt`` and ``detections.png``."""
-    evaluation = evaluator.result()
+    evaluation = evaluator.result(scoring_bar)
     content = json.dumps(evaluation.as_dict(by_class), indent=2) + "\n"
     write_atomically(folder / "evaluation.json", content)
     write_atomically(folder / "evaluation.txt", evaluation_table(evaluation, by_class) + "\n")
@@ -177,8 +182,10 @@ def _with_progress(
     for done, batch in enumerate(bar):
         yield batch
         now = time.monotonic()
-        if bar.disable and now - shown > PATIENCE:
-            left = (now - began) / (done + 1) * (steps - step - done - 1)
+        if done == 0:  # the graph was compiled in it: it tells nothing of the others
+            began = now
+        elif bar.disable and now - shown > PATIENCE:
+            left = (now - began) / done * (steps - step - done - 1)
             journal.say(f"step {step + done + 1} of {steps}, about {left / 60:.0f} minutes left")
             shown = now
 
