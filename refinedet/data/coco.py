@@ -18,6 +18,9 @@ from refinedet.data.dataset import DataError, Dataset, Object, make_record
 
 TABLES = ("images", "annotations", "categories")
 
+MAX_AREA = 2.0**48
+"""Square pixels, beyond any picture; a larger number would overflow float32."""
+
 
 def read_coco(
     annotations: Path, pictures: Path, class_names: tuple[str, ...] | None = None
@@ -180,8 +183,8 @@ def _object(
         wrong = f"bbox {row.get('bbox')!r:.60} is not x, y, width, height"
     elif isinstance(crowd, (list, dict)) or crowd not in (0, 1):
         wrong = f"iscrowd {crowd!r:.40} is not 0 or 1"
-    elif "area" in row and (area is None or not math.isfinite(area) or area < 0):
-        wrong = f"area {row['area']!r:.40} is not a number from 0"
+    elif "area" in row and (area is None or not 0 <= area < MAX_AREA):
+        wrong = f"area {row['area']!r:.40} is not a number of square pixels"
     else:
         x, y, width, height = (float(v) for v in bbox if v is not None)
         box = findings.box(where, (x, y, x + width, y + height), size)

@@ -10,6 +10,7 @@ VOC's own measure adds the pixel back (see ``refinedet.evaluation``).
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
@@ -126,11 +127,12 @@ def _parse(
         reason = str(error).removeprefix(f"{path}: ")
         findings.add("unreadable picture", str(path), f"{reason}: left out")
         return None
-    said = [_number(root, f"size/{side}") for side in ("width", "height")]
-    if all(said) and said != [float(n) for n in size]:
-        findings.add(
-            "size disagrees", str(file), sizes((int(said[0] or 0), int(said[1] or 0)), size)
-        )
+    width, height = (_number(root, f"size/{side}") or 0.0 for side in ("width", "height"))
+    if not (math.isfinite(width) and math.isfinite(height)):
+        what = f"size {width:g}x{height:g} is not finite; correct it"
+        findings.add("malformed annotation", str(file), what)
+    elif width and height and (width, height) != size:
+        findings.add("size disagrees", str(file), sizes((int(width), int(height)), size))
     return path, size, _objects(root, file, findings)
 
 
