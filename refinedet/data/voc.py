@@ -27,6 +27,8 @@ CLASSES = (
     "train", "tvmonitor",
 )  # fmt: skip
 """VOC's own twenty, in the devkit's order."""
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".JPG", ".JPEG", ".PNG", ".BMP")
+"""Of pictures; VOC's own are ``.jpg``."""
 
 
 def read_voc(root: Path, split: str, class_names: tuple[str, ...] | None = None) -> Dataset:
@@ -118,7 +120,9 @@ def _parse(
         findings.add("malformed annotation", str(file), f"{reason}; correct it")
         return None
     # The name in the file is not followed: other tools leave a name of theirs there.
-    path = pictures.find(str(file), f"{stem}.jpg")
+    named = (f"{stem}{suffix}" for suffix in SUFFIXES)
+    name = next((n for n in named if (pictures.root / n).exists()), f"{stem}.jpg")
+    path = pictures.find(str(file), name)
     if path is None:
         return None
     try:
@@ -138,7 +142,7 @@ def _parse(
 
 def _objects(root: Element, file: Path, findings: Findings) -> list[Row]:
     rows: list[Row] = []
-    for number, element in enumerate(root.iter("object"), start=1):
+    for number, element in enumerate(root.findall("object"), start=1):
         where = f"{file}: object {number}"
         name = (element.findtext("name") or "").strip()
         corners = [_number(element, f"bndbox/{k}") for k in ("xmin", "ymin", "xmax", "ymax")]

@@ -296,6 +296,13 @@ def test_generated_shapes_repeat_themselves(tmp_path):
     (tmp_path / "mine/keep.txt").write_text("x")
     with pytest.raises(DataError, match="something else"):
         generate_shapes(1, (64, 64), 0, tmp_path / "mine")
+    (tmp_path / "mine/annotations.json").write_text('{"images": []}')
+    with pytest.raises(DataError, match="something else"):
+        generate_shapes(1, (64, 64), 0, tmp_path / "mine")
+    assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == ["annotations.json", "keep.txt"]
+    for count, size, seed in ((0, (64, 64), 0), (1, (64, 31), 0), (1, (64, 64), -1)):
+        with pytest.raises(DataError, match="shapes: want"):
+            generate_shapes(count, size, seed, tmp_path / "c")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "mine"]
 
 
