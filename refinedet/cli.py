@@ -47,7 +47,7 @@ FAILURES = (
     SettingsError,
     TrainingError,
 )
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png"}
 
 app = typer.Typer(
     no_args_is_help=True,
