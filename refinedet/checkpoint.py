@@ -1,36 +1,42 @@
 """Checkpoints: everything a training needs to go on, in one file that runs no code.
 
 A checkpoint is a safetensors file: parameters as ``parameter/NAME``, momentum as
-``velocity/NAME``, and the detector's settings, the step and a digest of all numbers
-in its metadata. The order of the pictures, their augmentation and the learning rate
+``velocity/NAME``, and in its metadata the settings, the step, the versions that wrote it
+and a digest of all of this. The order of the pictures, their augmentation and the learning rate
 are functions of the seed and the step (``refinedet.data.training``,
 ``refinedet.spec.schedule``): the seed is in the settings and the step is here, so
 there is no further state. Weights for deployment are the same without momentum.
 
-Files are written beside their goal, forced to the disk, renamed, read back and
-compared; only then is an older one removed.
+Files are written beside their goal, read back and compared, forced to the disk and
+renamed; only then is an older one removed. Numbers are written from where they are and
+read back one tensor at a time, so that saving needs little memory of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import platform
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata as installed
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from refinedet import __version__
 from refinedet.files import replacing
-from refinedet.settings import Settings, SettingsError, differences, from_yaml, to_yaml
+from refinedet.settings import Settings, SettingsError, differences, from_yaml, shown, to_yaml
 from refinedet.spec.config import Config
-from refinedet.spec.errors import ContractError
+from refinedet.spec.errors import Array, ContractError
 from refinedet.spec.network import Parameters, check_parameters, parameter_table
 
-FORMAT = "refinedet checkpoint 1"
+FORMAT = "refinedet checkpoint 2"
 NAME = re.compile(r"step-(\d{8,})\.safetensors")
 LARGEST_HEADER = 8 << 20
 """Bytes of a header that are believed; a real one has some 50,000."""
@@ -56,26 +62,45 @@ class Checkpoint:
         return self.settings.model
 
 
-def _digest(tensors: Parameters) -> str:
+def _digest(metadata: dict[str, str], tensors: Iterable[tuple[str, Array]]) -> str:
+    """SHA-256 of the metadata, but for the digest itself, and of the tensors as they come."""
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name}{tensors[name].dtype}{tensors[name].shape}".encode())
-        digest.update(np.ascontiguousarray(tensors[name]).data)
+    for key in sorted(metadata.keys() - {"sha256"}):
+        digest.update(f"{key}={metadata[key]}\0".encode())
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}\0".encode())
+        digest.update(tensor.data)
     return digest.hexdigest()
 
 
-def _velocity_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    return {p.name: p.shape for p in parameter_table(config) if p.group != "statistic"}
+def _versions() -> str:
+    """What writes here, for whoever has to explain a checkpoint later."""
+    found = [f"refinedet {__version__}", f"python {platform.python_version()}"]
+    for name in ("numpy", "safetensors", "mindspore"):
+        with suppress(installed.PackageNotFoundError):
+            found.append(f"{name} {installed.version(name)}")
+    return ", ".join(found)
 
 
 def _check(checkpoint: Checkpoint) -> None:
+    """Exactly the parameters of the network and their momentum, float32 and finite."""
     check_parameters(checkpoint.parameters, checkpoint.config)
+    parts = {"parameter": checkpoint.parameters, "velocity": checkpoint.velocities or {}}
+    for part, tensors in parts.items():
+        for name, tensor in tensors.items():
+            if tensor.dtype != np.float32:
+                raise ContractError(f"{part} {name}: wants float32, got {tensor.dtype}")
+            if not np.isfinite(tensor).all():
+                raise ContractError(f"{part} {name}: not finite")
     if checkpoint.velocities is not None:
-        shapes = {name: v.shape for name, v in checkpoint.velocities.items()}
-        if shapes != _velocity_shapes(checkpoint.config):
-            raise ContractError("velocities: not those of the network's parameters")
-        if not all(np.isfinite(v).all() for v in checkpoint.velocities.values()):
-            raise ContractError("velocities: not finite")
+        table = parameter_table(checkpoint.config)
+        wanted = {p.name: p.shape for p in table if p.group != "statistic"}
+        got = {name: v.shape for name, v in checkpoint.velocities.items()}
+        for name in sorted(wanted.keys() | got.keys()):
+            if wanted.get(name) != got.get(name):
+                raise ContractError(
+                    f"velocity {name}: wants shape {wanted.get(name)}, got {got.get(name)}"
+                )
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -92,58 +117,66 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{path}: not written: {error}") from error
     tensors = {f"parameter/{name}": p for name, p in checkpoint.parameters.items()}
     tensors |= {f"velocity/{name}": v for name, v in (checkpoint.velocities or {}).items()}
+    # safetensors writes the memory as it lies; only another layout is copied.
+    tensors = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     metadata = {
         "format": FORMAT,
         "settings": to_yaml(checkpoint.settings),
         "steps_done": str(checkpoint.steps_done),
-        "sha256": _digest(tensors),
+        "versions": _versions(),
     }
+    metadata["sha256"] = _digest(metadata, tensors.items())
     with replacing(path) as draft:
         try:
             save_file(tensors, draft, metadata)
         except SafetensorError as error:  # how safetensors reports a full disk
-            raise OSError(f"{path}: cannot write: {error}") from error
-        _read(draft, path)
+            code = re.search(r"os error (\d+)", str(error))
+            if code is None:
+                raise CheckpointError(f"{path}: not written: {error}") from error
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+        with safe_open(draft, "numpy") as stored:
+            back = _digest(stored.metadata(), ((n, stored.get_tensor(n)) for n in tensors))
+        if back != metadata["sha256"]:
+            raise CheckpointError(f"{path}: not written: what was read back differs")
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint or weights, and verify every number.
 
     Raises:
-        CheckpointError: no such file, not a checkpoint, cut off or corrupt.
+        CheckpointError: no such file, not a checkpoint, of another format, cut off
+            or corrupt.
     """
-    return _read(path, path)
-
-
-def _read(path: Path, shown: Path) -> Checkpoint:
-    """Read ``path``; errors speak of ``shown``."""
     try:
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
         size = path.stat().st_size
         if header > min(LARGEST_HEADER, size - 8):
-            raise CheckpointError(f"{shown}: cut off, or not a safetensors file")
+            raise CheckpointError(f"{path}: cut off, or not a safetensors file")
         with safe_open(path, "numpy") as stored:
             metadata = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
+            if metadata.get("format") != FORMAT:
+                found = shown(metadata.get("format"))
+                raise CheckpointError(f"{path}: wants the format {FORMAT!r}, got {found}")
+            tensors = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
+    except (OSError, SafetensorError, TypeError) as error:  # TypeError: no such dtype in NumPy
         reason = getattr(error, "strerror", None) or f"corrupt or cut off ({error})"
-        raise CheckpointError(f"{shown}: cannot read: {reason}") from error
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{shown}: not a checkpoint of this program ({FORMAT})")
-    if _digest(tensors) != metadata.get("sha256"):
-        raise CheckpointError(f"{shown}: corrupt: its numbers do not match their digest")
+        raise CheckpointError(f"{path}: cannot read: {reason}") from error
+    if _digest(metadata, tensors.items()) != metadata.get("sha256"):
+        raise CheckpointError(f"{path}: corrupt: its content does not match its digest")
     try:
-        velocities = _part(tensors, "velocity/")
         checkpoint = Checkpoint(
             from_yaml(metadata["settings"]),
             _part(tensors, "parameter/"),
-            velocities or None,
+            _part(tensors, "velocity/") or None,
             int(metadata["steps_done"]),
         )
         _check(checkpoint)
-    except (KeyError, ValueError, SettingsError) as error:
-        raise CheckpointError(f"{shown}: corrupt: {error}") from error
+    except KeyError as error:
+        raise CheckpointError(f"{path}: its metadata has no {error}") from error
+    except (ContractError, SettingsError, ValueError) as error:
+        author = metadata.get("versions", "another program")
+        raise CheckpointError(f"{path}: written by {author}, not usable here: {error}") from error
     return checkpoint
 
 
@@ -164,29 +197,53 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write ``step-N.safetensors`` and keep the newest ``keep``.
+    """Write ``step-N.safetensors``, then remove all but it and the newest others.
 
-    Drafts that a killed process left are removed first. Errors: as ``write_checkpoint``.
+    Drafts that a killed process left are removed first.
+
+    Args:
+        keep: files that stay, from 1; the one just written, which is known to be good,
+            is always among them.
+    Raises:
+        CheckpointError, WriteError: as ``write_checkpoint``; the older ones stay. Also
+            an older one that cannot be removed.
     """
     for draft in folder.glob(".step-*.safetensors"):
         with suppress(OSError):
             draft.unlink()
     path = folder / f"step-{checkpoint.steps_done:08d}.safetensors"
     write_checkpoint(path, checkpoint)
-    for old in checkpoints(folder)[keep:]:
-        old.unlink()
+    others = [other for other in checkpoints(folder) if other != path]
+    for old in others[max(keep, 1) - 1 :]:
+        try:
+            old.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{old}: cannot remove: {error.strerror}") from error
     return path
 
 
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def newest_checkpoint(
-    folder: Path, passed_over: Callable[[str], None] = lambda line: None
+    folder: Path, passed_over: Callable[[str], None] = _to_stderr
 ) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None; tells which it passed over."""
-    for path in checkpoints(folder):
+    """The newest checkpoint that verifies; None where there is no file at all.
+
+    Args:
+        passed_over: is told, a line each, which newer ones cannot be used and why.
+    Raises:
+        CheckpointError: there are files, and none can be used.
+    """
+    paths = checkpoints(folder)
+    for path in paths:
         try:
             return load_checkpoint(path)
         except CheckpointError as error:
             passed_over(f"passed over {error}")
+    if paths:
+        raise CheckpointError(f"{folder}: none of its {len(paths)} checkpoints can be used")
     return None
 
 
@@ -196,10 +253,9 @@ def require_match(checkpoint: Checkpoint, settings: Settings) -> None:
     What is computed, on which classes and in which order must be the same; when to
     save and evaluate, and the number of workers, may differ.
     """
-    found = differences(checkpoint.settings, settings)
-    for key, old, new in found:
+    for key, old, new in differences(checkpoint.settings, settings):
         if not key.startswith("train.") and key != "input.workers":
             raise CheckpointError(
-                f"checkpoint of step {checkpoint.steps_done}: has {key}={old!r}, "
-                f"the settings say {new!r}; go on with the run's own settings.yaml"
+                f"checkpoint of step {checkpoint.steps_done}: has {key}={shown(old)}, "
+                f"the settings say {shown(new)}; go on with the run's own settings.yaml"
             )

@@ -2,7 +2,9 @@
 
 They are layered: a preset, then a YAML file, then single assignments ``KEY=VALUE``.
 Keys are those of the dataclasses, joined by dots, as ``model.schedule.rate``. Unknown
-keys and values of another type are errors; nothing is evaluated.
+keys and values of another type are errors; nothing is evaluated. The YAML is that of
+version 1.2's core schema (``no`` and ``2001-01-01`` are texts, ``1e-3`` is a number),
+without tags and aliases.
 """
 
 from __future__ import annotations
@@ -26,13 +28,33 @@ LARGEST_FILE = 1 << 20
 """Bytes of a settings file that are read."""
 
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""What would break a line or cannot be written as UTF-8."""
+
+
 class SettingsError(ValueError):
     """Settings that cannot be used; one line: file, key, what is wanted."""
 
 
+def shown(value: object) -> str:
+    """``repr`` in at most 80 characters, for messages of one line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _require(condition: bool, key: str, wanted: str, value: object) -> None:
     if not condition:
-        raise SettingsError(f"{key}: wants {wanted}, got {value!r}")
+        raise SettingsError(f"{key}: wants {wanted}, got {shown(value)}")
+
+
+def _require_whole(key: str, value: object, low: int, high: int) -> None:
+    fits = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    _require(fits, key, f"a whole number, {low} to {high}", value)
+
+
+def _require_number(key: str, value: object, low: float, high: float) -> None:
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+    _require(fits, key, f"a number, {low:g} to {high:g}", value)
 
 
 @dataclass(frozen=True)
@@ -55,10 +77,9 @@ class AugmentSettings:
 
     def __post_init__(self) -> None:
         for name in ("distort", "expand", "mirror", "flip"):
-            value = getattr(self, name)
-            _require(0 <= value <= 1, f"input.augment.{name}", "0 to 1", value)
-        ratio = self.expand_ratio
-        _require(1 <= ratio <= 16, "input.augment.expand_ratio", "1 to 16", ratio)
+            _require_number(f"input.augment.{name}", getattr(self, name), 0, 1)
+        _require_number("input.augment.expand_ratio", self.expand_ratio, 1, 16)
+        _require(isinstance(self.crop, bool), "input.augment.crop", "true or false", self.crop)
 
 
 @dataclass(frozen=True)
@@ -85,8 +106,7 @@ class InputSettings:
             ("seed", 0, 2**32 - 1),
             ("max_objects", 0, 4096),
         ):
-            value = getattr(self, name)
-            _require(low <= value <= high, f"input.{name}", f"{low} to {high}", value)
+            _require_whole(f"input.{name}", getattr(self, name), low, high)
 
 
 @dataclass(frozen=True)
@@ -104,8 +124,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         for name, low in (("checkpoint_every", 1), ("keep", 1), ("evaluate_every", 0)):
-            value = getattr(self, name)
-            _require(value >= low, f"train.{name}", f"a whole number from {low}", value)
+            _require_whole(f"train.{name}", getattr(self, name), low, 10**9)
 
 
 @dataclass(frozen=True)
@@ -113,7 +132,8 @@ class Settings:
     """Everything that decides a run.
 
     Attributes:
-        class_names: without the background; empty before the data set is known.
+        class_names: without the background, ``model.num_classes`` - 1 of them; empty
+            before the data set is known.
     """
 
     model: Config = field(default_factory=Config)
@@ -123,8 +143,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         names = self.class_names
+        for name in names:
+            fits = isinstance(name, str) and name.strip() and not _CONTROL.search(name)
+            _require(bool(fits), "class_names", "texts of one line, not empty", name)
         _require(len(set(names)) == len(names), "class_names", "distinct names", names)
-        _require(all(names), "class_names", "names that are not empty", names)
         if names and len(names) + 1 != self.model.num_classes:
             raise SettingsError(
                 f"class_names: {len(names)} names want model.num_classes={len(names) + 1}, "
@@ -132,13 +154,9 @@ class Settings:
             )
 
 
-def _small(**train: int) -> dict[str, Any]:
-    return {"input": {"batch_size": 16}, "train": train}
-
-
 PRESET_DEFAULTS: dict[str, dict[str, Any]] = {
-    "refinedet_quarter_320": _small(checkpoint_every=50, evaluate_every=0),
-    "refinedet_eighth_128": _small(checkpoint_every=100, evaluate_every=0),
+    "refinedet_quarter_320": {"input.batch_size": 16, "train.checkpoint_every": 50},
+    "refinedet_eighth_128": {"input.batch_size": 16},
 }
 """What a preset of ``spec.config`` changes outside the detector's own config."""
 
@@ -154,35 +172,45 @@ def resolve(
     Args:
         preset_name: wins over a ``preset:`` in the file; refinedet_vgg16_320 if
             neither names one.
-        file: YAML, or None.
+        file: YAML, or None. An empty ``class_names`` in it leaves the classes, and
+            their number, to the data set.
         assignments: each ``KEY=VALUE``, the value read as YAML.
         class_names: of the data set; set unless empty, and ``model.num_classes`` with
             them.
     Raises:
-        SettingsError: unknown keys, wrong types, values out of range; names them.
+        SettingsError: unknown keys, wrong types, values out of range, classes that are
+            not the data set's; names the file or option and the key.
     """
     content = _load_file(file) if file else {}
-    name = preset_name or content.pop("preset", None) or "refinedet_vgg16_320"
-    content.pop("preset", None)
-    layers: list[tuple[str, dict[str, Any]]] = [("preset", PRESET_DEFAULTS.get(str(name), {}))]
-    if file:
-        layers.append((str(file), content))
+    from_file = content.pop("preset", None)
+    if not isinstance(from_file, str | None):
+        raise SettingsError(f"{file}: preset: wants a name, got {shown(from_file)}")
+    name = preset_name or from_file or "refinedet_vgg16_320"
+    try:
+        layers = _Layers(Settings(model=preset(name)))
+    except ContractError as error:
+        raise SettingsError(str(error)) from error
+    layers.add(PRESET_DEFAULTS.get(name, {}), name)
+    if class_names:
+        classes = {"class_names": list(class_names), "model.num_classes": len(class_names) + 1}
+        layers.add(classes, "data set")
+        if content.get("class_names") == []:
+            content.pop("class_names")
+            if isinstance(content.get("model"), dict):
+                content["model"].pop("num_classes", None)
+    layers.add(content, str(file))
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals:
-            raise SettingsError(f"--set {text}: wants KEY=VALUE")
-        layers.append((f"--set {text}", _nested(key.strip(), _parse(value, f"--set {text}"))))
-    try:
-        settings = Settings(model=preset(str(name)))
-    except ContractError as error:
-        raise SettingsError(str(error)) from error
-    if class_names:
-        early = {"class_names": list(class_names), "model": {"num_classes": len(class_names) + 1}}
-        layers.insert(0, ("data set", early))
-    tree = plain(settings)
-    for origin, layer in layers:
-        _merge(tree, layer, origin, "")
-    return _settings(tree)
+            raise SettingsError(f"--set {shown(text)}: wants KEY=VALUE")
+        layers.add({key.strip(): _parse(value, f"--set {key.strip()}")}, "--set")
+    settings = layers.settings()
+    if class_names and settings.class_names != class_names:
+        raise SettingsError(
+            f"class_names: the data set has {shown(class_names)}, "
+            f"the settings say {shown(settings.class_names)}; take them out of the settings"
+        )
+    return settings
 
 
 def from_yaml(source: str | Path) -> Settings:
@@ -191,15 +219,18 @@ def from_yaml(source: str | Path) -> Settings:
     Raises:
         SettingsError: not such a text.
     """
-    content = _load_file(source) if isinstance(source, Path) else _mapping(source, "settings")
-    tree = plain(Settings())
-    _merge(tree, content, str(source) if isinstance(source, Path) else "settings", "")
-    return _settings(tree)
+    layers = _Layers(Settings())
+    if isinstance(source, Path):
+        layers.add(_load_file(source), str(source))
+    else:
+        layers.add(_mapping(source, "settings"), "settings")
+    return layers.settings()
 
 
 def to_yaml(settings: Settings) -> str:
     """Every field, in a stable order; ``from_yaml`` gives equal settings."""
-    return yaml.safe_dump(plain(settings), sort_keys=False, allow_unicode=True)
+    text: str = yaml.dump(plain(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def plain(value: Any) -> Any:
@@ -211,41 +242,149 @@ def plain(value: Any) -> Any:
 
 def differences(old: Settings, new: Settings) -> Iterator[tuple[str, Any, Any]]:
     """Each key that differs, with both values."""
-    return _differences(plain(old), plain(new), "")
+    for (key, _, before), (_, _, after) in zip(_leaves(old), _leaves(new), strict=True):
+        if before != after:
+            yield key, before, after
 
 
-def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(old, dict):
-        for name, value in old.items():
-            yield from _differences(value, new[name], f"{key}.{name}" if key else name)
-    elif old != new:
-        yield key, old, new
+def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted key, annotation and value of every field that is no section."""
+    hints = typing.get_type_hints(type(section))
+    for f in dataclasses.fields(section):
+        value = getattr(section, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", hints[f.name], value
+
+
+def _build(section: Any, values: dict[str, Any], prefix: str = "") -> Any:
+    """A section like this one with the values of the dotted keys; checks its ranges."""
+    made = {}
+    for f in dataclasses.fields(section):
+        old = getattr(section, f.name)
+        key = f"{prefix}{f.name}"
+        made[f.name] = (
+            _build(old, values, f"{key}.") if dataclasses.is_dataclass(old) else values[key]
+        )
+    try:
+        return type(section)(**made)
+    except ContractError as error:
+        raise SettingsError(f"model.{error}") from error
+
+
+class _Layers:
+    """Values by dotted key, and where each was set last."""
+
+    def __init__(self, base: Settings) -> None:
+        self.base = base
+        self.kinds = {key: kind for key, kind, _ in _leaves(base)}
+        self.values = {key: value for key, _, value in _leaves(base)}
+        self.origins: dict[str, str] = {}
+        parts = [key.split(".") for key in self.kinds]
+        self.sections = {".".join(p[:n]) for p in parts for n in range(1, len(p))}
+
+    def add(self, content: dict[str, Any], origin: str) -> None:
+        """Lay ``content``, nested or with dotted keys, over what there is."""
+        seen = set()
+        for key, value in _flatten(content):
+            if key in seen:
+                raise SettingsError(f"{origin}: {key} is set twice")
+            seen.add(key)
+            if key in self.kinds:
+                self.values[key] = _convert(self.kinds[key], value, f"{origin}: {key}")
+                self.origins[key] = origin
+            elif key not in self.sections:
+                raise SettingsError(f"{origin}: unknown key {shown(key)}{self._hint(key)}")
+            elif value is not None and value != {}:
+                raise SettingsError(f"{origin}: {key} is a section, wants keys and values")
+
+    def _hint(self, key: str) -> str:
+        known = [*self.kinds, *sorted(self.sections)]
+        near = [k for k in known if k.endswith(f".{key}")]
+        near = near or difflib.get_close_matches(key[:80], known, n=3)
+        return f"; did you mean {' or '.join(near[:3])}?" if near else ""
+
+    def settings(self) -> Settings:
+        """What the layers come to; a value out of range is told with its origin."""
+        try:
+            settings: Settings = _build(self.base, self.values)
+        except SettingsError as error:
+            origin = self.origins.get(str(error).partition(":")[0])
+            raise SettingsError(f"{origin}: {error}" if origin else str(error)) from error
+        return settings
+
+
+def _flatten(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _convert(kind: Any, value: Any, key: str) -> Any:
+    """``value``, as YAML gave it, as the annotation ``kind`` wants it."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _convert(next(a for a in arguments if a is not types.NoneType), value, key)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise SettingsError(f"{key}: wants a list, got {shown(value)}")
+        return tuple(_convert(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise SettingsError(f"{key}: wants {WORDS[kind]}, got {shown(value)}")
+    return value
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without duplicate keys and without aliases, which can grow without bound."""
+    """YAML 1.2's core schema; no duplicate keys, no tags, no aliases (they can explode)."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not read", mark)
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+            raise _refusal("tags and aliases are not read", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _refusal("a key is no text", key.start_mark)
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value} stands twice", key.start_mark
-                )
+                raise _refusal(f"{shown(key.value)} stands twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 takes 1e-3, without a point, for a text.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would take for something else than a text."""
+
+
+def _refusal(problem: str, mark: Any) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, mark)
+
+
+_Loader.yaml_implicit_resolvers = {}  # without those of YAML 1.1
+# Longer whole numbers are read as floats: Python refuses to convert those of 4,300 digits.
+for _tag, _pattern in (
+    ("null", r"(~|null|Null|NULL|)$"),
+    ("bool", r"(true|True|TRUE|false|False|FALSE)$"),
+    ("int", r"[-+]?[0-9]{1,300}$"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
+    ("float", r"([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
+):
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), None)
+# PyYAML's own takes 010 for 8.
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 
 
 def _parse(text: str, origin: str) -> Any:
@@ -254,10 +393,10 @@ def _parse(text: str, origin: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "not YAML"
+        reason = getattr(error, "problem", None) or getattr(error, "reason", "not YAML")
         raise SettingsError(f"{origin}{line}: {reason}") from error
-    except (RecursionError, ValueError) as error:
-        raise SettingsError(f"{origin}: cannot be read: {error}") from error
+    except RecursionError as error:
+        raise SettingsError(f"{origin}: nested too deeply") from error
 
 
 def _mapping(text: str, origin: str) -> dict[str, Any]:
@@ -280,59 +419,3 @@ def _load_file(file: Path) -> dict[str, Any]:
         raise SettingsError(f"{file}: cannot read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise SettingsError(f"{file}: not UTF-8: {error.reason}") from error
-
-
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value  # type: ignore[no-any-return]
-
-
-def _merge(tree: dict[str, Any], layer: dict[str, Any], origin: str, prefix: str) -> None:
-    """Lay ``layer`` over ``tree``; both are nested like the dataclasses."""
-    for name, value in layer.items():
-        key = f"{prefix}{name}"
-        if name not in tree:
-            near = difflib.get_close_matches(str(name), tree, n=3)
-            hint = f"; did you mean {', '.join(prefix + n for n in near)}?" if near else ""
-            raise SettingsError(f"{origin}: unknown key {key}{hint}")
-        if isinstance(tree[name], dict):
-            if not isinstance(value, dict):
-                raise SettingsError(f"{origin}: {key} is a section, wants keys and values")
-            _merge(tree[name], value, origin, f"{key}.")
-        else:
-            tree[name] = value
-
-
-def _settings(tree: dict[str, Any]) -> Settings:
-    settings: Settings = _build(Settings, tree, "")
-    return settings
-
-
-def _build(kind: Any, tree: dict[str, Any], prefix: str) -> Any:
-    """A dataclass from nested dicts, each value checked against its annotation."""
-    hints = typing.get_type_hints(kind)
-    values = {name: _convert(hints[name], value, prefix + name) for name, value in tree.items()}
-    try:
-        return kind(**values)
-    except ContractError as error:
-        raise SettingsError(f"model.{error}") from error
-
-
-def _convert(kind: Any, value: Any, key: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, value, f"{key}.")
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _convert(next(a for a in arguments if a is not types.NoneType), value, key)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise SettingsError(f"{key}: wants a list, got {value!r}")
-        return tuple(_convert(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind:
-        raise SettingsError(f"{key}: wants {kind.__name__}, got {value!r}")
-    return value

@@ -1,10 +1,21 @@
 """Settings: layers in their order, strict keys and types, a YAML form that loses nothing."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from refinedet.settings import Settings, SettingsError, differences, from_yaml, resolve, to_yaml
+from refinedet.settings import (
+    PRESET_DEFAULTS,
+    AugmentSettings,
+    InputSettings,
+    Settings,
+    SettingsError,
+    TrainSettings,
+    differences,
+    from_yaml,
+    resolve,
+    to_yaml,
+)
 from refinedet.spec.config import PRESETS
 
 
@@ -19,12 +30,22 @@ def test_yaml_of_every_preset_loads_back_equal(name):
     assert settings.model.num_classes == 3
 
 
+def test_only_presets_have_defaults():
+    assert PRESET_DEFAULTS.keys() <= PRESETS.keys()
+
+
+# What YAML 1.1, YAML 1.2 or both would take for something else than a text.
+ODD_NAMES = ["1e5", "no", "null", "~", "010", "09", "1:30", "2001-01-01", "<<", "=", "*a", "!b"]
+NAMES = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1)
+
+
 @given(
     rate=st.floats(1e-12, 1000),
     top=st.none() | st.integers(1, 10**6),
     sides=st.lists(st.floats(1, 1e6), min_size=4, max_size=4),
-    names=st.lists(st.text(min_size=1), unique=True, max_size=3),
+    names=st.lists(NAMES.filter(str.strip), unique=True, max_size=3),
 )
+@example(rate=1e-05, top=None, sides=[1e6] * 4, names=ODD_NAMES)
 def test_yaml_loses_nothing(rate, top, sides, names):
     assignments = [
         f"model.schedule.rate={rate!r}",
@@ -52,26 +73,38 @@ def test_layers_win_in_their_order(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model.schedul.rate=1", r"unknown key model\.schedul; did you mean model\.schedule\?"),
-        ("colour=1", "unknown key colour"),
-        ("model.schedule.rate=fast", r"model\.schedule\.rate: wants float, got 'fast'"),
-        ("model.schedule.rate=true", "wants float"),
-        ("input.batch_size=1.5", r"input\.batch_size: wants int"),
-        ("input.batch_size=0", r"input\.batch_size: wants 1 to"),
-        ("input.workers=null", r"input\.workers: wants int"),
-        ("input.augment.mirror=1.5", r"input\.augment\.mirror: wants 0 to 1"),
-        ("input.augment.expand_ratio=.nan", r"expand_ratio: wants 1 to 16"),
-        ("train.keep=0", r"train\.keep: wants a whole number from 1"),
+        ("model.schedul.rate=1", r"unknown key 'model\.schedul\.rate'; .* model\.schedule\.rate"),
+        ("schedule.steps=1", r"did you mean model\.schedule\.steps\?"),
+        ("warmup_steps=1", r"did you mean model\.schedule\.warmup_steps\?"),
+        ("colour=1", "unknown key 'colour'"),
+        ("input.seed.low=1", r"unknown key 'input\.seed\.low'"),
+        ("=3", "unknown key ''"),
+        ("model.schedule.rate=fast", r"--set: model\.schedule\.rate: wants a number, got 'fast'"),
+        ("model.schedule.rate=true", "wants a number, got True"),
+        ("model.schedule.rate=1" + "0" * 400, "got inf"),
+        ("input.seed=" + "9" * 5000, "wants a whole number"),
+        ("class_names=[" + "a" * 5000 + ", 1]", "class_names.1.: wants a text"),
+        ("input.batch_size=1.5", r"input\.batch_size: wants a whole number"),
+        ("input.batch_size=true", r"input\.batch_size: wants a whole number"),
+        ("input.batch_size=0", r"--set: input\.batch_size: wants a whole number, 1 to"),
+        ("input.workers=null", r"input\.workers: wants a whole number"),
+        ("input.workers=", r"input\.workers: wants a whole number"),
+        ("input.seed=1:30", "got '1:30'"),
+        ("input.augment.mirror=1.5", r"input\.augment\.mirror: wants a number, 0 to 1"),
+        ("input.augment.expand_ratio=.nan", r"expand_ratio: wants a number, 1 to 16"),
+        ("input.augment.crop=1", r"input\.augment\.crop: wants true or false"),
+        ("train.keep=0", r"--set: train\.keep: wants a whole number, 1 to"),
         ("model=3", "model is a section"),
         ("model.image_size=320", r"model\.image_size: wants a list"),
-        ("model.image_size=[320, x]", r"model\.image_size\[1\]: wants int"),
+        ("model.image_size=[320, x]", r"model\.image_size\[1\]: wants a whole number"),
         ("model.image_size=[320, 300]", r"model\.image_size: wants multiples of 64"),
         ("model.num_classes=7", r"class_names: 1 names want model\.num_classes=2, got 7"),
         ("model.optimizer.clip_norm=-1", r"model\.optimizer\.clip_norm"),
         ("model.schedule.rate", "wants KEY=VALUE"),
         ("model.schedule.rate=[", "line 1"),
         ("model.schedule.rate=*a", "aliases are not read"),
-        ("model.schedule.rate=!!python/object:os.system", "could not determine a constructor"),
+        ("model.schedule.rate=!!python/object:os.system", "tags and aliases are not read"),
+        ("class_names=[b]", r"the data set has \('a',\), the settings say \('b',\)"),
     ],
 )
 def test_assignments_that_cannot_be_used_name_the_key(text, message):
@@ -83,14 +116,23 @@ def test_assignments_that_cannot_be_used_name_the_key(text, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"model: {schedule: {rate: 1}}\nmodel: {}\n", "line 2: model stands twice"),
+        (b"model: {schedule: {rate: 1}}\nmodel: {}\n", "line 2: 'model' stands twice"),
+        (b"input: {seed: 1}\ninput.seed: 2\n", r"input\.seed is set twice"),
+        (b"model:\n  schedule:\n    rate: fast\n", r"mine\.yaml: model\.schedule\.rate: wants"),
+        (b"model: {schedule: {steps: 0}}\n", r"mine\.yaml: model\.schedule\.steps: wants"),
+        (b"preset: [a]\n", r"preset: wants a name, got \['a'\]"),
+        (b"? [a]\n: 1\n", "line 1: a key is no text"),
+        (b"a: &x [1]\nb: [*x, *x]\n", "line 2: tags and aliases are not read"),
+        (b"model: !!bool foo\n", "line 1: tags and aliases are not read"),
+        (b"a\x00: 1\n", "special characters"),
+        (b'"a\\nb": 1\n', "unknown key"),
         (b"a: [\n", "line 2"),
         (b"- 1\n", "wants keys and values, got list"),
         (b"\xff\xfe", "not UTF-8|line 1"),
         (b"preset: nosuch\n", "no 'nosuch'; there are"),
-        (b"modle: {}\n", "unknown key modle; did you mean model"),
+        (b"modle: {}\n", "unknown key 'modle'; did you mean model"),
         (b"#" * (2 << 20), "not a settings file"),
-        (b"[" * 5000, "cannot be read|line"),
+        (b"[" * 5000, "nested too deeply"),
     ],
 )
 def test_files_that_cannot_be_used_are_named(tmp_path, content, message):
@@ -107,11 +149,65 @@ def test_missing_and_empty_files(tmp_path):
     empty = tmp_path / "empty.yaml"
     empty.write_text("")
     assert resolve(None, empty, ()) == Settings()
+    empty.write_text("model:\ninput: {}\n# nothing\n")
+    assert resolve(None, empty, ()) == Settings()
 
 
-def test_class_names_are_distinct():
-    with refused("distinct"):
-        resolve(None, None, (), ("a", "a"))
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a", "a"), "distinct"),
+        (("",), "not empty"),
+        ((" ",), "not empty"),
+        (("a\nb",), "one line"),
+        (("\ud800",), "one line"),
+    ],
+)
+def test_class_names_that_cannot_be_used(names, message):
+    with refused(message):
+        resolve(None, None, (), names)
+
+
+def test_a_shown_preset_can_be_trained_on_any_data_set(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(to_yaml(resolve("refinedet_quarter_320", None, ())))
+    settings = resolve(None, file, (), ("a", "b"))
+    assert settings == resolve("refinedet_quarter_320", None, (), ("a", "b"))
+
+
+def test_settings_of_another_data_set_are_refused(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(to_yaml(resolve(None, None, (), ("a", "b"))))
+    with refused("the data set has"):
+        resolve(None, file, (), ("b", "a"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        (AugmentSettings, "flip", "0.5"),
+        (AugmentSettings, "distort", -0.1),
+        (AugmentSettings, "mirror", True),
+        (AugmentSettings, "crop", 1),
+        (InputSettings, "batch_size", 1.0),
+        (InputSettings, "seed", 2**32),
+        (InputSettings, "max_objects", -1),
+        (TrainSettings, "keep", True),
+        (TrainSettings, "checkpoint_every", 0),
+        (TrainSettings, "evaluate_every", None),
+    ],
+)
+def test_ranges_are_checked_on_construction(kind, field, value):
+    with refused(rf"\.{field}: wants .*, got {value!r}"):
+        kind(**{field: value})
+
+
+def test_numbers_in_every_spelling():
+    for text, rate in (("1e-3", 1e-3), ("1.5e2", 150.0), (".5", 0.5), ("1", 1.0), ("+2E+1", 20.0)):
+        settings = resolve(None, None, [f"model.schedule.rate={text}"])
+        assert settings.model.schedule.rate == rate
+        assert type(settings.model.schedule.rate) is float
+    assert resolve(None, None, ["input.seed=010"]).input.seed == 10
 
 
 def test_differences_name_the_keys():

@@ -12,10 +12,12 @@ import hashlib
 import json
 import operator
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import mindspore.dataset as ds
 import numpy as np
 from mindspore.mindrecord import FileWriter
@@ -121,7 +123,12 @@ def batches(
 ) -> Iterator[Batch]:
     """See ``refinedet.backend.Backend.batches``."""
     max_objects = places(training_objects(dataset), settings.max_objects)
-    file, count, _ = build_cache(dataset, cache)
+    file, count, unreadable = build_cache(dataset, cache)
+    if unreadable:
+        print(
+            f"{dataset.name}: left out {unreadable} pictures that cannot be read", file=sys.stderr
+        )
+    cv2.setNumThreads(1)  # the workers are the threads
     make = SampleMaker(config, settings, max_objects)
     for step in range(first_step, config.schedule.steps, STEPS_A_CHUNK):
         last_step = min(step + STEPS_A_CHUNK, config.schedule.steps)

@@ -181,8 +181,7 @@ def test_training_goes_on_bit_for_bit(stepped):
 
 @pytest.fixture(scope="module")
 def graph_match():
-    backend = MindSporeCPU()
-    backend.network(BASE, spec.initial_parameters(BASE, 0))  # sets the device
+    MindSporeCPU().network(BASE, spec.initial_parameters(BASE, 0))  # sets the device
     from refinedet.adapters.mindspore.losses import match
 
     @ms.jit
@@ -203,18 +202,28 @@ def test_matching_is_the_contracts_with_all_its_ties(graph_match, grid):
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.fixture(scope="module")
+def graph_negatives():
+    MindSporeCPU().network(BASE, spec.initial_parameters(BASE, 0))  # sets the device
+    from refinedet.adapters.mindspore.losses import hard_negatives
+
+    @ms.jit
+    def run(losses, candidate, wanted):
+        return hard_negatives(losses, candidate, wanted)
+
+    return run
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     losses=arrays(np.uint8, (3, 20), elements=st.integers(0, 5)),
     kinds=arrays(np.uint8, (3, 20), elements=st.integers(0, 2)),
 )
-def test_hard_negatives_are_the_contracts_with_all_their_ties(losses, kinds):
-    from refinedet.adapters.mindspore.losses import hard_negatives
-
+def test_hard_negatives_are_the_contracts_with_all_their_ties(graph_negatives, losses, kinds):
     losses = losses.astype(np.float32)
     positive, eligible = kinds == 2, kinds == 1
     most = (positive.sum(axis=1, keepdims=True) * 3).astype(np.int32)
-    got = hard_negatives(ms.Tensor(losses), ms.Tensor(eligible), ms.Tensor(most)).asnumpy()
+    got = graph_negatives(ms.Tensor(losses), ms.Tensor(eligible), ms.Tensor(most)).asnumpy()
     for row in range(3):
         want = spec_losses.hard_negatives(losses[row], positive[row], eligible[row], 3.0)
         np.testing.assert_array_equal(got[row], want)
