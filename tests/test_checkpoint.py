@@ -2,17 +2,24 @@
 
 import dataclasses
 import errno
+import os
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from refinedet import checkpoint as module
+from refinedet import files
 from refinedet.checkpoint import (
+    FORMAT,
     Checkpoint,
     CheckpointError,
     checkpoints,
@@ -22,6 +29,7 @@ from refinedet.checkpoint import (
     save_checkpoint,
     write_checkpoint,
 )
+from refinedet.files import WriteError
 from refinedet.settings import resolve
 from refinedet.spec.network import initial_parameters, parameter_table
 
@@ -63,26 +71,123 @@ def test_the_newest_stay(tmp_path):
     assert newest_checkpoint(tmp_path / "nowhere") is None
 
 
+def test_the_one_just_written_always_stays(tmp_path):
+    damaged = save_checkpoint(tmp_path, checkpoint_of(10), keep=1)
+    damaged.write_bytes(b"")
+    for step in (8, 9):
+        save_checkpoint(tmp_path, checkpoint_of(step), keep=1)
+        told = []
+        assert newest_checkpoint(tmp_path, told.append).steps_done == step
+
+
+def test_another_memory_layout_is_the_same_checkpoint(tmp_path):
+    wanted = checkpoint_of(1, seed=1)
+    turned = {name: np.asfortranarray(p) for name, p in wanted.parameters.items()}
+    path = save_checkpoint(tmp_path, dataclasses.replace(wanted, parameters=turned), keep=1)
+    for name, value in load_checkpoint(path).parameters.items():
+        np.testing.assert_array_equal(value, wanted.parameters[name])
+
+
+def test_other_programs_can_read_it(tmp_path):
+    wanted = checkpoint_of(5)
+    path = save_checkpoint(tmp_path, wanted, keep=1)
+    tensors = load_file(path)
+    assert len(tensors) == len(wanted.parameters) + len(wanted.velocities)
+    name = "backbone.conv1_1.weight"
+    np.testing.assert_array_equal(tensors[f"parameter/{name}"], wanted.parameters[name])
+    with safe_open(path, "numpy") as stored:
+        metadata = stored.metadata()
+    assert metadata["steps_done"] == "5"
+    assert "numpy" in metadata["versions"]
+
+
+def refused(path, message="."):
+    """Loading gives one line that names the file and says this."""
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_every_corruption_is_one_line_and_the_one_before_is_taken(tmp_path):
     save_checkpoint(tmp_path, checkpoint_of(1), keep=5)
     path = save_checkpoint(tmp_path, checkpoint_of(2), keep=5)
     whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
     rng = np.random.default_rng(0)
-    damaged = [b"", b"hello", b"\xff" * 100, whole[:-1], whole + b"x"]
-    damaged += [whole[:n] for n in rng.integers(0, len(whole), 40)]
-    for place in rng.integers(0, len(whole), 60):
+    damaged = [b"", b"hello", b"\xff" * 100, b"\xff" * 7 + b"\x7f" + whole[8:], whole + b"x"]
+    edges = [1, 7, 8, 9, header - 1, header, header + 1, len(whole) - 1]
+    damaged += [whole[:n] for n in [*edges, *rng.integers(0, len(whole), 20)]]
+    start = whole.index(b"__metadata__")  # every field of it, then tables, then numbers
+    places = [*range(0, 8), *range(start, start + 4000, 53)]
+    places += [*rng.integers(0, header, 30), *rng.integers(header, len(whole), 10)]
+    for place in places:
         flipped = bytearray(whole)
         flipped[place] ^= 1 << int(rng.integers(8))
         damaged.append(bytes(flipped))
     for data in damaged:
         path.write_bytes(data)
-        with pytest.raises(CheckpointError) as caught:
-            load_checkpoint(path)
-        assert str(path) in str(caught.value)
-        assert "\n" not in str(caught.value)
-        told = []
-        assert newest_checkpoint(tmp_path, told.append).steps_done == 1
-        assert len(told) == 1
+        refused(path)
+    told = []
+    assert newest_checkpoint(tmp_path, told.append).steps_done == 1
+    assert len(told) == 1
+    assert str(path) in told[0]
+
+
+def test_nothing_usable_is_an_error_and_not_a_fresh_start(tmp_path, capsys):
+    save_checkpoint(tmp_path, checkpoint_of(1), keep=1).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="none of its 1 checkpoints"):
+        newest_checkpoint(tmp_path)
+    assert "passed over" in capsys.readouterr().err
+
+
+def test_metadata_is_part_of_the_checkpoint(tmp_path):
+    path = save_checkpoint(tmp_path, checkpoint_of(2), keep=1)
+    tensors = load_file(path)
+    with safe_open(path, "numpy") as stored:
+        metadata = stored.metadata()
+    for key in metadata:
+        save_file(tensors, path, {k: v for k, v in metadata.items() if k != key})
+        refused(path, "wants the format|does not match its digest")
+    save_file(tensors, path, {**metadata, "steps_done": "3"})
+    refused(path, "does not match its digest")
+    save_file(tensors, path, {**metadata, "format": "refinedet checkpoint 99"})
+    refused(path, f"wants the format '{FORMAT}', got 'refinedet checkpoint 99'")
+    save_file(tensors, path)
+    refused(path, "wants the format .* got None")
+
+
+def signed(path, tensors, metadata):
+    """A file with a digest that is right: what is wrong in it is not an accident."""
+    tensors = dict(sorted(tensors.items()))
+    metadata = {**metadata, "sha256": module._digest(metadata, tensors.items())}
+    save_file(tensors, path, metadata)
+
+
+def test_what_another_program_wrote_is_checked_against_the_network(tmp_path):
+    path = save_checkpoint(tmp_path, checkpoint_of(2), keep=1)
+    tensors = load_file(path)
+    with safe_open(path, "numpy") as stored:
+        metadata = stored.metadata()
+    name = "parameter/backbone.conv1_1.weight"
+    signed(path, tensors, metadata)
+    assert load_checkpoint(path).steps_done == 2
+    for value, message in (
+        (tensors[name][:1], "has shape"),
+        (tensors[name] * np.float32(np.nan), "not finite"),
+        (tensors[name].astype(np.float64), "float32"),
+        (tensors[name].astype(np.int32), "float32"),
+    ):
+        signed(path, {**tensors, name: np.ascontiguousarray(value)}, metadata)
+        refused(path, message)
+    signed(path, {k: v for k, v in tensors.items() if k != name}, metadata)
+    refused(path, "conv1_1.weight is missing")
+    signed(path, tensors, {**metadata, "settings": "model: {colour: 1}"})
+    refused(path, "written by refinedet .* unknown key 'model.colour'")
+    signed(path, tensors, {**metadata, "steps_done": "many"})
+    refused(path, "many")
+    signed(path, tensors, {k: v for k, v in metadata.items() if k != "steps_done"})
+    refused(path, "no 'steps_done'")
 
 
 def test_numbers_that_are_not_finite_are_not_saved(tmp_path):
@@ -90,20 +195,77 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path):
     for part in ("parameters", "velocities"):
         bad = checkpoint_of(2)
         next(iter(getattr(bad, part).values())).flat[0] = np.nan
-        with pytest.raises(CheckpointError, match="finite"):
+        with pytest.raises(CheckpointError, match=r"conv1_1\.weight: not finite"):
             save_checkpoint(tmp_path, bad, keep=1)
     assert names(tmp_path) == ["step-00000001.safetensors"]
 
 
-def test_a_full_disk_leaves_the_old_ones(tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", ["missing", "unknown", "shape", "dtype"])
+def test_other_velocities_are_not_saved(tmp_path, change):
+    bad = checkpoint_of(1)
+    name = "backbone.conv1_1.weight"
+    if change == "missing":
+        del bad.velocities[name]
+    elif change == "unknown":
+        bad.velocities["x"] = np.zeros(1, np.float32)
+    elif change == "shape":
+        bad.velocities[name] = np.zeros(1, np.float32)
+    else:
+        bad.velocities[name] = bad.velocities[name].astype(np.float64)
+    with pytest.raises(CheckpointError, match="not written: velocity "):
+        save_checkpoint(tmp_path, bad, keep=1)
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_ones(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, checkpoint_of(1), keep=1)
 
     def full(tensors, path, metadata):
         path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise module.SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(WriteError, match="free some space") as caught:
+        save_checkpoint(tmp_path, checkpoint_of(2), keep=1)
+    assert caught.value.errno == errno.ENOSPC
+    assert str(caught.value).count("step-") == 1
+    assert names(tmp_path) == ["step-00000001.safetensors"]
+
+
+def test_a_write_that_the_system_stops_leaves_the_old_ones(tmp_path):
+    save_checkpoint(tmp_path, checkpoint_of(1), keep=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(WriteError, match=os.strerror(errno.EFBIG)):
+            save_checkpoint(tmp_path, checkpoint_of(2), keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == ["step-00000001.safetensors"]
+
+
+@pytest.mark.parametrize("call", ["_force_to_disk", "replace"])
+def test_a_failure_after_writing_leaves_the_old_ones(tmp_path, monkeypatch, call):
+    save_checkpoint(tmp_path, checkpoint_of(1), keep=1)
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path if call == "replace" else files, call, fail)
+    with pytest.raises(WriteError, match="Input/output error"):
+        save_checkpoint(tmp_path, checkpoint_of(2), keep=1)
+    assert names(tmp_path) == ["step-00000001.safetensors"]
+
+
+def test_what_was_read_back_is_compared(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, checkpoint_of(1), keep=1)
+
+    def forgetful(tensors, path, metadata):
+        name = min(tensors)
+        save_file({**tensors, name: tensors[name] + 1}, path, metadata)
+
+    monkeypatch.setattr(module, "save_file", forgetful)
+    with pytest.raises(CheckpointError, match="read back differs"):
         save_checkpoint(tmp_path, checkpoint_of(2), keep=1)
     assert names(tmp_path) == ["step-00000001.safetensors"]
 
@@ -112,31 +274,28 @@ def test_killed_while_saving_nothing_is_lost(tmp_path):
     code = textwrap.dedent(
         """
         import itertools, pathlib, sys, test_checkpoint as t
-        for step in itertools.count(1):
-            t.save_checkpoint(pathlib.Path(sys.argv[1]), t.checkpoint_of(step), keep=2)
+        checkpoint = t.checkpoint_of(1)
+        for step in itertools.count(int(sys.argv[2])):
+            later = t.dataclasses.replace(checkpoint, steps_done=step)
+            t.save_checkpoint(pathlib.Path(sys.argv[1]), later, keep=2)
             print(step, flush=True)
         """
     )
     rng = np.random.default_rng(0)
-    here = str(module_folder())
-    for _ in range(5):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=here
-        )
-        process.stdout.readline()
-        time.sleep(rng.uniform(0, 0.2))
+    last = 0
+    for _ in range(10):
+        command = [sys.executable, "-c", code, str(tmp_path), str(last + 1)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parent)
+        first = process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
-        seen = process.communicate()[0].split()
-        last = int(seen[-1]) if seen else 1
-        assert newest_checkpoint(tmp_path).steps_done >= last
+        last = int([first, *process.communicate()[0].split()][-1])
+        found = newest_checkpoint(tmp_path).steps_done
+        assert found >= last
+        last = found
     save_checkpoint(tmp_path, checkpoint_of(10**7), keep=2)
     assert not [name for name in names(tmp_path) if name.startswith(".")]
-
-
-def module_folder():
-    from pathlib import Path
-
-    return Path(__file__).parent
+    assert len(names(tmp_path)) == 2
 
 
 def test_only_the_same_training_goes_on():
@@ -148,7 +307,7 @@ def test_only_the_same_training_goes_on():
         dataclasses.replace(SETTINGS, input=dataclasses.replace(SETTINGS.input, workers=2)),
     )
     other = resolve("refinedet_eighth_128", None, ["model.network.width=0.03125"], ("a", "c"))
-    with pytest.raises(CheckpointError, match=r"class_names=\['a', 'b'\]"):
+    with pytest.raises(CheckpointError, match=r"class_names=\('a', 'b'\)"):
         require_match(checkpoint, other)
     more = resolve("refinedet_eighth_128", None, ["model.network.width=0.03125"], ("a", "b", "c"))
     with pytest.raises(CheckpointError, match=r"num_classes=3.*4"):
