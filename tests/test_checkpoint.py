@@ -220,11 +220,11 @@ def test_other_velocities_are_not_saved(tmp_path, change):
 def test_a_full_disk_is_one_line_and_leaves_the_old_ones(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, checkpoint_of(1), keep=1)
 
-    def full(tensors, path, metadata):
+    def full(path, tensors, metadata):
         path.write_bytes(b"half")
-        raise module.SafetensorError("I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(module, "_write", full)
     with pytest.raises(WriteError, match="free some space") as caught:
         save_checkpoint(tmp_path, checkpoint_of(2), keep=1)
     assert caught.value.errno == errno.ENOSPC
@@ -260,14 +260,46 @@ def test_a_failure_after_writing_leaves_the_old_ones(tmp_path, monkeypatch, call
 def test_what_was_read_back_is_compared(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, checkpoint_of(1), keep=1)
 
-    def forgetful(tensors, path, metadata):
-        name = min(tensors)
-        save_file({**tensors, name: tensors[name] + 1}, path, metadata)
+    write = module._write
 
-    monkeypatch.setattr(module, "save_file", forgetful)
+    def forgetful(path, tensors, metadata):
+        name = min(tensors)
+        write(path, {**tensors, name: tensors[name] + 1}, metadata)
+
+    monkeypatch.setattr(module, "_write", forgetful)
     with pytest.raises(CheckpointError, match="read back differs"):
         save_checkpoint(tmp_path, checkpoint_of(2), keep=1)
     assert names(tmp_path) == ["step-00000001.safetensors"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    code = textwrap.dedent(
+        """
+        import os, pathlib, signal, sys, test_checkpoint as t
+        def half(path, tensors, metadata):
+            path.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        t.module._write = half
+        t.save_checkpoint(pathlib.Path(sys.argv[1]), t.checkpoint_of(2), keep=2)
+        """
+    )
+    save_checkpoint(tmp_path, checkpoint_of(1), keep=2)
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run(command, cwd=Path(__file__).parent).returncode == -signal.SIGKILL
+    assert len(names(tmp_path)) == 2
+    assert newest_checkpoint(tmp_path).steps_done == 1
+    save_checkpoint(tmp_path, checkpoint_of(3), keep=1)
+    assert names(tmp_path) == ["step-00000003.safetensors"]
+
+
+def test_nothing_is_written_beside_the_draft(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(files, "_force_to_disk", lambda _: seen.append(names(tmp_path)))
+    path = save_checkpoint(tmp_path, checkpoint_of(1), keep=1)
+    assert len(seen[0]) == 1
+    assert seen[0][0].startswith(".step-")
+    (tmp_path / "usual").touch()
+    assert path.stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 def test_killed_while_saving_nothing_is_lost(tmp_path):
