@@ -128,6 +128,15 @@ def test_every_corruption_is_one_line_and_the_one_before_is_taken(tmp_path):
     for data in damaged:
         path.write_bytes(data)
         refused(path)
+    for data in (b"", whole[:7], whole[: header - 1], b"\xff" * 100):
+        path.write_bytes(data)
+        refused(path, "cut off, or not a safetensors file")
+    path.write_bytes(whole[:-1])
+    refused(path, "corrupt or cut off")
+    path.unlink()
+    refused(path, "cannot read: No such file")
+    path.mkdir()
+    refused(path, "cannot read: Is a directory")
     told = []
     assert newest_checkpoint(tmp_path, told.append).steps_done == 1
     assert len(told) == 1
