@@ -164,6 +164,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             or corrupt.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would wait for ever
+            raise CheckpointError(f"{path}: not a file")
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
         size = path.stat().st_size
@@ -175,7 +177,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 found = shown(metadata.get("format"))
                 raise CheckpointError(f"{path}: wants the format {FORMAT!r}, got {found}")
             tensors = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
-    except (OSError, SafetensorError, TypeError) as error:  # TypeError: no such dtype in NumPy
+    except (OSError, SafetensorError, AttributeError, TypeError) as error:
+        # The last two: a dtype that NumPy does not have.
         reason = getattr(error, "strerror", None) or f"corrupt or cut off ({error})"
         raise CheckpointError(f"{path}: cannot read: {reason}") from error
     if _digest(metadata, tensors.items()) != metadata.get("sha256"):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from tqdm import tqdm
@@ -20,7 +22,7 @@ from refinedet.bench import table as bench_table
 from refinedet.checkpoint import CheckpointError
 from refinedet.data.checks import report
 from refinedet.data.dataset import DataError, Dataset
-from refinedet.data.pictures import picture_size, read_picture
+from refinedet.data.pictures import read_picture
 from refinedet.data.source import DataSource, read_dataset
 from refinedet.demo import demo as run_demo
 from refinedet.drawing import detections_json, draw_detections, write_picture
@@ -43,6 +45,7 @@ FAILURES = (
     CheckpointError,
     ContractError,
     DataError,
+    MemoryError,
     OSError,
     SettingsError,
     TrainingError,
@@ -182,7 +185,7 @@ def train_command(
             split=eval_split or split,
             class_names=training.class_names,
         )
-        evaluation = _say_skips(read_dataset(other))
+        evaluation = _say_skips(read_dataset(other, check_pictures=True))
     settings = resolve(preset_name, settings_file, assignments or (), training.class_names)
     train(find_backend(backend), training, evaluation, settings, run, resume=resume)
 
@@ -221,10 +224,13 @@ def eval_command(
         raise DataError("--model: say what to evaluate, or give --results and --annotations")
     opened = open_model(find_backend(backend), model)
     source = _source(layout, root, annotations, pictures, split, classes)
-    if not source.class_names:
-        source = replace(source, class_names=opened.class_names)
-    dataset = _say_skips(read_dataset(source))
-    dataset.require_usable()
+    names = source.class_names or opened.class_names
+    try:
+        dataset = read_dataset(replace(source, class_names=names), check_pictures=True)
+    except DataError as error:
+        shown = ", ".join(opened.class_names)
+        raise DataError(f"{error} ({model} detects {shown})") from error
+    _say_skips(dataset).require_usable()
     if dataset.class_names != opened.class_names:
         raise DataError(
             f"{model}: detects {', '.join(opened.class_names)}; the data set has "
@@ -252,22 +258,29 @@ def detect_command(
 ) -> None:
     """Find objects in pictures; draw them, and list them as JSON in pixels."""
     files = list(_pictures(paths))
+    counts = Counter(file.name for file in files)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise DataError(f"{twice[0]}: in several folders; detect in one after the other")
+    if any(file.resolve().parent == output.resolve() for file in files):
+        raise DataError(f"{output}: holds pictures to look at; choose another --output")
     opened = open_model(find_backend(backend), model)
     predictor = Predictor(opened.network, min(8, len(files)))
-    for file in files:
-        picture_size(file)  # a file that is no picture stops it before anything is written
-    output.mkdir(parents=True, exist_ok=True)
     rows = []
-    pictures: list[Array] = []
+    waiting: deque[tuple[Path, Array]] = deque()
+    unreadable = []
 
     def read() -> Iterator[Array]:
-        for file in files:
-            pictures.append(read_picture(file))
-            yield pictures[-1]
+        for file in tqdm(files, "detecting", disable=None, delay=2, unit="picture"):
+            try:
+                waiting.append((file, read_picture(file)))
+            except DataError as error:
+                unreadable.append(str(error))
+                continue
+            yield waiting[-1][1]
 
-    bar = tqdm(files, "detecting", disable=None, delay=2, unit="picture")
-    for file, found in zip(bar, predictor.predict(read()), strict=True):
-        picture = pictures.pop(0)
+    for found in predictor.predict(read()):
+        file, picture = waiting.popleft()
+        output.mkdir(parents=True, exist_ok=True)
         sure = found.scores >= score
         found = type(found)(found.boxes[sure], found.scores[sure], found.labels[sure])
         drawn = draw_detections(
@@ -275,8 +288,11 @@ def detect_command(
         )
         write_picture(output / f"{file.name}.png", drawn)
         rows.append((str(file), picture.shape[1], picture.shape[0], found))
-    content = json.dumps(detections_json(rows, opened.class_names), indent=2)
-    write_atomically(output / "detections.json", content + "\n")
+    if rows:
+        content = json.dumps(detections_json(rows, opened.class_names), indent=2)
+        write_atomically(output / "detections.json", content + "\n")
+    if unreadable:
+        raise DataError(f"left out {len(unreadable)} of {len(files)} pictures: {unreadable[0]}")
     count = sum(len(row[3].labels) for row in rows)
     typer.echo(f"{count} objects in {len(files)} pictures; see {output}")
 
@@ -381,14 +397,30 @@ def options(
     """RefineDet: train, evaluate and run the detector."""
 
 
+def _fail(text: str) -> NoReturn:
+    print(f"refinedet: error: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(1)
+
+
 def main() -> None:
     """The program ``refinedet``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except FAILURES as error:
-        line = " ".join(str(error).split())
-        print(f"refinedet: error: {line}", file=sys.stderr)
-        sys.exit(1)
+        shown = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            shown = f"{error.filename}: {error.strerror}; choose another place"
+        elif isinstance(error, MemoryError):
+            shown = f"not enough memory: {error}"
+        _fail(shown)
     except KeyboardInterrupt:
         print("refinedet: interrupted; a training goes on with --resume", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        # Typer's own exceptions for a wrong option; their module is not public.
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(f"{error.format_message()}; see --help")

@@ -33,6 +33,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from refinedet.data.checks import read_bytes
 from refinedet.data.dataset import DataError, Dataset
 from refinedet.files import write_atomically
 from refinedet.spec.detection import Detections
@@ -504,11 +505,13 @@ def _read_found(path: Path, images: Mapping[int, int], categories: Mapping[int, 
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+        return json.loads(read_bytes(path))
+    except json.JSONDecodeError as error:
         raise DataError(f"{path}: not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}: not JSON of this world: nested too deeply, or a huge number"
+        ) from error
 
 
 def _entries(path: Path, content: Any, name: str | None) -> Iterator[tuple[str, dict[str, Any]]]:

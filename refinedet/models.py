@@ -11,6 +11,7 @@ from pathlib import Path
 
 from refinedet.backend import Backend, Network
 from refinedet.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint
+from refinedet.data.dataset import DataError
 from refinedet.files import write_atomically
 from refinedet.settings import Settings, from_yaml, to_yaml
 
@@ -52,6 +53,8 @@ def open_model(backend: Backend, path: Path) -> Model:
 
 def export_model(backend: Backend, model: Model, path: Path) -> None:
     """Write a detector as the backend's own kind of file, and its settings beside it."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise DataError(f"{path}: wants the name of a file in a folder that exists")
     settings = Settings(model=model.network.config, class_names=model.class_names)
-    write_atomically(_settings_file(path), to_yaml(settings))
     backend.export(model.network, path)
+    write_atomically(_settings_file(path), to_yaml(settings))

@@ -410,6 +410,8 @@ def _mapping(text: str, origin: str) -> dict[str, Any]:
 
 def _load_file(file: Path) -> dict[str, Any]:
     try:
+        if file.exists() and not file.is_file():  # a pipe would wait for ever
+            raise SettingsError(f"{file}: not a file")
         with file.open("rb") as stream:
             data = stream.read(LARGEST_FILE + 1)
         if len(data) > LARGEST_FILE:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,10 +29,18 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
-from refinedet.backend import Backend, Batch, Network
-from refinedet.checkpoint import Checkpoint, newest_checkpoint, require_match, save_checkpoint
-from refinedet.data.dataset import Dataset, Record
+from refinedet.backend import Backend, BackendError, Batch, Network
+from refinedet.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    checkpoints,
+    newest_checkpoint,
+    require_match,
+    save_checkpoint,
+)
+from refinedet.data.dataset import DataError, Dataset, Record
 from refinedet.data.pictures import read_picture
+from refinedet.data.training import places, training_objects
 from refinedet.drawing import curves, draw_detections, read_metrics, sheet
 from refinedet.evaluation import Evaluation, Evaluator, evaluation_table
 from refinedet.files import write_atomically
@@ -149,26 +158,32 @@ def train(
     training.require_usable()
     if evaluation is not None:
         evaluation.require_usable()
+    places(training_objects(training), settings.input.max_objects)
+    new = not folder.exists()
     start = _start(settings, folder, resume)
     write_atomically(folder / "settings.yaml", to_yaml(settings))
     journal = Journal(folder, start.steps_done)
     try:
         return _train(backend, training, evaluation, settings, folder, start, journal)
+    except (BackendError, DataError, MemoryError):
+        if new and not checkpoints(folder / "checkpoints"):  # nothing came of it
+            shutil.rmtree(folder)
+        raise
     finally:
         journal.close()
 
 
 def _start(settings: Settings, folder: Path, resume: bool) -> Checkpoint:
     """The checkpoint from which to go on; at the beginning, fresh parameters."""
-    checkpoints = folder / "checkpoints"
     if resume:
-        found = newest_checkpoint(checkpoints)
-        if found is not None:
+        if not (folder / "settings.yaml").exists():
+            raise TrainingError(f"{folder}: no run to resume; leave out --resume to begin one")
+        if found := newest_checkpoint(folder / "checkpoints", tqdm.write):
             require_match(found, settings)
             return found
-    if not resume and folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise TrainingError(f"{folder}: is not empty; choose another --run, or --resume")
-    checkpoints.mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     parameters = initial_parameters(settings.model, settings.input.seed)
     return Checkpoint(settings, parameters, None, 0)
 
@@ -201,12 +216,24 @@ def _train(
 ) -> Checkpoint:
     config, steps = settings.model, settings.model.schedule.steps
     trainer = backend.trainer(config, start.parameters, start.velocities, start.steps_done)
-    checkpoints, step = folder / "checkpoints", start.steps_done
+    step = start.steps_done
     newest = start
+
+    def not_finite(what: str) -> TrainingError:
+        first = step * settings.input.batch_size
+        return TrainingError(
+            f"step {step}: {what}; its batch holds positions {first} to "
+            f"{first + settings.input.batch_size - 1} of the reading order. The newest checkpoint "
+            f"is of step {newest.steps_done}; lower model.schedule.rate or set "
+            f"model.optimizer.clip_norm, and begin another run"
+        )
 
     def save() -> Checkpoint:
         checkpoint = Checkpoint(settings, trainer.parameters(), trainer.velocities(), step)
-        save_checkpoint(checkpoints, checkpoint, settings.train.keep)
+        try:
+            save_checkpoint(folder / "checkpoints", checkpoint, settings.train.keep)
+        except CheckpointError as error:
+            raise not_finite(str(error)) from error
         return checkpoint
 
     def look(checkpoint: Checkpoint) -> None:
@@ -225,13 +252,7 @@ def _train(
         began = time.perf_counter()
         losses = trainer.step(batch)
         if not math.isfinite(losses.total):
-            first = step * settings.input.batch_size
-            raise TrainingError(
-                f"step {step}: the loss is not finite ({losses}); its batch holds positions "
-                f"{first} to {first + settings.input.batch_size - 1} of the reading order. The "
-                f"newest checkpoint is of step {newest.steps_done}; lower model.schedule.rate "
-                f"or set model.optimizer.clip_norm, then --resume"
-            )
+            raise not_finite(f"the loss is not finite ({losses})")
         rate = learning_rate(step, config.schedule)
         step += 1
         journal.note(
@@ -247,6 +268,8 @@ def _train(
         every = settings.train.evaluate_every
         if every and step % every == 0 and step != steps:
             look(newest if newest.steps_done == step else save())
-    look(newest)
     curves(journal.metrics_path, folder / "curves.png")
+    if evaluation is not None:
+        look(newest)
+        curves(journal.metrics_path, folder / "curves.png")
     return newest

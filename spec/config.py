@@ -29,8 +29,8 @@ def _require(condition: bool, section: object, name: str, wanted: str) -> None:
         raise ContractError(f"{dotted}: wants {wanted}, got {value!r}")
 
 
-def _is_whole(value: object, lowest: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+def _is_whole(value: object, lowest: int = 1, highest: int = 10**9) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest
 
 
 def _is_number(value: object, low: float, high: float = float("inf")) -> bool:
@@ -281,7 +281,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         _require(self.kind in ("multistep", "cosine"), self, "kind", "'multistep' or 'cosine'")
-        _require(_is_whole(self.steps), self, "steps", "a whole number from 1")
+        _require(_is_whole(self.steps, 1, 10**7), self, "steps", "a whole number from 1 to 10**7")
         _require(_is_number(self.rate, 0, 1000), self, "rate", "0 to 1000")
         _require(
             _is_whole(self.warmup_steps, 0) and self.warmup_steps <= self.steps,
@@ -333,12 +333,17 @@ class Config:
         _require(
             isinstance(self.image_size, tuple)
             and len(self.image_size) == 2
-            and all(_is_whole(n) for n in self.image_size),
+            and all(_is_whole(n, 1, 8192) for n in self.image_size),
             self,
             "image_size",
-            "height and width, whole numbers from 1",
+            "height and width, whole numbers from 1 to 8192",
         )
-        _require(_is_whole(self.num_classes, 2), self, "num_classes", "a whole number from 2")
+        _require(
+            _is_whole(self.num_classes, 2, 10**5),
+            self,
+            "num_classes",
+            "a whole number from 2 to 10**5",
+        )
         coarsest = NETWORK_STRIDES[-1]
         _require(
             all(n % coarsest == 0 for n in self.image_size),

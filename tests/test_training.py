@@ -11,6 +11,7 @@ import pytest
 
 from refinedet.backend import find_backend
 from refinedet.checkpoint import CheckpointError, checkpoints, load_checkpoint
+from refinedet.data.dataset import DataError
 from refinedet.settings import from_yaml, resolve
 from refinedet.training import TrainingError, train
 
@@ -78,11 +79,12 @@ def test_killed_at_any_moment_it_arrives_where_an_undisturbed_run_does(backend, 
     command = [
         *(sys.executable, "-m", "refinedet", "train", "--run", str(run), "--layout", "coco"),
         *("--annotations", str(annotations), "--pictures", str(noise.records[0].path.parent)),
-        *("--preset", "refinedet_eighth_128", "--resume"),
+        *("--preset", "refinedet_eighth_128"),
         *(part for text in ASSIGNMENTS for part in ("--set", text)),
     ]
     for seconds in (0.2, 1.5, 3.0):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        resumed = [*command, "--resume"] if run.exists() else command
+        process = subprocess.Popen(resumed, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         until = time.monotonic() + 120
         metrics = run / "metrics.jsonl"
         while not metrics.exists() and process.poll() is None and time.monotonic() < until:
@@ -91,7 +93,7 @@ def test_killed_at_any_moment_it_arrives_where_an_undisturbed_run_does(backend, 
         time.sleep(seconds)  # from the start of the run: compiling, stepping, saving
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     last = load_checkpoint(checkpoints(run / "checkpoints")[0])
     assert_same(last, whole)
@@ -135,6 +137,13 @@ def test_what_cannot_start_or_go_on_is_one_line(backend, noise, tmp_path):
     with pytest.raises(TrainingError, match="is not empty"):
         train(backend, noise, None, settings_of(), run)
     assert [path.name for path in run.iterdir()] == ["mine.txt"]
+    with pytest.raises(TrainingError, match="no run to resume"):
+        train(backend, noise, None, settings_of(), tmp_path / "mistyped", resume=True)
+    for record in noise.records:
+        record.path.write_bytes(record.path.read_bytes()[:100])
+    with pytest.raises(DataError, match="no readable picture"):
+        train(backend, noise, None, settings_of(), tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "run"]
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
@@ -146,7 +155,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
         "model.optimizer.clip_norm=null",
     )
     run = tmp_path / "run"
-    with pytest.raises(TrainingError, match=r"not finite.*positions \d+ to \d+.*checkpoint"):
+    with pytest.raises(TrainingError, match=r"finite.*positions \d+ to \d+.*newest checkpoint"):
         train(backend, noise, None, settings, run)
     for path in checkpoints(run / "checkpoints"):
         load_checkpoint(path)

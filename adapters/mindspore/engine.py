@@ -9,6 +9,7 @@ import mindspore as ms
 from mindspore import nn
 
 from refinedet.adapters.mindspore.network import Detector, ScoredBoxes, load_parameters
+from refinedet.backend import BackendError
 from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
 from refinedet.spec.network import Heads, Parameters, check_parameters
@@ -45,7 +46,10 @@ class MindIRNetwork:
 
     def __init__(self, path: Path, config: Config) -> None:
         self.config = config
-        self.graph = nn.GraphCell(ms.load(str(path)))
+        try:
+            self.graph = nn.GraphCell(ms.load(str(path)))
+        except (RuntimeError, ValueError) as error:
+            raise BackendError(f"{path}: not a MindIR that this MindSpore reads") from error
 
     def heads(self, pictures: Array) -> Heads:
         """Raises: an exported detector has no raw outputs."""
@@ -63,4 +67,5 @@ def export(network: MindSporeNetwork, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         fresh = Path(folder) / "model.mindir"
         ms.export(network.scored, pictures, file_name=str(fresh), file_format="MINDIR")
+        fresh.chmod(0o644)  # MindSpore leaves it to its owner alone
         fresh.replace(path)

@@ -24,6 +24,7 @@ from mindspore.mindrecord import FileWriter
 from tqdm import tqdm
 
 from refinedet.backend import Batch
+from refinedet.data.checks import sizes
 from refinedet.data.dataset import DataError, Dataset
 from refinedet.data.pictures import decode_picture
 from refinedet.data.training import SampleMaker, places, reading_order, training_objects
@@ -106,10 +107,13 @@ def _write_records(dataset: Dataset, file: Path) -> tuple[int, int]:
             continue
         try:
             encoded = record.path.read_bytes()
-            decode_picture(encoded, str(record.path))
+            height, width = decode_picture(encoded, str(record.path)).shape[:2]
         except (OSError, DataError):
             unreadable += 1
             continue
+        if (record.width, record.height) != (width, height):
+            said = (record.width, record.height)
+            raise DataError(f"{record.path}: {sizes(said, (width, height))}")
         row = {"picture": encoded, "boxes": boxes, "labels": labels.astype(np.int32)}
         writer.write_raw_data([row])
         written += 1

@@ -132,7 +132,13 @@ FIELDS = [
     ),
     ("optimizer", "loss_scale", "a number above 0", [1e-6, 1, 1024.0], [0, 9e-7, INF, None]),
     ("schedule", "kind", "'multistep' or 'cosine'", ["multistep", "cosine"], ["step", None]),
-    ("schedule", "steps", "a whole number from 1", [1, 10**9], [0, -1, 10.0, True]),
+    (
+        "schedule",
+        "steps",
+        "a whole number from 1 to 10**7",
+        [1, 10**7],
+        [0, -1, 10.0, True, 10**7 + 1],
+    ),
     ("schedule", "rate", "0 to 1000", [0, 1e-3, 1000], [-1e-9, 1000.1, NAN, "0.1"]),
     (
         "schedule",
@@ -189,7 +195,7 @@ def test_image_sizes_need_not_be_square(value):
     "value", [(64,), (64, 64, 64), [64, 64], (64.0, 64), (64, 0), (-64, 64), (True, 64), 64, None]
 )
 def test_an_image_size_is_two_whole_numbers(value):
-    wanted = "height and width, whole numbers from 1"
+    wanted = "height and width, whole numbers from 1 to 8192"
     with refused(f"image_size: wants {wanted}, got {value!r}"):
         Config(image_size=value)
 
@@ -202,7 +208,7 @@ def test_an_image_size_is_a_multiple_of_the_coarsest_stride(value):
 
 @pytest.mark.parametrize("value", [1, 0, -1, 2.0, True, "2", None])
 def test_there_is_a_class_besides_the_background(value):
-    with refused(f"num_classes: wants a whole number from 2, got {value!r}"):
+    with refused(f"num_classes: wants a whole number from 2 to 10**5, got {value!r}"):
         Config(num_classes=value)
     assert Config(num_classes=2).num_classes == 2
 
@@ -284,7 +290,7 @@ FIELD_NAMES = [f.name for f in dataclasses.fields(Config)]
 
 
 def test_replace_wants_a_value_where_a_field_has_no_fields():
-    with refused("num_classes: wants a whole number from 2, got {'x': 1}"):
+    with refused("num_classes: wants a whole number from 2 to 10**5, got {'x': 1}"):
         replace(Config(), num_classes={"x": 1})
 
 
@@ -335,7 +341,7 @@ def test_the_papers_presets(name, size):
 def test_the_narrow_presets_train_from_scratch(name, size, width, sides):
     config = preset(name)
     assert config.image_size == size
-    assert config.network == NetworkConfig(width=width, batch_norm=True)
+    assert config.network == NetworkConfig(width=width, batch_norm=True, l2_scales=(2, 2))
     assert config.anchors == AnchorsConfig(sides=sides)
     assert config.optimizer == OptimizerConfig(bias_rate=1, clip_norm=10)
     assert config.schedule == ScheduleConfig(
