@@ -504,8 +504,9 @@ def _read_found(path: Path, images: Mapping[int, int], categories: Mapping[int, 
 
 
 def _read_json(path: Path) -> Any:
+    data = read_bytes(path)
     try:
-        return json.loads(read_bytes(path))
+        return json.loads(data)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not JSON: {error}") from error
     except (ValueError, RecursionError) as error:

@@ -136,7 +136,7 @@ def test_every_corruption_is_one_line_and_the_one_before_is_taken(tmp_path):
     path.unlink()
     refused(path, "cannot read: No such file")
     path.mkdir()
-    refused(path, "cannot read: Is a directory")
+    refused(path, "not a file")
     told = []
     assert newest_checkpoint(tmp_path, told.append).steps_done == 1
     assert len(told) == 1

@@ -518,7 +518,7 @@ def without(entry, field):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "not JSON"),
+        (b"", "empty file"),
         (b'[{"image_id": 42,', "not JSON"),
         (b"\xff\xfe\xfd", "not JSON"),
         (b"[" * 100_000, "not JSON"),
@@ -576,7 +576,7 @@ def test_bad_annotations_are_one_line(tmp_path, change, words):
 def test_files_that_are_not_there_are_one_line(tmp_path):
     with pytest.raises(DataError, match=r"no\.json: cannot read: No such file"):
         score_results(tmp_path / "r.json", tmp_path / "no.json")
-    with pytest.raises(DataError, match=r"cannot read: Is a directory"):
+    with pytest.raises(DataError, match="not a file"):
         score_results(tmp_path, annotations_file(tmp_path))
 
 

@@ -206,7 +206,7 @@ def check_pictures(dataset: Dataset, progress: bool = False) -> Dataset:
     """
     findings = Findings()
     kept = []
-    for record in tqdm(dataset.records, "pictures", disable=not progress, unit="", leave=False):
+    for record in tqdm(dataset.records, "pictures", disable=None if progress else True, delay=2):
         try:
             height, width = read_picture(record.path).shape[:2]
         except DataError as error:
