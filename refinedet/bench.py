@@ -200,8 +200,9 @@ def bench(backend_name: str, config: Config, repeat: int) -> Iterator[Row]:
 def _in_process(
     work: str, backend_name: str, config: Config, repeat: int, environment: Mapping[str, str]
 ) -> Row:
+    # -I: the current folder may hold our sources, in another shape than the package.
     done = subprocess.run(
-        [sys.executable, "-m", "refinedet.bench", work, backend_name, str(repeat)],
+        [sys.executable, "-I", "-m", "refinedet.bench", work, backend_name, str(repeat)],
         input=to_yaml(Settings(model=config)),
         capture_output=True,
         text=True,

@@ -29,7 +29,7 @@ def test_rows_of_the_host_are_complete():
 
 def test_a_network_is_measured_in_a_process_of_its_own():
     done = subprocess.run(
-        [sys.executable, "-m", "refinedet.bench", "forward 2", "spec", "1"],
+        [sys.executable, "-I", "-m", "refinedet.bench", "forward 2", "spec", "1"],
         input=to_yaml(Settings(model=CONFIG)),
         capture_output=True,
         text=True,

@@ -77,7 +77,7 @@ def test_killed_at_any_moment_it_arrives_where_an_undisturbed_run_does(backend, 
     write_coco(noise, annotations)
     run = tmp_path / "killed"
     command = [
-        *(sys.executable, "-m", "refinedet", "train", "--run", str(run), "--layout", "coco"),
+        *(sys.executable, "-I", "-m", "refinedet", "train", "--run", str(run), "--layout", "coco"),
         *("--annotations", str(annotations), "--pictures", str(noise.records[0].path.parent)),
         *("--preset", "refinedet_eighth_128"),
         *(part for text in ASSIGNMENTS for part in ("--set", text)),
