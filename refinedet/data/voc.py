@@ -47,7 +47,10 @@ def read_voc(root: Path, split: str, class_names: tuple[str, ...] | None = None)
         DataError: no such folder or list.
     """
     findings = Findings()
-    listed = [entry for part in split.split(",") for entry in _listed(root, part.strip(), findings)]
+    seen: set[tuple[Path, str]] = set()
+    listed = [
+        entry for part in split.split(",") for entry in _listed(root, part.strip(), seen, findings)
+    ]
     parsed = [entry for entry in (_parse(*entry, findings) for entry in listed) if entry]
     found = {name for _, _, objects in parsed for _, name, _, _ in objects}
     if class_names is not None:
@@ -69,7 +72,9 @@ def read_voc(root: Path, split: str, class_names: tuple[str, ...] | None = None)
     return Dataset(f"voc {root} {split}", names, records, findings.all())
 
 
-def _listed(root: Path, part: str, findings: Findings) -> list[tuple[Path, str, Folder, Folder]]:
+def _listed(
+    root: Path, part: str, seen: set[tuple[Path, str]], findings: Findings
+) -> list[tuple[Path, str, Folder, Folder]]:
     """Of each picture of one list: root, name, and where to look for its two files."""
     year, colon, name = part.rpartition(":")
     folder = root / f"VOC{year.removeprefix('VOC')}" if colon else root
@@ -83,16 +88,15 @@ def _listed(root: Path, part: str, findings: Findings) -> list[tuple[Path, str, 
     annotations = Folder(folder / "Annotations", findings, "annotation")
     pictures = Folder(folder / "JPEGImages", findings)
     names: list[tuple[Path, str, Folder, Folder]] = []
-    seen: set[str] = set()
     for number, line in enumerate(read_lines(path), start=1):
         if not line:
             continue
         stem = line.split()[0]  # a class's own list has a flag behind the name
-        if stem in seen:
+        if (folder, stem) in seen:
             where = f"{path}: line {number}"
             findings.add("duplicate id", where, f"{stem} was there before; remove one")
             continue
-        seen.add(stem)
+        seen.add((folder, stem))
         names.append((path, stem, annotations, pictures))
     return names
 

@@ -197,6 +197,13 @@ def test_voc_is_read_as_written_and_years_are_joined(tmp_path):
         read_voc(tmp_path, "2010:trainval")
 
 
+def test_a_picture_in_two_voc_lists_is_not_counted_twice(tmp_path):
+    write_voc(tmp_path, "all", {"a": xml(("cat", (1, 1, 9, 9), 0))})
+    dataset = read_voc(tmp_path, "all,all")
+    assert len(dataset) == 1
+    assert kinds(dataset) == [("refuse", "duplicate id")]
+
+
 def test_voc_with_classes_of_its_own(tmp_path):
     write_voc(tmp_path, "all", {"a": xml(("zebra", (1, 1, 9, 9), 0), ("ant", (2, 2, 9, 9), 0))})
     assert read_voc(tmp_path, "all").class_names == ("ant", "zebra")
