@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -31,9 +30,9 @@ from refinedet.evaluation import (
     score_results,
     write_results,
 )
-from refinedet.files import write_atomically
+from refinedet.files import write_json
 from refinedet.models import export_model, open_model
-from refinedet.prediction import Predictor
+from refinedet.prediction import Predictor, confident
 from refinedet.settings import SettingsError, resolve, to_yaml
 from refinedet.spec.config import PRESETS, preset
 from refinedet.spec.errors import Array, ContractError
@@ -281,16 +280,14 @@ def detect_command(
     for found in predictor.predict(read()):
         file, picture = waiting.popleft()
         output.mkdir(parents=True, exist_ok=True)
-        sure = found.scores >= score
-        found = type(found)(found.boxes[sure], found.scores[sure], found.labels[sure])
+        found = confident(found, score)
         drawn = draw_detections(
             picture, found.boxes, found.labels, found.scores, opened.class_names
         )
         write_picture(output / f"{file.name}.png", drawn)
         rows.append((str(file), picture.shape[1], picture.shape[0], found))
     if rows:
-        content = json.dumps(detections_json(rows, opened.class_names), indent=2)
-        write_atomically(output / "detections.json", content + "\n")
+        write_json(output / "detections.json", detections_json(rows, opened.class_names))
     if unreadable:
         raise DataError(f"left out {len(unreadable)} of {len(files)} pictures: {unreadable[0]}")
     count = sum(len(row[3].labels) for row in rows)
@@ -370,8 +367,7 @@ def bench_command(
     rows = list(tqdm(measured, "measuring", disable=None, unit="row"))
     typer.echo(bench_table(rows))
     if json_file is not None:
-        content = [row._asdict() for row in rows]
-        write_atomically(json_file, json.dumps(content, indent=2) + "\n")
+        write_json(json_file, [row._asdict() for row in rows])
 
 
 @app.command("backends")

@@ -9,11 +9,13 @@ a hidden file ``.NAME.TOKEN.SUFFIX``, which nothing reads.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 ADVICE = {
     errno.ENOSPC: "free some space and run again",
@@ -75,6 +77,11 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
     with replacing(path) as draft:
         draft.write_bytes(data)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON as ``write_atomically`` does."""
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 def _force_to_disk(path: Path) -> None:

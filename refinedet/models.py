@@ -22,7 +22,6 @@ class Model:
 
     network: Network
     class_names: tuple[str, ...]
-    source: Path
 
 
 def _settings_file(path: Path) -> Path:
@@ -46,9 +45,9 @@ def open_model(backend: Backend, path: Path) -> Model:
         checkpoint = load_checkpoint(path)
     else:
         settings = from_yaml(_settings_file(path))
-        return Model(backend.load(path, settings.model), settings.class_names, path)
+        return Model(backend.load(path, settings.model), settings.class_names)
     network = backend.network(checkpoint.config, checkpoint.parameters)
-    return Model(network, checkpoint.settings.class_names, path)
+    return Model(network, checkpoint.settings.class_names)
 
 
 def export_model(backend: Backend, model: Model, path: Path) -> None:

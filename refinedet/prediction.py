@@ -14,6 +14,12 @@ from refinedet.spec.detection import Detections
 from refinedet.spec.errors import Array
 
 
+def confident(found: Detections, score: float) -> Detections:
+    """The detections with at least this score, in their order."""
+    sure = found.scores >= score
+    return Detections(found.boxes[sure], found.scores[sure], found.labels[sure])
+
+
 class Predictor:
     """Runs a network over pictures, a fixed number at a time.
 

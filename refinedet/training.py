@@ -43,8 +43,8 @@ from refinedet.data.pictures import read_picture
 from refinedet.data.training import places, training_objects
 from refinedet.drawing import curves, draw_detections, read_metrics, sheet
 from refinedet.evaluation import Evaluation, Evaluator, evaluation_table
-from refinedet.files import write_atomically
-from refinedet.prediction import Predictor
+from refinedet.files import write_atomically, write_json
+from refinedet.prediction import Predictor, confident
 from refinedet.settings import Settings, to_yaml
 from refinedet.spec.errors import Array
 from refinedet.spec.network import initial_parameters
@@ -109,12 +109,12 @@ def scoring_bar(classes: Iterable[int]) -> Iterator[int]:
     return iter(tqdm(classes, "scoring", disable=None, delay=2, unit="class", leave=False))
 
 
-def write_evaluation(folder: Path, evaluator: Evaluator, by_class: bool = True) -> Evaluation:
+def write_evaluation(folder: Path, evaluator: Evaluator) -> Evaluation:
     """Write ``evaluation.json``, ``evaluation.txt`` and ``detections.png``."""
     evaluation = evaluator.result(scoring_bar)
-    content = json.dumps(evaluation.as_dict(by_class), indent=2) + "\n"
-    write_atomically(folder / "evaluation.json", content)
-    write_atomically(folder / "evaluation.txt", evaluation_table(evaluation, by_class) + "\n")
+    write_json(folder / "evaluation.json", evaluation.as_dict(by_class=True))
+    table = evaluation_table(evaluation, by_class=True)
+    write_atomically(folder / "evaluation.txt", table + "\n")
     records = evaluator.dataset.records
     chosen = np.unique(np.linspace(0, len(records) - 1, SAMPLES).round().astype(int))
     sheet([_drawn(records[i], evaluator) for i in chosen], 4, folder / "detections.png")
@@ -122,15 +122,10 @@ def write_evaluation(folder: Path, evaluator: Evaluator, by_class: bool = True) 
 
 
 def _drawn(record: Record, evaluator: Evaluator) -> Array:
-    found = evaluator.found[record.image_id]
-    sure = found.scores >= SAMPLE_SCORE
-    return draw_detections(
-        read_picture(record.path),
-        found.boxes[sure],
-        found.labels[sure],
-        found.scores[sure],
-        evaluator.dataset.class_names,
-    )
+    found = confident(evaluator.found[record.image_id], SAMPLE_SCORE)
+    names = evaluator.dataset.class_names
+    picture = read_picture(record.path)
+    return draw_detections(picture, found.boxes, found.labels, found.scores, names)
 
 
 def train(
@@ -236,11 +231,9 @@ def _train(
             raise not_finite(str(error)) from error
         return checkpoint
 
-    def look(checkpoint: Checkpoint) -> None:
-        if evaluation is None:
-            return
-        network = backend.network(config, checkpoint.parameters)
-        result = write_evaluation(folder, evaluate(network, evaluation))
+    def look(held_out: Dataset) -> None:
+        network = backend.network(config, newest.parameters)
+        result = write_evaluation(folder, evaluate(network, held_out))
         figures = {name: None if math.isnan(x) else x for name, x in result.figures.items()}
         journal.note({"step": step, **figures})
         shown = "  ".join(f"{name} {result.figures[name]:.4f}" for name in ("AP", "AP50", "VOC07"))
@@ -263,13 +256,14 @@ def _train(
                 "seconds": round(time.perf_counter() - began, 4),
             }
         )
-        if step % settings.train.checkpoint_every == 0 or step == steps:
-            newest = save()
         every = settings.train.evaluate_every
-        if every and step % every == 0 and step != steps:
-            look(newest if newest.steps_done == step else save())
+        due = bool(every) and step % every == 0 and step != steps  # after the last: below
+        if due or step % settings.train.checkpoint_every == 0 or step == steps:
+            newest = save()
+        if due and evaluation is not None:
+            look(evaluation)
     curves(journal.metrics_path, folder / "curves.png")
     if evaluation is not None:
-        look(newest)
+        look(evaluation)
         curves(journal.metrics_path, folder / "curves.png")
     return newest

@@ -134,8 +134,3 @@ def make_record(
 def box_area(box: tuple[float, float, float, float]) -> float:
     """Square pixels of a box in corner form."""
     return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def no_objects() -> tuple[Array, Array]:
-    """Empty boxes (0, 4) float32 and labels (0,) int64."""
-    return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)

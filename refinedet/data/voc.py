@@ -75,7 +75,7 @@ def read_voc(root: Path, split: str, class_names: tuple[str, ...] | None = None)
 def _listed(
     root: Path, part: str, seen: set[tuple[Path, str]], findings: Findings
 ) -> list[tuple[Path, str, Folder, Folder]]:
-    """Of each picture of one list: root, name, and where to look for its two files."""
+    """Of each picture of one list: the list, its name, and where to look for its two files."""
     year, colon, name = part.rpartition(":")
     folder = root / f"VOC{year.removeprefix('VOC')}" if colon else root
     if not name:
