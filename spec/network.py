@@ -7,9 +7,8 @@ The ARM reads the sources. Each source also passes a transfer connection block
 (TCB), which adds what the next coarser block says, upsampled; the ODM reads the
 blocks. Every level has one 3x3 convolution a head for offsets and one for classes.
 
-Arrays are batch, channel, row, column. Convolutions are cross-correlations; a
-padded border is zero. All is computed in the dtype of the parameters and pictures:
-float32 is what backends match, float64 serves finite differences.
+Arrays are batch, channel, row, column; all is computed in the dtype of the parameters
+and pictures (see ``spec.layers``).
 
 Sources: RefineDet, arXiv:1711.06897, figure 1, figure 2, section 3; layer details
 (2x2 upsampling, ReLU after the sum, L2 scales 10 and 8) from the authors' release.
@@ -17,13 +16,26 @@ Sources: RefineDet, arXiv:1711.06897, figure 1, figure 2, section 3; layer detai
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from refinedet.spec.config import VGG16_BLOCKS, Config
 from refinedet.spec.errors import Array, ContractError, check_float, check_shape
+from refinedet.spec.layers import (
+    Tape,
+    add,
+    add_bias,
+    anchor_rows,
+    batch_normalise,
+    conv2d,
+    l2_normalise,
+    max_pool2x2,
+    plainly,
+    relu,
+    upsample2x2,
+)
 
 Parameters = dict[str, Array]
 
@@ -165,9 +177,14 @@ def parameter_table(config: Config) -> list[Parameter]:
     return table
 
 
+def trained_parameters(config: Config) -> list[Parameter]:
+    """The table without the running statistics."""
+    return [p for p in parameter_table(config) if p.group != "statistic"]
+
+
 def parameter_count(config: Config) -> int:
     """Trained numbers; running statistics are not among them."""
-    return sum(int(np.prod(p.shape)) for p in parameter_table(config) if p.group != "statistic")
+    return sum(int(np.prod(p.shape)) for p in trained_parameters(config))
 
 
 def initial_parameters(config: Config, seed: int) -> Parameters:
@@ -219,76 +236,6 @@ def check_tensors(what: str, tensors: Parameters, table: list[Parameter]) -> Non
     check_float(**tensors)
 
 
-def conv2d(x: Array, weight: Array, stride: int = 1, padding: int = 0, dilation: int = 1) -> Array:
-    """Cross-correlation with zero padding.
-
-    Args:
-        x: (N, C, H, W). weight: (D, C, k, k).
-    Returns:
-        (N, D, H', W'), H' = (H + 2 padding - dilation (k - 1) - 1) // stride + 1.
-    """
-    k = weight.shape[2]
-    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    reach = dilation * (k - 1) + 1
-    rows = (x.shape[2] - reach) // stride + 1
-    columns = (x.shape[3] - reach) // stride + 1
-    out = np.zeros((len(x), len(weight), rows, columns), x.dtype)
-    for i, j in np.ndindex(k, k):  # add up the kernel's taps
-        top, left = i * dilation, j * dilation
-        part = x[:, :, top : top + stride * rows : stride, left : left + stride * columns : stride]
-        out += np.einsum("dc,ncrs->ndrs", weight[:, :, i, j], part, optimize=True)
-    return out
-
-
-def upsample2x2(x: Array, weight: Array, bias: Array) -> Array:
-    """Transposed convolution, kernel 2, stride 2: each pixel becomes a 2x2 patch.
-
-    Args:
-        x: (N, C, H, W). weight: (C, D, 2, 2). bias: (D,).
-    Returns:
-        (N, D, 2H, 2W).
-    """
-    n, _, h, w = x.shape
-    patches = np.einsum("nchw,cdij->ndhiwj", x, weight, optimize=True)
-    upsampled: Array = patches.reshape(n, -1, 2 * h, 2 * w) + bias[:, None, None]
-    return upsampled
-
-
-def max_pool2x2(x: Array) -> Array:
-    """Largest value of each 2x2 patch, stride 2; sides are even."""
-    n, c, h, w = x.shape
-    pooled: Array = x.reshape(n, c, h // 2, 2, w // 2, 2).max(axis=(3, 5))
-    return pooled
-
-
-def l2_normalise(x: Array, scale: Array, eps: float) -> Array:
-    """Each pixel's channels divided by their L2 norm, times a scale for each channel.
-
-    The norm is sqrt(sum of squares + eps).
-    Source: ParseNet, arXiv:1506.04579, section 3.3; eps of the authors' layer.
-    """
-    norm = np.sqrt(np.square(x).sum(axis=1, keepdims=True) + x.dtype.type(eps))
-    normalised: Array = x / norm * scale[:, None, None]
-    return normalised
-
-
-def batch_normalise(
-    x: Array, gamma: Array, beta: Array, mean: Array, variance: Array, eps: float
-) -> Array:
-    """(x - mean) / sqrt(variance + eps) * gamma + beta, channel by channel."""
-
-    def by_channel(values: Array) -> Array:
-        return values[:, None, None]
-
-    scale = gamma / np.sqrt(variance + variance.dtype.type(eps))
-    return (x - by_channel(mean)) * by_channel(scale) + by_channel(beta)
-
-
-def relu(x: Array) -> Array:
-    """The positive part."""
-    return np.maximum(x, 0)
-
-
 def forward(
     parameters: Parameters, pictures: Array, config: Config, *, training: bool = False
 ) -> tuple[Heads, Parameters]:
@@ -309,6 +256,36 @@ def forward(
             another shape or dtype.
     Source: batch normalisation, arXiv:1502.03167, algorithms 1 and 2.
     """
+    return _run(plainly, parameters, pictures, config, training)
+
+
+def forward_and_back(
+    parameters: Parameters, pictures: Array, config: Config
+) -> tuple[Heads, Parameters, Callable[[Heads], Parameters]]:
+    """``forward`` in training, and the way back.
+
+    Returns:
+        Heads and statistics as ``forward``; and a function from the loss's gradients
+        by the four heads to those by every trained parameter, in their dtype.
+    """
+    tape = Tape()
+    heads, statistics = _run(tape, parameters, pictures, config, training=True)
+    trained = {p.name: parameters[p.name] for p in trained_parameters(config)}
+
+    def back(gradients: Heads) -> Parameters:
+        return tape.back(list(zip(heads, gradients, strict=True)), trained)
+
+    return heads, statistics, back
+
+
+def _run(
+    run: Callable[..., Array],
+    parameters: Parameters,
+    pictures: Array,
+    config: Config,
+    training: bool,
+) -> tuple[Heads, Parameters]:
+    """The network, each layer called through ``run``."""
     check_parameters(parameters, config)
     check_float(pictures=pictures, weight=parameters["backbone.conv1_1.weight"])
     check_shape(pictures, "pictures", None, 3, *config.image_size)
@@ -318,10 +295,11 @@ def forward(
     net = config.network
 
     def apply(conv: Conv, x: Array) -> Array:
-        x = conv2d(x, parameters[f"{conv.name}.weight"], conv.stride, conv.padding, conv.dilation)
+        weight = parameters[f"{conv.name}.weight"]
+        shape = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+        x = run(conv2d, x, weight, **shape)
         if not conv.batch_norm:
-            biased: Array = x + parameters[f"{conv.name}.bias"][:, None, None]
-            return biased
+            return run(add_bias, x, parameters[f"{conv.name}.bias"])
         gamma, beta, mean, variance = (
             parameters[f"{conv.name}.{part}"]
             for part in ("gamma", "beta", "moving_mean", "moving_variance")
@@ -333,39 +311,45 @@ def forward(
             unbiased = variance * x.dtype.type(count / max(1, count - 1))
             statistics[f"{conv.name}.moving_mean"] = keep * old[0] + (1 - keep) * mean
             statistics[f"{conv.name}.moving_variance"] = keep * old[1] + (1 - keep) * unbiased
-        return batch_normalise(x, gamma, beta, mean, variance, net.batch_norm_eps)
+        return run(batch_normalise, x, gamma, beta, mean, variance, eps=net.batch_norm_eps)
 
     sources: list[Array] = []
     x = pictures
     last_of_block = {f"backbone.conv{b}_{n}" for b, (_, n) in enumerate(VGG16_BLOCKS, start=1)}
     for conv in backbone_convs(config):
-        x = relu(apply(conv, x))
+        x = run(relu, apply(conv, x))
         if conv.name in SOURCES:
             level = len(sources)
             if level < NORMALISED:
                 scale = parameters[f"{conv.name}.l2_scale"]
-                sources.append(l2_normalise(x, scale, net.l2_eps))
+                sources.append(run(l2_normalise, x, scale, eps=net.l2_eps))
             else:
                 sources.append(x)
         if conv.name in last_of_block:
-            x = max_pool2x2(x)
+            x = run(max_pool2x2, x)
 
     blocks: list[Array] = []
     for level in reversed(range(len(SOURCES))):
         lateral1, lateral2, output = tcb_convs(level, config)
-        x = apply(lateral2, relu(apply(lateral1, sources[level])))
+        x = apply(lateral2, run(relu, apply(lateral1, sources[level])))
         if blocks:
             name = f"tcb.{level}.upsample"
-            x = x + upsample2x2(blocks[0], parameters[f"{name}.weight"], parameters[f"{name}.bias"])
-        blocks.insert(0, relu(apply(output, relu(x))))
+            coarser = run(upsample2x2, blocks[0], parameters[f"{name}.weight"])
+            x = run(add, x, run(add_bias, coarser, parameters[f"{name}.bias"]))
+        blocks.insert(0, run(relu, apply(output, run(relu, x))))
+
+    cell = len(config.anchors.aspect_ratios)
 
     def head(module: str, features: list[Array]) -> tuple[Array, Array]:
-        rows: tuple[list[Array], list[Array]] = ([], [])
-        for level, x in enumerate(features):
-            for out, conv in zip(rows, head_convs(module, level, config), strict=True):
-                y = apply(conv, x).transpose(0, 2, 3, 1)  # cells, then anchors of a cell
-                per_anchor = y.shape[3] // len(config.anchors.aspect_ratios)
-                out.append(y.reshape(len(y), -1, per_anchor))
-        return np.concatenate(rows[0], axis=1), np.concatenate(rows[1], axis=1)
+        convs = [head_convs(module, level, config) for level in range(len(features))]
+        offsets, logits = (
+            [apply(conv, x) for conv, x in zip(column, features, strict=True)]
+            for column in zip(*convs, strict=True)
+        )
+        classes = convs[0][1].outputs // cell
+        return (
+            run(anchor_rows, *offsets, per_anchor=4),
+            run(anchor_rows, *logits, per_anchor=classes),
+        )
 
     return Heads(*head("arm", sources), *head("odm", blocks)), statistics

@@ -12,7 +12,7 @@ import numpy as np
 
 from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
-from refinedet.spec.network import check_tensors, parameter_table
+from refinedet.spec.network import check_tensors, parameter_table, trained_parameters
 
 Tensors = dict[str, Array]
 
@@ -50,7 +50,7 @@ def momentum_step(
     """
     options = config.optimizer
     table = parameter_table(config)
-    trained = [entry for entry in table if entry.group != "statistic"]
+    trained = trained_parameters(config)
     check_tensors("parameters", parameters, table)
     check_tensors("gradients", gradients, trained)
     check_tensors("velocities", velocities, trained)

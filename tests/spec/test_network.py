@@ -1,28 +1,23 @@
-"""The network: published figures, layers against loops, and a second opinion on the whole."""
+"""The network: published figures, and a second opinion on the whole."""
 
 import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from refinedet.spec.config import preset, replace
 from refinedet.spec.network import (
+    Heads,
     Parameter,
-    batch_normalise,
     check_parameters,
-    conv2d,
     forward,
+    forward_and_back,
     initial_parameters,
-    l2_normalise,
-    max_pool2x2,
     parameter_count,
     parameter_table,
-    relu,
     source_channels,
-    upsample2x2,
+    trained_parameters,
 )
 
 from .strategies import refused, tiny
@@ -190,130 +185,6 @@ def test_five_faults_are_shown_in_order(extra, more):
     shown = "; ".join(f"x{i} is unknown" for i in range(5))
     with refused(f"parameters: {shown}{more}"):
         check_parameters({**initial_parameters(config, 0), **unknown}, config)
-
-
-# Layers against loops
-
-
-def slow_conv(x, w, stride, padding, dilation):
-    n, c, h, width = x.shape
-    d, _, k, _ = w.shape
-    reach = dilation * (k - 1)
-    out_h = (h + 2 * padding - reach - 1) // stride + 1
-    out_w = (width + 2 * padding - reach - 1) // stride + 1
-    out = np.zeros((n, d, out_h, out_w))
-    for b, o, r, s in np.ndindex(out.shape):
-        for i, p, q in np.ndindex(c, k, k):
-            y = r * stride + p * dilation - padding
-            z = s * stride + q * dilation - padding
-            if 0 <= y < h and 0 <= z < width:
-                out[b, o, r, s] += x[b, i, y, z] * w[o, i, p, q]
-    return out
-
-
-@pytest.mark.parametrize(
-    ("kernel", "stride", "padding", "dilation"),
-    [
-        (3, 1, 1, 1),
-        (1, 1, 0, 1),
-        (3, 2, 1, 1),
-        (3, 1, 3, 3),
-        (3, 1, 0, 1),
-        (3, 2, 2, 2),
-        (3, 3, 1, 1),
-        (2, 2, 0, 1),
-    ],
-)
-@pytest.mark.parametrize("size", [(7, 10), (8, 5)])
-def test_convolution_against_loops(kernel, stride, padding, dilation, size):
-    x, w = numbers(0, 2, 3, *size), numbers(1, 4, 3, kernel, kernel)
-    got = conv2d(x, w, stride, padding, dilation)
-    assert_allclose(got, slow_conv(x, w, stride, padding, dilation), atol=1e-12)
-    got = conv2d(x.astype(np.float32), w.astype(np.float32), stride, padding, dilation)
-    assert got.dtype == np.float32
-    assert_allclose(got, slow_conv(x, w, stride, padding, dilation), atol=1e-4)
-
-
-def test_convolution_by_hand_and_its_defaults():
-    # Cross-correlation: the kernel is not turned round. 1*1 + 2*10 + 3*100 + 4*1000.
-    x, w = np.float64([[[[1, 2], [3, 4]]]]), np.float64([[[[1, 10], [100, 1000]]]])
-    assert conv2d(x, w).tolist() == [[[[4321]]]]
-
-
-@given(rows=st.integers(0, 4), columns=st.integers(0, 6))
-def test_convolution_moves_with_its_input(rows, columns):
-    x, w = np.zeros((1, 2, 12, 16)), numbers(1, 3, 2, 3, 3)
-    x[:, :, 3:6, 4:8] = numbers(2, 1, 2, 3, 4)
-    there = conv2d(np.roll(x, (rows, columns), (2, 3)), w, padding=1)
-    assert_allclose(there, np.roll(conv2d(x, w, padding=1), (rows, columns), (2, 3)), atol=1e-14)
-
-
-def test_upsampling_against_loops():
-    x, w, b = numbers(0, 2, 3, 2, 5), numbers(1, 3, 4, 2, 2), numbers(2, 4)
-    want = np.zeros((2, 4, 4, 10)) + b[:, None, None]
-    for n, c, d, h, v, i, j in np.ndindex(2, 3, 4, 2, 5, 2, 2):
-        want[n, d, 2 * h + i, 2 * v + j] += x[n, c, h, v] * w[c, d, i, j]
-    assert_allclose(upsample2x2(x, w, b), want, atol=1e-13)
-
-
-def test_max_pooling_by_hand():
-    x = np.float32([[[[1, 2, -1, -2], [4, 3, -4, -3], [0, 9, 5, 5], [0, 0, 5, 5]]]])
-    assert max_pool2x2(x).tolist() == [[[[4, -1], [9, 5]]]]
-    x = numbers(0, 2, 3, 4, 6)
-    for n, c, i, j in np.ndindex(2, 3, 2, 3):
-        patch = x[n, c, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
-        assert max_pool2x2(x)[n, c, i, j] == patch.max()
-    assert max_pool2x2(x).shape == (2, 3, 2, 3)
-
-
-def test_relu_by_hand():
-    x = np.float32([[-1, 0, 2]])
-    assert relu(x).tolist() == [[0, 0, 2]]
-    assert relu(x).dtype == np.float32
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_l2_normalisation_by_hand(dtype):
-    # Channels 3 and 4 have the norm 5; scales 10 and 20.
-    x = np.array([[[[3, 0]], [[4, 0]]]], dtype)
-    got = l2_normalise(x, np.array([10, 20], dtype), 1e-10)
-    assert got.dtype == dtype
-    assert_allclose(got, [[[[6, 0]], [[16, 0]]]], rtol=1e-6)
-
-
-def test_the_epsilon_of_the_l2_normalisation_is_under_the_root():
-    # sqrt(3^2 + 7) = 4, where 3 + 7 is 10.
-    got = l2_normalise(np.full((1, 1, 1, 1), 3.0), np.ones(1), 7.0)
-    assert got.item() == 0.75
-    # The authors' 1e-10: a channel of 1e-5 alone is divided by sqrt(2e-10).
-    got = l2_normalise(np.full((1, 1, 1, 1), 1e-5), np.ones(1), 1e-10)
-    assert_allclose(got.item(), math.sqrt(0.5), rtol=1e-12)
-
-
-def test_l2_normalisation_is_pixel_by_pixel():
-    got = l2_normalise(numbers(0, 2, 5, 3, 4), np.ones(5), 1e-30)
-    assert_allclose(np.square(got).sum(axis=1), 1, rtol=1e-12)
-
-
-def test_batch_normalisation_by_hand():
-    # (x - 1) / sqrt(3 + 1) * 10 + 0.5; the second channel (x - 2) / 1 * 1 + 0.
-    x = np.float64([[[[1, 5]], [[2, 0]]]])
-    got = batch_normalise(
-        x,
-        gamma=np.float64([10, 1]),
-        beta=np.float64([0.5, 0]),
-        mean=np.float64([1, 2]),
-        variance=np.float64([3, 0]),
-        eps=1.0,
-    )
-    assert got.tolist() == [[[[0.5, 20.5]], [[0, -2]]]]
-
-
-def test_layers_keep_float32():
-    x, one = np.ones((1, 1, 2, 2), np.float32), np.ones(1, np.float32)
-    assert upsample2x2(x, np.ones((1, 1, 2, 2), np.float32), one).dtype == np.float32
-    assert max_pool2x2(x).dtype == np.float32
-    assert batch_normalise(x, one, one, one, one, 1e-5).dtype == np.float32
 
 
 # The whole
@@ -578,15 +449,38 @@ def test_what_the_network_refuses():
         )
 
 
-def test_weights_hold_rows_before_columns():
-    # (outputs, inputs, rows, columns), and (inputs, outputs, rows, columns) for upsampling: a
-    # kernel that only looks right, or down, moves the picture left, or up.
-    x = np.zeros((1, 1, 4, 6))
-    x[0, 0, 1, 2] = 1
-    right, down = np.zeros((1, 1, 3, 3)), np.zeros((1, 1, 3, 3))
-    right[0, 0, 1, 2] = down[0, 0, 2, 1] = 1
-    assert np.argwhere(conv2d(x, right, padding=1)).tolist() == [[0, 0, 1, 1]]
-    assert np.argwhere(conv2d(x, down, padding=1)).tolist() == [[0, 0, 0, 2]]
-    corner = np.zeros((1, 1, 2, 2))
-    corner[0, 0, 0, 1] = 1
-    assert_array_equal(np.argwhere(upsample2x2(x, corner, np.zeros(1))), [[0, 0, 2, 5]])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_the_way_back_is_the_slope_of_the_way_there(batch_norm):
+    """For each parameter, along a random direction, against central differences in float64."""
+    config = tiny(network={"width": 1 / 64, "batch_norm": batch_norm})
+    parameters = lively(config, 0)
+    pictures = numbers(1, 2, 3, 64, 128)
+    heads, statistics, back = forward_and_back(parameters, pictures, config)
+    want, running = forward(parameters, pictures, config, training=True)
+    for got, wanted in zip(heads, want, strict=True):
+        assert_array_equal(got, wanted)
+    assert {n: a.tolist() for n, a in statistics.items()} == {
+        n: a.tolist() for n, a in running.items()
+    }
+    weights = Heads(*(numbers(5 + i, *head.shape) for i, head in enumerate(heads)))
+    gradients = back(weights)
+    assert list(gradients) == [p.name for p in trained_parameters(config)]
+
+    def total(name, moved):
+        outputs, _ = forward(parameters | {name: moved}, pictures, config, training=True)
+        return sum((w * out).sum() for w, out in zip(weights, outputs, strict=True))
+
+    for seed, (name, gradient) in enumerate(gradients.items()):
+        direction, step = numbers(seed, *gradient.shape), 1e-7
+        there = total(name, parameters[name] + step * direction)
+        here = total(name, parameters[name] - step * direction)
+        wanted = (gradient * direction).sum()
+        assert abs((there - here) / (2 * step) - wanted) < 1e-4 * (abs(wanted) + 1), name
+
+
+def test_the_way_back_keeps_float32():
+    config = tiny(network={"width": 1 / 64, "batch_norm": True})
+    parameters = {name: p.astype(np.float32) for name, p in lively(config, 0).items()}
+    pictures = numbers(1, 1, 3, 64, 128).astype(np.float32)
+    heads, _, back = forward_and_back(parameters, pictures, config)
+    assert {g.dtype for g in back(heads).values()} == {np.dtype(np.float32)}

@@ -1,0 +1,87 @@
+"""One training step: the pieces in their order, and a loss that falls."""
+
+import numpy as np
+from numpy.testing import assert_array_equal
+
+from refinedet.spec.config import replace
+from refinedet.spec.losses import detector_loss
+from refinedet.spec.network import (
+    Heads,
+    forward,
+    forward_and_back,
+    initial_parameters,
+    trained_parameters,
+)
+from refinedet.spec.optimizer import momentum_step
+from refinedet.spec.schedule import learning_rate
+from refinedet.spec.training import loss_gradients, training_step
+
+from .strategies import tiny
+
+CONFIG = tiny(
+    optimizer={"loss_scale": 8.0, "clip_norm": None},
+    network={"width": 1 / 64, "batch_norm": True},
+    schedule={"steps": 20, "rate": 0.01, "warmup_steps": 2, "warmup_rate": 0.001},
+)
+BOXES = [np.float32([[0.1, 0.2, 0.4, 0.7], [0.5, 0.1, 0.9, 0.9]]), np.zeros((0, 4), np.float32)]
+LABELS = [np.array([1, 3]), np.zeros(0, np.int64)]
+
+
+def start():
+    rng = np.random.default_rng(0)
+    pictures = rng.normal(size=(2, 3, 64, 128)).astype(np.float32)
+    parameters = initial_parameters(CONFIG, 0)
+    velocities = {
+        p.name: rng.normal(0, 1e-3, p.shape).astype(np.float32) for p in trained_parameters(CONFIG)
+    }
+    return parameters, velocities, pictures
+
+
+def test_a_step_is_loss_gradient_and_update_in_this_order():
+    parameters, velocities, pictures = start()
+    before = {name: p.copy() for name, p in parameters.items()}
+    heads, statistics, back = forward_and_back(parameters, pictures, CONFIG)
+    loss = detector_loss(heads, BOXES, LABELS, CONFIG)
+    arm, odm = loss
+    by_heads = Heads(
+        8 * arm.offsets_gradient,
+        8 * arm.logits_gradient,
+        8 * odm.offsets_gradient,
+        8 * odm.logits_gradient,
+    )
+    want, moved = momentum_step(
+        parameters, back(by_heads), velocities, learning_rate(1, CONFIG.schedule), CONFIG
+    )
+    got = training_step(parameters, velocities, pictures, BOXES, LABELS, 1, CONFIG)
+    assert got.loss.total == loss.total
+    for name, value in moved.items():
+        assert_array_equal(got.velocities[name], value)
+        assert_array_equal(got.parameters[name], want[name])
+        assert (got.parameters[name] != parameters[name]).any(), name
+    for name, value in statistics.items():
+        assert_array_equal(got.parameters[name], value)
+    assert got.parameters.keys() == parameters.keys()
+    for name, value in before.items():
+        assert_array_equal(parameters[name], value)
+
+
+def test_gradients_carry_the_loss_scale():
+    parameters, _, pictures = start()
+    plain = replace(CONFIG, optimizer={"loss_scale": 1.0})
+    _, scaled, _ = loss_gradients(parameters, pictures, BOXES, LABELS, CONFIG)
+    _, unscaled, statistics = loss_gradients(parameters, pictures, BOXES, LABELS, plain)
+    for name, gradient in unscaled.items():
+        assert_array_equal(scaled[name], 8 * gradient)  # a power of two changes no digit
+    assert statistics.keys() == parameters.keys() - unscaled.keys()
+
+
+def test_ten_steps_lower_the_loss():
+    parameters, velocities, pictures = start()
+    losses = []
+    for step in range(10):
+        taken = training_step(parameters, velocities, pictures, BOXES, LABELS, step, CONFIG)
+        parameters, velocities = taken.parameters, taken.velocities
+        losses.append(taken.loss.total)
+        heads, _ = forward(parameters, pictures, CONFIG)
+        assert all(np.isfinite(head).all() for head in heads)
+    assert losses[-1] < 0.8 * losses[0]
