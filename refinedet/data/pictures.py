@@ -13,13 +13,15 @@ a few hundred bytes, keeps a small file that unpacks to gigabytes from being unp
 and makes the orientation the same in every version of OpenCV.
 
 A file that breaks off is refused: a JPEG without its end marker, a PNG without its
-last chunk. Damage inside a complete JPEG cannot be told from an ugly picture.
+last chunk. So is a PNG with a wrong checksum. Damage inside a complete JPEG cannot be
+told from an ugly picture; libjpeg may print a line of its own about it.
 """
 
 from __future__ import annotations
 
 import io
 import struct
+import zlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -28,6 +30,9 @@ import numpy as np
 
 from refinedet.data.dataset import DataError
 from refinedet.spec.errors import Array
+
+# A picture that cannot be decoded is one line of ours. OpenCV 5 has the switch elsewhere.
+getattr(cv2.utils, "logging", cv2).setLogLevel(0)
 
 MAX_PIXELS = 100_000_000
 """Largest picture that is unpacked: 300 MB as eight bits a channel."""
@@ -137,7 +142,8 @@ def _decode(data: bytes) -> Array:
     if header.kind == "JPEG" and data.rfind(_JPEG_END, header.end) < 0:
         raise _BrokenError("cut off: no end marker; replace it by a whole file")
     if header.kind == "PNG":
-        header = header._replace(transparent=_png_transparent(data))
+        data, transparent = _png_pixels(data)
+        header = header._replace(transparent=transparent)
     mode = cv2.IMREAD_UNCHANGED if header.transparent else cv2.IMREAD_COLOR
     if not header.transparent:
         mode |= cv2.IMREAD_IGNORE_ORIENTATION
@@ -238,18 +244,27 @@ def _exif_orientation(tiff: bytes) -> int:
     return 1
 
 
-def _png_transparent(data: bytes) -> bool:
-    """Whether a PNG has an alpha channel or a transparent colour.
+def _png_pixels(data: bytes) -> tuple[bytes, bool]:
+    """A PNG without all that does not make its pixels, and whether it is transparent.
 
-    Walks the chunks to the last, IEND, and so notices a file that breaks off.
+    Transparent is one with an alpha channel or a transparent colour. Walks the chunks to
+    the last, IEND, and so notices a file that breaks off. libpng would print lines of its
+    own about checksums that are wrong, and about colour profiles, which are not applied.
     """
     transparent = data[25:26] in (b"\x04", b"\x06")  # grey and alpha; RGB and alpha
+    kept = [_PNG_SIGNATURE]
     place = len(_PNG_SIGNATURE)
     while place + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, place)
-        name = data[place + 4 : place + 8]
-        if name == b"IEND":
-            return transparent
-        transparent |= name == b"tRNS"
+        length, name = struct.unpack_from(">I4s", data, place)
+        chunk = data[place : place + 12 + length]
         place += 12 + length
+        if name != b"tRNS" and name[0] & 0x20:  # a small letter: may be passed over
+            continue
+        if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big") and place <= len(data):
+            wrong = f"the checksum of {name!r} is wrong"
+            raise _BrokenError(f"damaged PNG: {wrong}; replace it by a whole file")
+        kept.append(chunk)
+        transparent |= name == b"tRNS"
+        if name == b"IEND":
+            return b"".join(kept), transparent
     raise _BrokenError("cut off: no end chunk; replace it by a whole file")

@@ -1,6 +1,8 @@
 """Pictures of every kind become what a viewer shows; what is no picture is one line."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -66,14 +68,48 @@ def test_cmyk_is_converted():
     assert abs(got - np.asarray(drawn()).astype(int)).mean() < 12
 
 
+def chunk(name, content, damage=0):
+    checksum = zlib.crc32(name + content) ^ damage
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+
+@pytest.mark.parametrize("place", ["IHDR", "IDAT", "IEND", "tRNS"])
+def test_a_damaged_png_is_one_line_and_libpng_says_nothing(place, capfd):
+    picture = drawn("P")
+    whole = bytearray(file_of(picture, "PNG", transparency=3))
+    at = whole.index(place.encode())
+    whole[at + 7] ^= 1  # of the content or the checksum
+    with pytest.raises(DataError, match=f"^a.png: damaged PNG: .*{place}.*; replace it"):
+        decode_picture(bytes(whole), "a.png")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_png_has_beside_its_pixels_is_not_read(capfd):
+    whole = file_of(drawn(), "PNG")
+    beside = chunk(b"iCCP", b"nonsense") + chunk(b"tEXt", b"a\0b", damage=1)
+    got = decode_picture(whole[:33] + beside + whole[33:], "a")
+    np.testing.assert_array_equal(got, np.asarray(drawn()))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("at", [28, 30, 46])
+def test_opencv_says_nothing_of_a_damaged_bmp(at, capfd):
+    whole = bytearray(file_of(drawn("P"), "BMP"))
+    whole[at : at + 2] = b"\x63\x63"
+    with pytest.raises(DataError, match=r"^a.bmp: damaged BMP"):
+        decode_picture(bytes(whole), "a.bmp")
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
-def test_every_cut_is_noticed(kind):
+def test_every_cut_is_noticed(kind, capfd):
     whole = file_of(drawn(), kind)
     for end in [0, 1, 4, 20, *range(40, len(whole) - 12, 37)]:
         with pytest.raises(DataError) as caught:
             decode_picture(whole[:end], "cut.picture")
         assert str(caught.value).startswith("cut.picture: ")
         assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")  # OpenCV and libpng would print lines of their own
 
 
 def test_what_is_no_picture_is_named(tmp_path):
