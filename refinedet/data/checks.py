@@ -58,6 +58,8 @@ class Findings:
 
     def __init__(self) -> None:
         self._all: list[Finding] = []
+        self.listed: dict[str, str] = {}
+        """Where each picture is listed, by its real path."""
 
     def add(self, kind: str, where: str, what: str) -> None:
         """Note a fault. ``kind`` is one of ``POLICY``; the texts may quote the file."""
@@ -118,7 +120,10 @@ class Folder:
         self._what = what
 
     def find(self, where: str, name: str) -> Path | None:
-        """The file of that name, which exists and is not empty; or None and a finding."""
+        """The file of that name, which exists; or None and a finding.
+
+        A picture is not empty, and was not found before: not by another name either.
+        """
         try:
             path = self.root / name
             real = os.path.realpath(path)  # follows links: they may not lead out either
@@ -134,8 +139,14 @@ class Folder:
             return self._no(f"missing {self._what}", where, f"{name}: {reason}")
         if not stat.S_ISREG(status.st_mode):
             return self._no(f"missing {self._what}", where, f"{path} is not a file")
-        if not status.st_size and self._what == "picture":
-            return self._no("unreadable picture", where, f"{path} is empty")
+        if self._what == "picture":
+            if not status.st_size:
+                return self._no("unreadable picture", where, f"{path} is empty")
+            if first := self._findings.listed.get(real):
+                what = f"{name} is the picture of {first}; list each picture once"
+                self._findings.add("duplicate id", where, what)
+                return None
+            self._findings.listed[real] = where
         return path
 
     def _no(self, kind: str, where: str, what: str) -> Path | None:

@@ -31,16 +31,11 @@ def read_text_list(file: Path, pictures: Path, class_names: tuple[str, ...]) -> 
     findings = Findings()
     folder = Folder(pictures, findings)
     records: list[Record] = []
-    seen: set[str] = set()
     for number, line in enumerate(read_lines(file), start=1):
         if not line or line.startswith("#"):
             continue
         where = f"{file}: line {number}"
         name, *fields = line.split()
-        if name in seen:
-            findings.add("duplicate id", where, f"{name} was there before; join the lines")
-            continue
-        seen.add(name)
         path = folder.find(where, name)
         if path is None:
             continue

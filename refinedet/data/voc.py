@@ -47,10 +47,7 @@ def read_voc(root: Path, split: str, class_names: tuple[str, ...] | None = None)
         DataError: no such folder or list.
     """
     findings = Findings()
-    seen: set[tuple[Path, str]] = set()
-    listed = [
-        entry for part in split.split(",") for entry in _listed(root, part.strip(), seen, findings)
-    ]
+    listed = [entry for part in split.split(",") for entry in _listed(root, part.strip(), findings)]
     parsed = [entry for entry in (_parse(*entry, findings) for entry in listed) if entry]
     found = {name for _, _, objects in parsed for _, name, _, _ in objects}
     if class_names is not None:
@@ -72,10 +69,8 @@ def read_voc(root: Path, split: str, class_names: tuple[str, ...] | None = None)
     return Dataset(f"voc {root} {split}", names, records, findings.all())
 
 
-def _listed(
-    root: Path, part: str, seen: set[tuple[Path, str]], findings: Findings
-) -> list[tuple[Path, str, Folder, Folder]]:
-    """Of each picture of one list: the list, its name, and where to look for its two files."""
+def _listed(root: Path, part: str, findings: Findings) -> list[tuple[str, str, Folder, Folder]]:
+    """Of each picture of one list: the line, its name, and where to look for its two files."""
     year, colon, name = part.rpartition(":")
     folder = root / f"VOC{year.removeprefix('VOC')}" if colon else root
     if not name:
@@ -87,18 +82,12 @@ def _listed(
         raise DataError(f"{path}: no such list{known}")
     annotations = Folder(folder / "Annotations", findings, "annotation")
     pictures = Folder(folder / "JPEGImages", findings)
-    names: list[tuple[Path, str, Folder, Folder]] = []
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line:
-            continue
-        stem = line.split()[0]  # a class's own list has a flag behind the name
-        if (folder, stem) in seen:
-            where = f"{path}: line {number}"
-            findings.add("duplicate id", where, f"{stem} was there before; remove one")
-            continue
-        seen.add((folder, stem))
-        names.append((path, stem, annotations, pictures))
-    return names
+    return [
+        # A class's own list has a flag behind the name.
+        (f"{path}: line {number}", line.split()[0], annotations, pictures)
+        for number, line in enumerate(read_lines(path), start=1)
+        if line
+    ]
 
 
 Row = tuple[str, str, tuple[float, float, float, float], bool]
@@ -106,10 +95,9 @@ Row = tuple[str, str, tuple[float, float, float, float], bool]
 
 
 def _parse(
-    listing: Path, stem: str, annotations: Folder, pictures: Folder, findings: Findings
+    where: str, stem: str, annotations: Folder, pictures: Folder, findings: Findings
 ) -> tuple[Path, tuple[int, int], list[Row]] | None:
     """A picture's file and size, and its objects; None and a finding if it has none."""
-    where = f"{listing}: {stem}"
     file = annotations.find(where, f"{stem}.xml")
     if file is None:
         return None
@@ -126,7 +114,7 @@ def _parse(
     # The name in the file is not followed: other tools leave a name of theirs there.
     named = (f"{stem}{suffix}" for suffix in SUFFIXES)
     name = next((n for n in named if (pictures.root / n).exists()), f"{stem}.jpg")
-    path = pictures.find(str(file), name)
+    path = pictures.find(where, name)
     if path is None:
         return None
     try:

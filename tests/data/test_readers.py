@@ -197,6 +197,45 @@ def test_voc_is_read_as_written_and_years_are_joined(tmp_path):
         read_voc(tmp_path, "2010:trainval")
 
 
+@pytest.mark.parametrize("again", ["a.png", "./a.png", "sub//../a.png", "link.png"])
+@pytest.mark.parametrize("layout", ["coco", "text", "voc"])
+def test_a_picture_under_two_names_is_found_and_not_counted_twice(tmp_path, layout, again):
+    folder = tmp_path / ("JPEGImages" if layout == "voc" else "")
+    write_picture(folder / "a.png")
+    (folder / "sub").mkdir()
+    (folder / "link.png").symlink_to("a.png")
+    images = [{"file_name": name, "width": WIDTH, "height": HEIGHT} for name in ("a.png", again)]
+    document = {
+        "images": [{"id": i, **image} for i, image in enumerate(images, start=1)],
+        "annotations": [{"image_id": 2, "category_id": 1, "bbox": [1, 2, 3, 4]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(document))
+    (tmp_path / "list.txt").write_text(f"a.png\n{again} 1,2,3,4,1\n")
+    if layout == "voc":
+        stems = ("a", again.removesuffix(".png"))
+        (tmp_path / "Annotations/sub").mkdir(parents=True)
+        for stem in stems:
+            (tmp_path / f"Annotations/{stem}.xml").write_text(xml())
+        (tmp_path / "ImageSets/Main").mkdir(parents=True)
+        (tmp_path / "ImageSets/Main/all.txt").write_text("\n".join(stems))
+    dataset = read_dataset(
+        DataSource(
+            layout,
+            tmp_path,
+            annotations="list.txt" if layout == "text" else "truth.json",
+            class_names=("cat",),
+            split="all",
+        )
+    )
+    assert len(dataset) == 1
+    kind = "path leaves the folder" if ".." in again else "duplicate id"
+    assert kinds(dataset) == [("refuse", kind)]
+    first, second = ("images[0]", "images[1]") if layout == "coco" else ("line 1", "line 2")
+    assert second in dataset.findings[0].where
+    assert kind != "duplicate id" or f"{first}; list each picture once" in str(dataset.findings[0])
+
+
 def test_a_picture_in_two_voc_lists_is_not_counted_twice(tmp_path):
     write_voc(tmp_path, "all", {"a": xml(("cat", (1, 1, 9, 9), 0))})
     dataset = read_voc(tmp_path, "all,all")
