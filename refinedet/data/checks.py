@@ -164,6 +164,17 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def plain(text: str) -> str:
+    """The text of a number, for ``float`` and ``int``: they take 1_0 and any script's digits too.
+
+    Raises:
+        ValueError: no number as other programs write it.
+    """
+    if "_" in text or not text.isascii():
+        raise ValueError(f"{text!r} is not a number")
+    return text
+
+
 def require_folder(path: Path) -> None:
     """Raise a ``DataError`` unless there is such a folder and something is in it."""
     try:

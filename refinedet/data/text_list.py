@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refinedet.data.checks import Findings, Folder, read_lines, require_distinct
+from refinedet.data.checks import Findings, Folder, plain, read_lines, require_distinct
 from refinedet.data.dataset import DataError, Dataset, Object, Record, make_record
 from refinedet.data.pictures import picture_size
 
@@ -59,8 +59,8 @@ def _object(
 ) -> Object | None:
     parts = text.split(",")
     try:
-        x_min, y_min, x_max, y_max = (float(part) for part in parts[:-1])
-        label = int(parts[-1])
+        x_min, y_min, x_max, y_max = (float(plain(part)) for part in parts[:-1])
+        label = int(plain(parts[-1]))
     except ValueError:
         what = f"{text!r:.60} is not x_min,y_min,x_max,y_max,class; correct it"
         findings.add("malformed annotation", where, what)

@@ -17,7 +17,15 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from refinedet.data.checks import Findings, Folder, read_bytes, read_lines, require_distinct, sizes
+from refinedet.data.checks import (
+    Findings,
+    Folder,
+    plain,
+    read_bytes,
+    read_lines,
+    require_distinct,
+    sizes,
+)
 from refinedet.data.dataset import DataError, Dataset, Object, Record, make_record
 from refinedet.data.pictures import picture_size
 
@@ -29,6 +37,7 @@ CLASSES = (
 """VOC's own twenty, in the devkit's order."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".JPG", ".JPEG", ".PNG", ".BMP")
 """Of pictures; VOC's own are ``.jpg``."""
+SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 def read_voc(root: Path, split: str, class_names: tuple[str, ...] | None = None) -> Dataset:
@@ -123,7 +132,11 @@ def _parse(
         reason = str(error).removeprefix(f"{path}: ")
         findings.add("unreadable picture", str(path), f"{reason}: left out")
         return None
-    width, height = (_number(root, f"size/{side}") or 0.0 for side in ("width", "height"))
+    try:
+        width, height = (_number(root, f"size/{side}", "0") for side in ("width", "height"))
+    except ValueError as error:
+        findings.add("malformed annotation", str(file), f"{error}; correct it")
+        width = height = 0.0
     if not (math.isfinite(width) and math.isfinite(height)):
         what = f"size {width:g}x{height:g} is not finite; correct it"
         findings.add("malformed annotation", str(file), what)
@@ -137,25 +150,30 @@ def _objects(root: Element, file: Path, findings: Findings) -> list[Row]:
     for number, element in enumerate(root.findall("object"), start=1):
         where = f"{file}: object {number}"
         name = (element.findtext("name") or "").strip()
-        corners = [_number(element, f"bndbox/{k}") for k in ("xmin", "ymin", "xmax", "ymax")]
         difficult = (element.findtext("difficult") or "0").strip()
         if not name:
             findings.add("malformed annotation", where, "has no name; correct it")
-        elif None in corners:
-            what = "bndbox wants the numbers xmin, ymin, xmax, ymax; correct it"
-            findings.add("malformed annotation", where, what)
         elif difficult not in ("0", "1"):
             what = f"difficult is {difficult!r:.40}, wants 0 or 1; correct it"
             findings.add("malformed annotation", where, what)
         else:
-            x_min, y_min, x_max, y_max = (c for c in corners if c is not None)
+            try:
+                x_min, y_min, x_max, y_max = (_number(element, f"bndbox/{side}") for side in SIDES)
+            except ValueError as error:
+                findings.add("malformed annotation", where, f"{error}; correct it")
+                continue
             rows.append((where, name, (x_min, y_min, x_max, y_max), difficult == "1"))
     return rows
 
 
-def _number(element: Element, path: str) -> float | None:
-    """The number in a child element; infinite counts, None is what is no number."""
+def _number(element: Element, path: str, missing: str = "") -> float:
+    """The number in a child element, ``missing`` where it is not there or empty; may be infinite.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    text = (element.findtext(path) or "").strip()
     try:
-        return float(element.findtext(path) or "")
+        return float(plain(text or missing))
     except ValueError:
-        return None
+        raise ValueError(f"{path} {text!r:.40} is not a number") from None

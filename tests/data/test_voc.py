@@ -35,6 +35,12 @@ def test_a_size_that_is_not_finite_is_a_finding(read, width):
     assert "not finite" in str(findings[0])
 
 
-@pytest.mark.parametrize(("width", "kinds"), [("60", []), ("0", []), ("61", ["size disagrees"])])
+def test_a_size_that_is_no_number_is_named(read):
+    assert "a.xml: size/width '6_0' is not a number; correct it" in str(read("6_0").findings[0])
+
+
+@pytest.mark.parametrize(
+    ("width", "kinds"), [("60", []), ("0", []), (" ", []), ("61", ["size disagrees"])]
+)
 def test_a_size_that_is_given_must_be_the_picture_s(read, width, kinds):
     assert [f.kind for f in read(width).findings] == kinds
