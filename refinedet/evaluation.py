@@ -34,7 +34,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from refinedet.data.checks import read_bytes
-from refinedet.data.dataset import DataError, Dataset
+from refinedet.data.dataset import DataError, Dataset, is_class_name
 from refinedet.files import write_atomically
 from refinedet.spec.detection import Detections
 from refinedet.spec.errors import (
@@ -459,8 +459,7 @@ def score_results(results: Path, annotations: Path, progress: Progress = iter) -
     truths = _read_truths(annotations, content, images, categories)
     found = _read_found(results, images, categories)
     names = tuple(
-        str(entry.get("name", entry["id"]))
-        for _, entry in _entries(annotations, content, "categories")
+        _class_name(entry, where) for where, entry in _entries(annotations, content, "categories")
     )
     return Evaluation(names, *coco_figures(truths, found, len(names), progress))
 
@@ -551,6 +550,14 @@ def _known_id(entry: dict[str, Any], field: str, known: Mapping[int, int], where
     if type(value) is not int or value not in known:
         raise DataError(f"{where}: {field} {_short(value)} is not in the annotations")
     return value
+
+
+def _class_name(entry: dict[str, Any], where: str) -> str:
+    """The name of a category; its id where it has none."""
+    name: object = entry.get("name", str(entry["id"]))
+    if not is_class_name(name):
+        raise DataError(f"{where}: name {_short(name)} is not a name of one line")
+    return name
 
 
 def _box(entry: dict[str, Any], where: str) -> list[float]:

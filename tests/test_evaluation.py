@@ -559,6 +559,8 @@ def test_a_bad_results_file_is_one_line(tmp_path, content, words):
         ({"images": [{"id": 42}, {"id": 42}]}, r"images\[1\]: id 42 is also that of images\[0\]"),
         ({"categories": [{"name": "x"}]}, r"categories\[0\]: id is missing"),
         ({"images": [{"id": 10**30}]}, "id 1000000000000000000000000000000 is not a whole"),
+        ({"categories": [{"id": 18, "name": "a\nb"}]}, r'categories\[0\]: name "a\\nb" is not a'),
+        ({"categories": [{"id": 18, "name": 7}]}, "name 7 is not a name of one line"),
         ({"images": [{"id": 4.5}]}, "id 4.5 is not a whole number"),
         ({"annotations": [TRUTH | {"image_id": 1}]}, r"annotations\[0\]: image_id 1"),
         ({"annotations": [TRUTH | {"area": math.nan}]}, "area holds NaN"),

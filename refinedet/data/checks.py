@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from refinedet.data.dataset import DataError, Dataset, Finding
+from refinedet.data.dataset import DataError, Dataset, Finding, is_class_name
 from refinedet.data.pictures import read_picture
 from refinedet.spec.errors import Array
 
@@ -207,15 +207,16 @@ def read_lines(path: Path) -> list[str]:
         raise DataError(f"{path}: line {line}: not UTF-8 text; save it as UTF-8") from None
 
 
-def require_distinct(class_names: Sequence[str]) -> None:
-    """Raise a ``DataError`` for a list of classes that is empty, or names one twice."""
+def require_names(class_names: Sequence[str]) -> None:
+    """Raise a ``DataError`` for a list of classes that is empty, names one twice, or badly."""
     if not class_names:
         raise DataError("class_names: names no class")
     name, times = Counter(class_names).most_common(1)[0]
     if times > 1:
         raise DataError(f"class_names: names {name!r} {times} times")
-    if not all(class_names):
-        raise DataError("class_names: one name is empty")
+    for name in class_names:
+        if not is_class_name(name):
+            raise DataError(f"class_names: {name!r:.40} is not a name of one line")
 
 
 def check_pictures(dataset: Dataset, progress: bool = False) -> Dataset:

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from refinedet.data.checks import Findings, Folder, read_bytes, require_distinct
-from refinedet.data.dataset import DataError, Dataset, Object, make_record
+from refinedet.data.checks import Findings, Folder, read_bytes, require_names
+from refinedet.data.dataset import DataError, Dataset, Object, is_class_name, make_record
 
 TABLES = ("images", "annotations", "categories")
 
@@ -127,8 +127,9 @@ def _categories(document: dict[str, Any], path: Path, findings: Findings) -> dic
         if not _new_id(where, row, ids, findings):
             continue
         name = row.get("name")
-        if not isinstance(name, str) or not name.strip():
-            findings.add("malformed annotation", where, f"name {name!r:.40} is not a name")
+        if not is_class_name(name):
+            what = f"name {name!r:.40} is not a name of one line; correct it"
+            findings.add("malformed annotation", where, what)
         elif name in categories.values():
             findings.add("duplicate id", where, f"a second category is called {name!r}")
         else:
@@ -142,7 +143,7 @@ def _choose(
     """Label of each chosen category id, by ascending label."""
     if class_names is None:
         return {category_id: label for label, category_id in enumerate(categories, start=1)}
-    require_distinct(class_names)
+    require_names(class_names)
     by_name = {name: category_id for category_id, name in categories.items()}
     for name in class_names:
         if name not in by_name:

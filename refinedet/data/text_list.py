@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refinedet.data.checks import Findings, Folder, plain, read_lines, require_distinct
+from refinedet.data.checks import Findings, Folder, plain, read_lines, require_names
 from refinedet.data.dataset import DataError, Dataset, Object, Record, make_record
 from refinedet.data.pictures import picture_size
 
@@ -27,7 +27,7 @@ def read_text_list(file: Path, pictures: Path, class_names: tuple[str, ...]) -> 
     Raises:
         DataError: no such file or folder, or no class names.
     """
-    require_distinct(class_names)
+    require_names(class_names)
     findings = Findings()
     folder = Folder(pictures, findings)
     records: list[Record] = []

@@ -23,10 +23,17 @@ from refinedet.data.checks import (
     plain,
     read_bytes,
     read_lines,
-    require_distinct,
+    require_names,
     sizes,
 )
-from refinedet.data.dataset import DataError, Dataset, Object, Record, make_record
+from refinedet.data.dataset import (
+    DataError,
+    Dataset,
+    Object,
+    Record,
+    is_class_name,
+    make_record,
+)
 from refinedet.data.pictures import picture_size
 
 CLASSES = (
@@ -60,7 +67,7 @@ def read_voc(root: Path, split: str, class_names: tuple[str, ...] | None = None)
     parsed = [entry for entry in (_parse(*entry, findings) for entry in listed) if entry]
     found = {name for _, _, objects in parsed for _, name, _, _ in objects}
     if class_names is not None:
-        require_distinct(class_names)
+        require_names(class_names)
         names = class_names
     else:
         names = CLASSES if found <= set(CLASSES) else tuple(sorted(found))
@@ -151,8 +158,9 @@ def _objects(root: Element, file: Path, findings: Findings) -> list[Row]:
         where = f"{file}: object {number}"
         name = (element.findtext("name") or "").strip()
         difficult = (element.findtext("difficult") or "0").strip()
-        if not name:
-            findings.add("malformed annotation", where, "has no name; correct it")
+        if not is_class_name(name):
+            what = f"name {name!r:.40} is not a name of one line; correct it"
+            findings.add("malformed annotation", where, what)
         elif difficult not in ("0", "1"):
             what = f"difficult is {difficult!r:.40}, wants 0 or 1; correct it"
             findings.add("malformed annotation", where, what)

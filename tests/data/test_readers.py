@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refinedet.data.checks import POLICY, report
-from refinedet.data.dataset import DataError, Dataset
+from refinedet.data.dataset import DataError, Dataset, is_class_name
 from refinedet.data.shapes import generate_shapes
 from refinedet.data.source import DataSource, read_dataset
 from refinedet.data.voc import CLASSES, read_voc
+from refinedet.settings import SettingsError, resolve
 
 WIDTH, HEIGHT = 60, 40
 BOMB = """<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><annotation>&b;</annotation>"""
@@ -119,6 +120,8 @@ def test_coco_classes_can_be_chosen_and_ordered(coco):
         ("images", {"file_name": "none.png"}, ("skip", "missing picture")),
         ("images", {"width": "wide"}, ("refuse", "malformed annotation")),
         ("categories", {"name": "early"}, ("refuse", "duplicate id")),
+        ("categories", {"name": "la\nte"}, ("refuse", "malformed annotation")),
+        ("categories", {"name": "la\ud800te"}, ("refuse", "malformed annotation")),
     ],
 )
 def test_every_fault_of_coco_is_a_finding(coco, table, change, finding):
@@ -261,6 +264,8 @@ def test_voc_with_classes_of_its_own(tmp_path):
             ("refuse", "malformed annotation"),
         ),
         (xml(("", (1, 1, 2, 2), 0)), ("refuse", "malformed annotation")),
+        (xml(("a&#10;b", (1, 1, 2, 2), 0)), ("refuse", "malformed annotation")),
+        (xml(("a\u0085b", (1, 1, 2, 2), 0)), ("refuse", "malformed annotation")),
         (xml(("a", (1, 1, 2, 2), "maybe")), ("refuse", "malformed annotation")),
         (xml(("a", (1, 1, "1_0", 2), 0)), ("refuse", "malformed annotation")),
         (xml(("a", (1, 1, "\u0663\u0664", 2), 0)), ("refuse", "malformed annotation")),
@@ -320,6 +325,28 @@ def test_every_fault_of_a_text_list_names_its_line(tmp_path, line, finding):
     assert kinds(dataset) == [finding]
     if finding[1] != "unreadable picture":
         assert "list.txt: line 2" in str(dataset.findings[0])
+
+
+@pytest.mark.parametrize("layout", ["coco", "voc", "text"])
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "a\x1bb", "a\u2028b", "\ud800"])
+def test_chosen_classes_are_names_of_one_line(coco, tmp_path, layout, name):
+    coco[1]()
+    write_voc(tmp_path, "all", {"a": xml()})
+    source = DataSource(
+        layout, tmp_path, annotations="truth.json", split="all", class_names=("early", name)
+    )
+    with pytest.raises(DataError, match=r"^class_names: .* is not a name of one line$"):
+        read_dataset(source)
+
+
+@given(st.one_of(st.text(max_size=3), st.characters(min_codepoint=0, max_codepoint=0x3000)))
+def test_readers_and_settings_take_the_same_class_names(name):
+    try:
+        resolve("refinedet_eighth_128", None, (), (name,))
+        taken = True
+    except SettingsError:
+        taken = False
+    assert is_class_name(name) == taken
 
 
 def test_options_that_are_missing_are_named(tmp_path):
