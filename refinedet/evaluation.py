@@ -63,6 +63,9 @@ FIGURES = {
 """COCO's figures in the API's order: overlaps, sizes of objects, detections a picture
 and class. Small is an area up to 32 x 32 square pixels, large is one from 96 x 96."""
 
+MAX_PIXELS = 1e100
+"""Of a coordinate in a file: larger ones overflow when areas are computed."""
+
 
 Progress = Callable[[range], Iterable[int]]
 """Passes the classes on while it shows how far one is, as ``tqdm.tqdm`` does. COCO's
@@ -451,7 +454,8 @@ def score_results(results: Path, annotations: Path, progress: Progress = iter) -
     Raises:
         DataError: one line, the first fault: unreadable, not JSON, not a list, a field
             that is missing or of another kind, unknown or repeated ids, numbers that are
-            not finite, negative sides.
+            not finite, boxes beyond any picture, negative sides. Scores are any finite
+            numbers: COCO ranks by them.
     """
     content = _read_json(annotations)
     images = _ids(annotations, content, "images")
@@ -567,6 +571,8 @@ def _box(entry: dict[str, Any], where: str) -> list[float]:
     box = [_number(x, where, "bbox") for x in value]
     if min(box[2:]) < 0:
         raise DataError(f"{where}: bbox {_short(value)} has a negative side")
+    if max(map(abs, box)) > MAX_PIXELS:
+        raise DataError(f"{where}: bbox {_short(value)} is beyond any picture")
     return box
 
 

@@ -511,6 +511,19 @@ def test_an_empty_list_of_results_found_nothing(tmp_path):
     assert figures["AP"] == figures["AR100"] == 0
 
 
+def test_any_finite_score_ranks(tmp_path):
+    """COCO only ranks by them: other tools write logits or per cent."""
+    wrong = GOOD | {"bbox": [60, 60, 9, 9]}
+    assert score(tmp_path, [GOOD | {"score": 7.5}, wrong]).figures["AP"] == pytest.approx(1)
+    assert score(tmp_path, [GOOD | {"score": -3}, wrong]).figures["AP"] == pytest.approx(0.5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_largest_boxes_are_scored_without_overflow(tmp_path):
+    least = [GOOD, GOOD | {"bbox": [-9e99, -9e99, 9e99, 9e99], "score": 0.4}]
+    assert score(tmp_path, least).figures["AP"] == pytest.approx(1)
+
+
 def without(entry, field):
     return {k: v for k, v in entry.items() if k != field}
 
@@ -537,6 +550,9 @@ def without(entry, field):
         ([GOOD | {"bbox": [1, 2, math.nan, 4]}], "bbox holds NaN; a finite number"),
         ([GOOD | {"bbox": [1, 2, "3", 4]}], 'bbox holds "3"'),
         ([GOOD | {"bbox": [1, 2, 10**400, 4]}], "bbox holds 1000"),
+        ([GOOD, GOOD | {"bbox": [1, 2, 1e200, 1e200]}], r"entry\[1\]: bbox .* beyond any picture"),
+        ([GOOD | {"bbox": [-1e308, 2, 3, 4]}], "beyond any picture"),
+        ([GOOD, GOOD | {"score": math.nan}], r"entry\[1\]: score holds NaN; a finite number"),
         ([GOOD | {"score": math.inf}], "score holds Infinity"),
         ([GOOD | {"score": None}], "score holds null"),
         ([GOOD | {"score": False}], "score holds false"),
@@ -564,6 +580,10 @@ def test_a_bad_results_file_is_one_line(tmp_path, content, words):
         ({"images": [{"id": 4.5}]}, "id 4.5 is not a whole number"),
         ({"annotations": [TRUTH | {"image_id": 1}]}, r"annotations\[0\]: image_id 1"),
         ({"annotations": [TRUTH | {"area": math.nan}]}, "area holds NaN"),
+        (
+            {"annotations": [TRUTH | {"bbox": [0, 0, 1e200, 1e200]}]},
+            r"annotations\[0\]: bbox .* bey",
+        ),
         ({"annotations": [TRUTH | {"iscrowd": 2}]}, "iscrowd is 2"),
         ({"annotations": [TRUTH | {"iscrowd": []}]}, r"iscrowd is \[\]"),
     ],
