@@ -63,8 +63,8 @@ FIGURES = {
 """COCO's figures in the API's order: overlaps, sizes of objects, detections a picture
 and class. Small is an area up to 32 x 32 square pixels, large is one from 96 x 96."""
 
-MAX_PIXELS = 1e100
-"""Of a coordinate in a file: larger ones overflow when areas are computed."""
+MAX_COORDINATE = 1e100
+"""Pixels, in a file: larger numbers overflow when areas are computed."""
 
 
 Progress = Callable[[range], Iterable[int]]
@@ -571,7 +571,7 @@ def _box(entry: dict[str, Any], where: str) -> list[float]:
     box = [_number(x, where, "bbox") for x in value]
     if min(box[2:]) < 0:
         raise DataError(f"{where}: bbox {_short(value)} has a negative side")
-    if max(map(abs, box)) > MAX_PIXELS:
+    if max(map(abs, box)) > MAX_COORDINATE:
         raise DataError(f"{where}: bbox {_short(value)} is beyond any picture")
     return box
 
