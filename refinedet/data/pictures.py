@@ -261,7 +261,7 @@ def _png_pixels(data: bytes) -> tuple[bytes, bool]:
         if name != b"tRNS" and name[0] & 0x20:  # a small letter: may be passed over
             continue
         if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big") and place <= len(data):
-            wrong = f"the checksum of {name!r} is wrong"
+            wrong = f"the checksum of {name.decode('latin-1')!r} is wrong"
             raise _BrokenError(f"damaged PNG: {wrong}; replace it by a whole file")
         kept.append(chunk)
         transparent |= name == b"tRNS"
