@@ -6,6 +6,20 @@ names, pictures (N, 3, H, W) float32 normalised, anchors in the contract's order
 
 A backend is registered under the entry-point group ``refinedet.backends``, by any
 distribution, or named as ``module:attribute``. The object is called without arguments.
+
+It may implement a part of ``Backend``. Only ``name`` and ``missing`` must be there:
+
+========================  ==========================================================
+member                    what needs it
+========================  ==========================================================
+``operations``            conformance, level *operations*; the application needs none
+``network``               conformance, *network* and *detections*; ``eval``, ``detect``
+``trainer``               conformance, *training step*; ``train``
+``batches``               ``train``
+``export``, ``load``      ``export``; ``eval`` and ``detect`` of an exported file
+========================  ==========================================================
+
+What is not there is reported as not implemented, never as passed.
 """
 
 from __future__ import annotations
@@ -94,12 +108,27 @@ class Backend(Protocol):
     """One framework on one device."""
 
     name: str
-    limitations: tuple[Limitation, ...]
-    environment: Mapping[str, str]
-    """Variables that it sets for its framework, unless the user has set them."""
+    """As users type it."""
 
     def missing(self) -> str | None:
         """Why it cannot run here and what to do about it, or None. Cheap to call."""
+
+    @property
+    def limitations(self) -> tuple[Limitation, ...]:
+        """Checks of the conformance suite that it is known to fail; none if absent."""
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Variables that it sets for its framework, unless the user has; none if absent."""
+
+    @property
+    def operations(self) -> object:
+        """Any object with functions of ``refinedet.operations.OPERATIONS`` by their names.
+
+        Each has the arguments and results of the contract's function, which its
+        docstring gives: float32 arrays, C-contiguous and writable, new ones, in the
+        same tuples. Arguments are left as they are.
+        """
 
     def network(self, config: Config, parameters: Parameters) -> Network:
         """The detector with these parameters."""
@@ -135,14 +164,15 @@ def backend_names() -> list[str]:
     return sorted(point.name for point in entry_points(group=GROUP))
 
 
-def find_backend(name: str) -> Backend:
+def find_backend(name: str, *needs: str) -> Backend:
     """The backend of that name, ready to run here.
 
     Args:
         name: a registered name, or ``module:attribute``.
+        needs: members of ``Backend`` that it must implement.
     Raises:
-        BackendError: unknown, not importable, or its device is missing. Nothing
-            falls back to another device.
+        BackendError: unknown, not importable, without what is needed, or its device
+            is missing. Nothing falls back to another device.
     """
     points = {point.name: point for point in entry_points(group=GROUP)}
     try:
@@ -153,10 +183,13 @@ def find_backend(name: str) -> Backend:
             made = getattr(importlib.import_module(module), attribute)
         else:
             known = ", ".join(backend_names())
-            raise BackendError(f"backend: no {name!r}; there are {known}, or module:attribute")
+            raise BackendError(f"backend: no {name!r}; there are {known}, or MODULE:ATTRIBUTE")
     except (ImportError, AttributeError) as error:
         raise BackendError(f"backend {name}: {error}") from error
     backend = cast(Backend, made())
+    for member in needs:
+        if not hasattr(made, member):
+            raise BackendError(f"backend {name}: has no {member}; use another --backend")
     if reason := backend.missing():
         raise BackendError(f"backend {name}: {reason}")
     return backend

@@ -186,7 +186,7 @@ def bench(backend_name: str, config: Config, repeat: int) -> Iterator[Row]:
     Raises:
         BackendError: an unknown backend, or one that fails in a row's process.
     """
-    own = find_backend(backend_name).environment
+    own = getattr(find_backend(backend_name, "network", "trainer"), "environment", {})
     yield from input_rows(config, repeat)
     yield from detection_rows(config, repeat)
     for work in ("forward 1", "forward 8", "train 8"):

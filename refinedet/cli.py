@@ -50,6 +50,8 @@ FAILURES = (
     TrainingError,
 )
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png"}
+TRAINS = ("network", "trainer", "batches")
+"""What a backend implements to train in the application."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -134,7 +136,7 @@ def demo_command(
     seed: Annotated[int, typer.Option(help="Of pictures, parameters and order.")] = 0,
 ) -> None:
     """Draw pictures of shapes, train on them, evaluate, export, and run the export."""
-    run_demo(find_backend(backend), run, seed)
+    run_demo(find_backend(backend, *TRAINS, "export", "load"), run, seed)
 
 
 @app.command("train")
@@ -186,7 +188,7 @@ def train_command(
         )
         evaluation = _say_skips(read_dataset(other, check_pictures=True))
     settings = resolve(preset_name, settings_file, assignments or (), training.class_names)
-    train(find_backend(backend), training, evaluation, settings, run, resume=resume)
+    train(find_backend(backend, *TRAINS), training, evaluation, settings, run, resume=resume)
 
 
 @app.command("eval")
@@ -221,7 +223,7 @@ def eval_command(
         return
     if model is None:
         raise DataError("--model: say what to evaluate, or give --results and --annotations")
-    opened = open_model(find_backend(backend), model)
+    opened = open_model(find_backend(backend, "network"), model)
     source = _source(layout, root, annotations, pictures, split, classes)
     names = source.class_names or opened.class_names
     try:
@@ -262,7 +264,7 @@ def detect_command(
         raise DataError(f"{twice[0]}: in several folders; detect in one after the other")
     if any(file.resolve().parent == output.resolve() for file in files):
         raise DataError(f"{output}: holds pictures to look at; choose another --output")
-    opened = open_model(find_backend(backend), model)
+    opened = open_model(find_backend(backend, "network"), model)
     predictor = Predictor(opened.network, min(8, len(files)))
     rows = []
     waiting: deque[tuple[Path, Array]] = deque()
@@ -314,7 +316,7 @@ def export_command(
     backend: BackendName = "mindspore-cpu",
 ) -> None:
     """Write a trained detector as the backend's own kind of file (MindIR)."""
-    engine = find_backend(backend)
+    engine = find_backend(backend, "network", "export")
     export_model(engine, open_model(engine, model), output)
     typer.echo(f"wrote {output} and its settings, {output}.yaml")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from refinedet.backend import Backend, Network
+from refinedet.backend import Backend, BackendError, Network
 from refinedet.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint
 from refinedet.data.dataset import DataError
 from refinedet.files import write_atomically
@@ -35,7 +35,8 @@ def open_model(backend: Backend, path: Path) -> Model:
         path: folder of a run (its newest checkpoint), a ``.safetensors`` checkpoint or
             weights, or what ``export_model`` wrote.
     Raises:
-        CheckpointError, SettingsError, DataError: nothing there, or not such a file.
+        BackendError, CheckpointError, DataError, SettingsError: nothing there, or not
+            such a file.
     """
     if path.is_dir():
         checkpoint = newest_checkpoint(path / "checkpoints")
@@ -44,6 +45,8 @@ def open_model(backend: Backend, path: Path) -> Model:
     elif path.suffix == ".safetensors" or not _settings_file(path).exists():
         checkpoint = load_checkpoint(path)
     else:
+        if not hasattr(backend, "load"):
+            raise BackendError(f"{path}: backend {backend.name} reads no exported detectors")
         settings = from_yaml(_settings_file(path))
         return Model(backend.load(path, settings.model), settings.class_names)
     network = backend.network(checkpoint.config, checkpoint.parameters)

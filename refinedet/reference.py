@@ -1,17 +1,22 @@
-"""The contract as a backend: ``spec``. Exact and slow; it does not train."""
+"""The contract as a backend: ``spec``. Exact and slow."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from types import SimpleNamespace
 
-from refinedet.backend import BackendError, Batch, Limitation, Network, Trainer
-from refinedet.data.dataset import Dataset
-from refinedet.settings import InputSettings
-from refinedet.spec import detection
+from refinedet.backend import Batch, StepLosses
+from refinedet.operations import OPERATIONS
 from refinedet.spec.config import Config
+from refinedet.spec.detection import scored_boxes
 from refinedet.spec.errors import Array
-from refinedet.spec.network import Heads, Parameters, check_parameters, forward
+from refinedet.spec.network import (
+    Heads,
+    Parameters,
+    check_parameters,
+    forward,
+    trained_parameters,
+)
+from refinedet.spec.training import training_step
 
 
 class SpecNetwork:
@@ -28,21 +33,64 @@ class SpecNetwork:
 
     def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
         """Decoded boxes and scores of every anchor."""
-        return detection.scored_boxes(self.heads(pictures), self.config)
+        return scored_boxes(self.heads(pictures), self.config)
+
+
+class SpecTrainer:
+    """``refinedet.backend.Trainer`` by ``refinedet.spec``."""
+
+    def __init__(
+        self,
+        config: Config,
+        parameters: Parameters,
+        velocities: Parameters | None,
+        steps_done: int,
+    ) -> None:
+        check_parameters(parameters, config)
+        self.config = config
+        self.tensors = parameters
+        self.moments = velocities or {
+            p.name: parameters[p.name] * 0 for p in trained_parameters(config)
+        }
+        self.steps_done = steps_done
+
+    def step(self, batch: Batch) -> StepLosses:
+        """One step; the ARM's targets are computed anew, not read from the batch."""
+        counts = (batch.labels > 0).sum(axis=1)
+        done = training_step(
+            self.tensors,
+            self.moments,
+            batch.pictures,
+            [boxes[:count] for boxes, count in zip(batch.boxes, counts, strict=True)],
+            [labels[:count] for labels, count in zip(batch.labels, counts, strict=True)],
+            self.steps_done,
+            self.config,
+        )
+        self.tensors, self.moments = done.parameters, done.velocities
+        self.steps_done += 1
+        arm, odm = done.loss
+        return StepLosses(arm.offsets, arm.classes, odm.offsets, odm.classes, done.loss.total)
+
+    def parameters(self) -> Parameters:
+        """Copies of all parameters by canonical name."""
+        return {name: tensor.copy() for name, tensor in self.tensors.items()}
+
+    def velocities(self) -> Parameters:
+        """Copies of the momentum by canonical name."""
+        return {name: tensor.copy() for name, tensor in self.moments.items()}
 
 
 class SpecBackend:
-    """``refinedet.backend.Backend`` by ``refinedet.spec``: inference only."""
+    """``refinedet.backend.Backend`` by ``refinedet.spec``; it reads and writes no files."""
 
     name = "spec"
-    limitations: tuple[Limitation, ...] = ()
-    environment: Mapping[str, str] = {}
+    operations = SimpleNamespace(**OPERATIONS)
 
     def missing(self) -> str | None:
         """None: NumPy is all it needs."""
         return None
 
-    def network(self, config: Config, parameters: Parameters) -> Network:
+    def network(self, config: Config, parameters: Parameters) -> SpecNetwork:
         """See ``refinedet.backend.Backend``."""
         return SpecNetwork(config, parameters)
 
@@ -52,25 +100,6 @@ class SpecBackend:
         parameters: Parameters,
         velocities: Parameters | None = None,
         steps_done: int = 0,
-    ) -> Trainer:
-        """Raises: the contract has no backward pass."""
-        raise BackendError("backend spec: does not train; use another --backend")
-
-    def batches(
-        self,
-        dataset: Dataset,
-        config: Config,
-        settings: InputSettings,
-        cache: Path,
-        first_step: int = 0,
-    ) -> Iterator[Batch]:
-        """Raises: there is nothing to train."""
-        raise BackendError("backend spec: does not train; use another --backend")
-
-    def export(self, network: Network, path: Path) -> None:
-        """Raises: the contract has no file format."""
-        raise BackendError("backend spec: does not export; use another --backend")
-
-    def load(self, path: Path, config: Config) -> Network:
-        """Raises: the contract has no file format."""
-        raise BackendError("backend spec: does not load exported files; use another --backend")
+    ) -> SpecTrainer:
+        """See ``refinedet.backend.Backend``."""
+        return SpecTrainer(config, parameters, velocities, steps_done)

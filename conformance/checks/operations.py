@@ -1,0 +1,620 @@
+"""Level *operations*: every function of the contract, alone.
+
+Parity: the backend gives what the contract gives, for drawn inputs and for every edge of
+the contract, pinned. Laws: what must hold whatever the numbers, so that a failure says
+what is wrong and not only where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from refinedet.conformance import inputs
+from refinedet.conformance.judge import Subject
+from refinedet.conformance.margin import MARGIN, moved
+from refinedet.conformance.registry import check
+from refinedet.operations import OPERATIONS
+from refinedet.spec.anchors import anchors as all_anchors
+from refinedet.spec.boxes import box_iou
+from refinedet.spec.config import (
+    Config,
+    DetectionConfig,
+    MatchingConfig,
+    PictureConfig,
+    ScheduleConfig,
+    feature_sizes,
+    preset,
+    replace,
+)
+from refinedet.spec.detection import scored_boxes
+from refinedet.spec.errors import Array
+from refinedet.spec.losses import detector_loss
+from refinedet.spec.matching import targets
+from refinedet.spec.network import trained_parameters
+
+
+def box(*rows: tuple[float, ...]) -> Array:
+    """Boxes (M, 4) float32 from their rows."""
+    return np.array(rows, np.float32).reshape(-1, 4)
+
+
+def numbers(*values: object) -> Array:
+    """A float32 array."""
+    return np.array(values, np.float32)
+
+
+NONE = box()
+WHOLE, LEFT, RIGHT = (0, 0, 1, 1), (0, 0, 0.5, 1), (0.5, 0, 1, 1)
+POINT, LINE = (0.25, 0.5, 0.25, 0.5), (0.25, 0.5, 0.75, 0.5)
+BESIDE = (1.5, -0.5, 2, 0.25)
+
+
+def parity(
+    operation: str, draws: st.SearchStrategy[Any], pinned: Sequence[Any], share: float = 1.0
+) -> None:
+    """Register: the operation gives what the contract gives. A case is its arguments."""
+
+    def law(subject: Subject, case: Any) -> None:
+        subject.agrees(operation, *case)
+
+    law.__doc__ = f"{operation} gives what the contract gives."
+    check("operations", f"{operation}.parity", draws, pinned, share)(law)
+
+
+# Pictures and anchors
+
+parity(
+    "normalise",
+    inputs.eight_bit(),
+    [
+        (np.arange(18, dtype=np.uint8).reshape(2, 3, 3), PictureConfig()),
+        (np.full((1, 2, 3), 255, np.uint8), PictureConfig("RGB", (0, 0, 0), (2, 4, 8))),
+    ],
+)
+parity(
+    "anchors",
+    inputs.anchor_configs().map(lambda config: (config,)),
+    [
+        (preset("refinedet_vgg16_320"),),
+        (preset("refinedet_vgg16_512"),),
+        (replace(preset("refinedet_vgg16_320"), image_size=(320, 512)),),
+    ],
+)
+
+
+@check("operations", "anchors.first_cell", inputs.anchor_configs(), share=0.5)
+def first_cell(subject: Subject, config: Config) -> None:
+    """The first anchor of a level is centred half a stride from the top and left edges."""
+    found = subject.call("anchors", config).astype(np.float64)
+    start = 0
+    height, width = config.image_size
+    for (rows, columns), stride in zip(feature_sizes(config), config.anchors.strides, strict=True):
+        x, y = (found[start, :2] + found[start, 2:]) / 2 * (width, height)
+        subject.near(x, stride / 2, "pixels", f"x of the first centre at stride {stride}")
+        subject.near(y, stride / 2, "pixels", f"y of the first centre at stride {stride}")
+        start += rows * columns * len(config.anchors.aspect_ratios)
+
+
+@check("operations", "anchors.area", inputs.anchor_configs(), share=0.5)
+def equal_areas(subject: Subject, config: Config) -> None:
+    """All anchors of a level have the area of its square one, in pixels."""
+    found = subject.call("anchors", config).astype(np.float64)
+    height, width = config.image_size
+    sizes = (found[:, 2:] - found[:, :2]) * (width, height)
+    start = 0
+    for (rows, columns), side in zip(feature_sizes(config), config.anchors.sides, strict=True):
+        count = rows * columns * len(config.anchors.aspect_ratios)
+        areas = sizes[start : start + count].prod(axis=1)
+        worst = areas[np.abs(areas - side * side).argmax()]
+        subject.near(worst / side**2, 1, "pixels", f"area of an anchor of side {side}")
+        start += count
+
+
+# Boxes
+
+parity(
+    "corners_to_centres",
+    inputs.wide_boxes().map(lambda b: (b,)),
+    [(NONE,), (box(WHOLE, POINT, LINE, BESIDE),)],
+)
+parity(
+    "centres_to_corners",
+    st.integers(0, 8).flatmap(inputs.offsets).map(lambda a: (np.abs(a),)),
+    [(NONE,), (box((0.5, 0.25, 1, 0.5), (0.5, 0.25, 0, 0), (-1, 2, 0.5, 0)),)],
+)
+parity(
+    "clip_boxes",
+    inputs.wide_boxes().map(lambda b: (b,)),
+    [(NONE,), (box(WHOLE, POINT, BESIDE, (-1, -1, -0.5, 2)),)],
+)
+parity(
+    "box_iou",
+    inputs.box_pairs(),
+    [
+        (NONE, NONE),
+        (NONE, box(WHOLE)),
+        (box(WHOLE, LEFT), NONE),
+        (box(WHOLE, LEFT, RIGHT, POINT, LINE), box(WHOLE, LEFT, RIGHT, POINT, LINE, BESIDE)),
+        (box((0, 0, 0.5, 0.25)), box((0.25, 0.125, 0.75, 0.375))),
+    ],
+)
+
+
+@check("operations", "corners_to_centres.inverse", inputs.wide_boxes())
+def forms_invert(subject: Subject, boxes: Array) -> None:
+    """Corners to centres and back gives the box."""
+    centres = subject.call("corners_to_centres", boxes)
+    subject.compare("corners_to_centres", subject.call("centres_to_corners", centres), boxes)
+
+
+@check("operations", "box_iou.symmetry", inputs.box_pairs())
+def iou_symmetry(subject: Subject, pair: tuple[Array, Array]) -> None:
+    """The overlap of a with b is that of b with a."""
+    first, second = pair
+    there = subject.call("box_iou", first, second)
+    back = np.ascontiguousarray(subject.call("box_iou", second, first).T)
+    subject.compare("box_iou", there, back)
+
+
+@check("operations", "box_iou.range", inputs.box_pairs())
+def iou_range(subject: Subject, pair: tuple[Array, Array]) -> None:
+    """An overlap is from 0 to 1; that of a box with itself is 1, or 0 without area."""
+    first, second = pair
+    found = subject.call("box_iou", first, second)
+    subject.require(bool(((found >= 0) & (found <= 1)).all()), "an overlap outside 0 to 1", found)
+    own = np.diagonal(subject.call("box_iou", first, first)).copy()
+    size = first[:, 2:] - first[:, :2]
+    wanted = (size.prod(axis=1) > 0).astype(np.float32)
+    subject.compare("box_iou of boxes with themselves", own, wanted, "box_iou")
+
+
+# Coding
+
+parity(
+    "encode",
+    inputs.coded(),
+    [
+        (NONE, NONE, (0.1, 0.2)),
+        (box(LEFT, WHOLE), box(LEFT, RIGHT), (0.1, 0.2)),
+        (box((0.25, 0.5, 0.5, 0.625)), box((0.125, 0.125, 0.875, 0.25)), (0.1, 0.2)),
+    ],
+)
+parity(
+    "decode",
+    inputs.decodable(),
+    [
+        (NONE, NONE, (0.1, 0.2)),
+        (box((0, 0, 0, 0), (1, -2, 3, -4)), box(POINT, LINE), (0.1, 0.2)),
+        (box((1, -2, 3, -4)), box((0.125, 0.125, 0.875, 0.25)), (0.1, 0.2)),
+    ],
+)
+parity(
+    "cascaded_decode",
+    inputs.cascades(),
+    [
+        (NONE, NONE, NONE, (0.1, 0.2)),
+        (box((1, 2, 3, 4)), box((-4, 3, -2, 1)), box((0.125, 0.125, 0.875, 0.25)), (0.1, 0.2)),
+    ],
+)
+
+
+@check("operations", "decode.inverts_encode", inputs.coded())
+def decode_inverts_encode(subject: Subject, case: tuple[Array, Array, Any]) -> None:
+    """Decoding what was encoded gives the box."""
+    boxes, anchors, variances = case
+    offsets = subject.call("encode", boxes, anchors, variances)
+    subject.compare(
+        "decode of encode",
+        subject.call("decode", offsets, anchors, variances),
+        boxes,
+        "decode of encode",
+    )
+
+
+@check("operations", "decode.zeros", inputs.boxes())
+def decode_zeros(subject: Subject, anchors: Array) -> None:
+    """Offsets of zero lead to the anchor itself."""
+    found = subject.call("decode", np.zeros_like(anchors), anchors, (0.1, 0.2))
+    subject.compare("decode", found, anchors)
+
+
+@check("operations", "cascaded_decode.two_steps", inputs.cascades())
+def cascade_is_two_steps(subject: Subject, case: tuple[Array, Array, Array, Any]) -> None:
+    """The cascade decodes against what the first step gives."""
+    arm, odm, anchors, variances = case
+    refined = subject.call("decode", arm, anchors, variances)
+    wanted = subject.call("decode", odm, refined, variances)
+    subject.compare("cascaded_decode", subject.call("cascaded_decode", *case), wanted)
+
+
+# Matching
+
+EIGHTHS = MatchingConfig(0.5, 0.0)
+parity(
+    "match",
+    inputs.overlaps(),
+    [
+        (np.zeros((0, 3), np.float32), EIGHTHS),
+        (np.zeros((4, 0), np.float32), EIGHTHS),
+        (np.zeros((4, 2), np.float32), EIGHTHS),  # nothing touches
+        (numbers([0.5], [0.625], [0.375]), EIGHTHS),  # equality at the threshold
+        (numbers([0.75, 0.875], [0.125, 0.25]), EIGHTHS),  # one anchor, two objects
+        (numbers([0.25, 0.25], [0.25, 0.25], [0.25, 0.25]), EIGHTHS),  # all tie
+        (numbers([0.125], [0.125]), MatchingConfig(0.5, 0.125)),  # equality at the lowest
+        (numbers([0.5, 0.5, 0.5]), EIGHTHS),  # more objects than anchors
+        (numbers([0.125], [0.25]), MatchingConfig(0.125, 0.125)),
+    ],
+)
+
+
+@st.composite
+def distinct_overlaps(draw: st.DrawFn) -> tuple[Array, list[int]]:
+    """Overlaps (A, T), all different, and an order of the objects."""
+    a, t = draw(st.integers(1, 7)), draw(st.integers(1, 4))
+    values = draw(st.permutations(range(1, a * t + 1)))
+    return (np.array(values, np.float32) / 32).reshape(a, t), draw(st.permutations(range(t)))
+
+
+@check("operations", "match.permutation", distinct_overlaps())
+def match_permutation(subject: Subject, case: tuple[Array, list[int]]) -> None:
+    """The order of the objects does not matter where no overlaps are equal."""
+    iou, order = case
+    found = subject.call("match", iou, EIGHTHS)
+    again = subject.call("match", np.ascontiguousarray(iou[:, order]), EIGHTHS)
+    back = np.where(again < 0, -1, np.array(order)[again])
+    subject.require(bool((back == found).all()), "another order, another match", back, found)
+
+
+@check("operations", "match.every_object", inputs.overlaps())
+def match_serves(subject: Subject, case: tuple[Array, MatchingConfig]) -> None:
+    """An object that touches as many anchors as there are objects gets one of its own."""
+    iou, config = case
+    found = subject.call("match", *case)
+    touched = (iou > config.lowest_iou).sum(axis=0)
+    for t in np.flatnonzero(touched >= max(1, iou.shape[1])):
+        subject.require(bool((found == t).any()), f"object {t} gets no anchor", found)
+
+
+parity(
+    "targets",
+    inputs.target_cases(),
+    [
+        (box(LEFT, RIGHT), NONE, np.zeros(0, np.int64), inputs.SMALL),
+        (NONE, box(LEFT), np.array([1]), inputs.SMALL),
+        (box(LEFT, WHOLE), box(LEFT), np.array([3]), inputs.SMALL),  # one exactly, one at 0.5
+        (box(LEFT), box(POINT), np.array([2]), inputs.SMALL),  # without area: unserved
+        (box((0.125, 0.25, 0.5, 0.375)), box((0.25, 0.25, 0.5, 0.5)), np.array([1]), inputs.SMALL),
+    ],
+)
+
+
+@check(
+    "operations",
+    "targets.on_anchors",
+    st.tuples(st.lists(st.integers(0, 4), min_size=1, max_size=1), st.integers(0, 2**16)),
+    share=0.2,
+    masked=0.02,
+)
+def targets_on_anchors(subject: Subject, case: tuple[list[int], int]) -> None:
+    """On a detector's anchors and any objects, targets are the contract's, anchor by anchor."""
+    counts, seed = case
+    config = replace(inputs.SMALL, image_size=(128, 64))
+    anchors = all_anchors(config)
+    (boxes,), (labels,) = inputs.seeded_objects(config, tuple(counts), seed)
+    wanted = targets(anchors, boxes, labels, config)
+    sure = np.ones(len(anchors), bool)
+    for other in moved(boxes, seed):
+        now = targets(anchors, other, labels, config)
+        sure &= (now[1] == wanted[1]) & (np.abs(now[0] - wanted[0]) < 1e3 * MARGIN).all(axis=1)
+    got = subject.call("targets", anchors, boxes, labels, config)
+    subject.cases += len(sure)
+    subject.masked += int((~sure).sum())
+    subject.compare("targets", [part[sure] for part in got], [part[sure] for part in wanted])
+
+
+# Losses
+
+parity(
+    "softmax",
+    st.tuples(st.integers(0, 5), st.integers(2, 5)).flatmap(
+        lambda shape: st.tuples(inputs.logits(*shape))
+    ),
+    [
+        (np.zeros((0, 3), np.float32),),
+        (numbers([0, 0, 0, 0]),),
+        (numbers([1000, 0], [-1000, -1000], [88, -88]),),
+        (np.arange(12, dtype=np.float32).reshape(2, 2, 3),),
+    ],
+)
+parity(
+    "cross_entropy",
+    inputs.labelled_logits(),
+    [
+        (np.zeros((0, 3), np.float32), np.zeros(0, np.int64)),
+        (numbers([1000, 0], [1000, 0], [-88, 88]), np.array([0, 1, 1])),
+        (numbers([0, 0, 0], [1, 2, 3]), np.array([2, 0])),
+    ],
+)
+parity(
+    "smooth_l1",
+    inputs.offset_pairs(),
+    [
+        (NONE, NONE),
+        (box((1, -1, 0, 0.5)), box((0, 0, 0, 0))),  # |d| = 1, and 0
+        (box((2, -3, 1.5, 100)), box((0, 0, 0, 0))),
+    ],
+)
+parity(
+    "hard_negatives",
+    inputs.mining_cases(),
+    [
+        (np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, bool), 3.0),
+        (numbers(1, 2, 3), np.zeros(3, bool), np.ones(3, bool), 3.0),  # no positives
+        (numbers(1, 1, 1, 1, 1), np.array([1, 0, 0, 0, 0], bool), np.ones(5, bool), 3.0),  # ties
+        (numbers(9, 1, 2, 3), np.array([1, 0, 0, 0], bool), np.array([1, 1, 1, 0], bool), 1.5),
+        (numbers(0, 0), np.array([1, 0], bool), np.ones(2, bool), 3.0),  # a loss of 0 counts
+    ],
+)
+parity(
+    "module_loss",
+    inputs.module_cases(),
+    [
+        (  # no positives at all: the divisor is 1, and nothing counts
+            np.ones((1, 2, 4), np.float32),
+            np.zeros((1, 2, 3), np.float32),
+            np.zeros((1, 2, 4), np.float32),
+            np.zeros((1, 2), np.int64),
+            np.ones((1, 2), bool),
+            3.0,
+        ),
+        (  # a picture with positives beside one without
+            np.full((2, 3, 4), 0.5, np.float32),
+            np.arange(18, dtype=np.float32).reshape(2, 3, 3) / 4,
+            np.zeros((2, 3, 4), np.float32),
+            np.array([[2, 0, 1], [0, 0, 0]]),
+            np.ones((2, 3), bool),
+            1.0,
+        ),
+        (  # positives that are not eligible stay; negatives that are not do not
+            np.full((1, 3, 4), 2, np.float32),
+            np.zeros((1, 3, 2), np.float32),
+            np.zeros((1, 3, 4), np.float32),
+            np.array([[1, 0, 0]]),
+            np.array([[False, False, True]]),
+            3.0,
+        ),
+    ],
+)
+
+
+@check("operations", "softmax.sum", st.integers(1, 5).flatmap(lambda n: inputs.logits(n, 3)))
+def softmax_sums(subject: Subject, logits: Array) -> None:
+    """Probabilities of a row add up to 1."""
+    total = subject.call("softmax", logits).sum(axis=-1)
+    subject.compare("sum of softmax", total, np.ones_like(total), "softmax")
+
+
+@check("operations", "cross_entropy.gradient_sum", inputs.labelled_logits())
+def cross_entropy_gradient_sums(subject: Subject, case: tuple[Array, Array]) -> None:
+    """The gradient of a row adds up to 0: a constant added to all logits changes nothing."""
+    total = subject.call("cross_entropy", *case)[1].sum(axis=1)
+    subject.compare("sum of the gradient", total, np.zeros_like(total), "cross_entropy")
+
+
+@check("operations", "hard_negatives.count", inputs.mining_cases())
+def mining_counts(subject: Subject, case: tuple[Array, Array, Array, float]) -> None:
+    """As many negatives as ratio times positives, rounded down, or all; never a positive."""
+    _, positive, eligible, ratio = case
+    found = subject.call("hard_negatives", *case)
+    there = int((eligible & ~positive).sum())
+    wanted = min(there, int(ratio * positive.sum()))
+    subject.require(not (found & positive).any(), "a positive is chosen as negative", found)
+    subject.require(int(found.sum()) == wanted, "another number of negatives", found, wanted)
+
+
+LOSSY = replace(inputs.SMALL, image_size=(64, 128))
+COUNTS = st.lists(st.integers(0, 4), min_size=1, max_size=3)
+
+
+@check(
+    "operations",
+    "detector_loss.parity",
+    st.tuples(COUNTS, st.integers(0, 2**16)),
+    [([0], 0), ([0, 2], 1)],
+    share=0.3,
+    masked=0.25,
+)
+def whole_loss(subject: Subject, case: tuple[list[int], int]) -> None:
+    """The loss of both modules and its gradients by the heads are the contract's."""
+    counts, seed = case
+    heads = inputs.seeded_heads(LOSSY, len(counts), seed)
+    boxes, labels = inputs.seeded_objects(LOSSY, tuple(counts), seed)
+    wanted = detector_loss(heads, boxes, labels, LOSSY)
+    subject.cases += 1
+    for other in moved(heads, seed):
+        now = detector_loss(other, boxes, labels, LOSSY)
+        if any(
+            ((a != 0) != (b != 0)).any()
+            for module, again in zip(wanted, now, strict=True)
+            for a, b in zip(module[2:], again[2:], strict=True)
+        ):
+            subject.masked += 1
+            subject.call("detector_loss", heads, boxes, labels, LOSSY)
+            return
+    subject.compare(
+        "detector_loss", subject.call("detector_loss", heads, boxes, labels, LOSSY), wanted
+    )
+
+
+# Detection
+
+
+@check(
+    "operations",
+    "scored_boxes.parity",
+    st.tuples(st.integers(1, 2), st.integers(0, 2**16)),
+    share=0.2,
+    masked=0.01,
+)
+def scoring(subject: Subject, case: tuple[int, int]) -> None:
+    """Boxes, scores, and which anchors the ARM silences, are the contract's."""
+    count, seed = case
+    config = replace(LOSSY, loss={"objectness": 0.3})
+    heads = inputs.seeded_heads(config, count, seed)
+    boxes, scores = scored_boxes(heads, config)
+    silent = (scores == 0).all(axis=2)
+    sure = np.ones_like(silent)
+    for other in moved(heads, seed):
+        sure &= (scored_boxes(other, config)[1] == 0).all(axis=2) == silent
+    got_boxes, got_scores = subject.call("scored_boxes", heads, config)
+    subject.cases += sure.size
+    subject.masked += int((~sure).sum())
+    subject.compare("scored_boxes", (got_boxes, got_scores[sure]), (boxes, scores[sure]))
+
+
+parity(
+    "nms",
+    inputs.suppressions(),
+    [
+        (NONE, numbers(), 0.5),
+        (box(WHOLE, LEFT), numbers(0.5, 0.75), 0.5),  # an overlap of exactly the threshold
+        (box(LEFT, LEFT, LEFT), numbers(0.5, 0.5, 0.5), 0.5),  # all tie
+        (box(POINT, POINT), numbers(0.5, 0.25), 0.0),  # no area, no overlap
+        (box(LEFT, WHOLE, RIGHT), numbers(0.25, 0.5, 0.75), 0.25),  # a chain
+    ],
+)
+parity(
+    "detect",
+    inputs.detection_cases(),
+    [
+        (NONE, np.zeros((0, 2), np.float32), DetectionConfig()),
+        (box(WHOLE), numbers([1, 0.25]), DetectionConfig(score=0.25)),  # equality: no detection
+        (box(WHOLE), numbers([1, 0]), DetectionConfig(score=0)),  # background alone
+        (box(BESIDE), numbers([0, 0.5]), DetectionConfig()),  # beside: clipped, and stays
+        (  # classes do not suppress each other
+            box(LEFT, LEFT),
+            numbers([0, 0.5, 0.75], [0, 0.75, 0.5]),
+            DetectionConfig(),
+        ),
+        (  # limits before, between and after, with ties
+            box(LEFT, RIGHT, WHOLE, (0, 0, 1, 0.25)),
+            np.full((4, 3), 0.5, np.float32),
+            DetectionConfig(0.25, 7, 3, 0.25, 2, 3),
+        ),
+        (  # suppression before the limit of a class
+            box(LEFT, LEFT, RIGHT),
+            numbers([0, 0.875], [0, 0.75], [0, 0.5]),
+            DetectionConfig(top_per_class=2),
+        ),
+    ],
+)
+
+
+@check("operations", "nms.twice_is_once", inputs.suppressions())
+def nms_twice(subject: Subject, case: tuple[Array, Array, float]) -> None:
+    """What survives once survives again."""
+    boxes, scores, iou = case
+    kept = subject.call("nms", *case)
+    again = subject.call("nms", boxes[kept], scores[kept], iou)
+    wanted = np.arange(len(kept))
+    subject.require(np.array_equal(again, wanted), "a survivor is suppressed", again, wanted)
+
+
+@check("operations", "nms.separation", inputs.suppressions())
+def nms_separates(subject: Subject, case: tuple[Array, Array, float]) -> None:
+    """No two survivors overlap by more than the threshold; the best box survives."""
+    boxes, scores, iou = case
+    kept = subject.call("nms", *case)
+    shared = box_iou(boxes[kept], boxes[kept])
+    np.fill_diagonal(shared, 0)
+    subject.require(bool((shared <= iou).all()), "survivors overlap", kept)
+    best = [int(scores.argmax())] if len(scores) else []
+    subject.require(kept[:1].tolist() == best, "the best box is not first", kept, best)
+
+
+@check("operations", "detect.order", inputs.detection_cases())
+def detections_in_order(subject: Subject, case: tuple[Array, Array, DetectionConfig]) -> None:
+    """Detections are best first, above the threshold, and none is of the background."""
+    config = case[2]
+    _, scores, labels = subject.call("detect", *case)
+    subject.require(bool((np.diff(scores) <= 0).all()), "scores rise", scores)
+    subject.require(bool((scores > config.score).all()), "a score not above the threshold", scores)
+    subject.require(bool((labels > 0).all()), "the background is detected", labels)
+
+
+# Training
+
+parity(
+    "learning_rate",
+    inputs.schedules(),
+    [
+        (step, ScheduleConfig("multistep", 12, 1.0, 4, 0.125, (6, 9), 0.5))
+        for step in (0, 1, 3, 4, 5, 6, 8, 9, 11)
+    ]
+    + [
+        (step, ScheduleConfig("cosine", 12, 1.0, 4, 0.0, (), 0.1, 0.25))
+        for step in (0, 3, 4, 8, 11)
+    ],
+)
+
+
+@check(
+    "operations",
+    "learning_rate.after_warmup",
+    inputs.schedules().filter(lambda case: case[1].steps > case[1].warmup_steps),
+)
+def full_rate(subject: Subject, case: tuple[int, ScheduleConfig]) -> None:
+    """The first step after the warm-up has the full rate."""
+    config = case[1]
+    found = subject.call("learning_rate", config.warmup_steps, config)
+    subject.near(found, config.rate, "learning_rate", "the rate after the warm-up")
+
+
+@st.composite
+def updates(draw: st.DrawFn) -> tuple[int, Config]:
+    """A seed and the options of an update."""
+    options = {
+        "momentum": draw(st.sampled_from([0.0, 0.5, 0.9])),
+        "weight_decay": draw(st.sampled_from([0.0, 0.25])),
+        "bias_rate": draw(st.sampled_from([1.0, 2.0])),
+        "clip_norm": draw(st.sampled_from([None, 1.0, 1e6])),
+        "loss_scale": draw(st.sampled_from([1.0, 8.0])),
+    }
+    batch_norm = draw(st.booleans())
+    config = replace(inputs.SMALL, network={"batch_norm": batch_norm}, optimizer=options)
+    return draw(st.integers(0, 2**16)), config
+
+
+PLAIN = replace(
+    inputs.SMALL,
+    network={"batch_norm": True},
+    optimizer={"clip_norm": None, "weight_decay": 0.25, "bias_rate": 2.0},
+)
+
+
+@check(
+    "operations",
+    "momentum_step.parity",
+    updates(),
+    [
+        (0, PLAIN),
+        (1, replace(PLAIN, optimizer={"clip_norm": 1.0, "loss_scale": 8.0})),
+        (2, replace(PLAIN, network={"batch_norm": False})),
+    ],
+    share=0.3,
+)
+def update(subject: Subject, case: tuple[int, Config]) -> None:
+    """New parameters and velocities are the contract's, group by group."""
+    seed, config = case
+    rng = np.random.default_rng(seed)
+    parameters = inputs.seeded_parameters(config, seed)
+    gradients, velocities = (
+        {p.name: rng.normal(0, 0.1, p.shape).astype(np.float32) for p in trained_parameters(config)}
+        for _ in range(2)
+    )
+    subject.agrees("momentum_step", parameters, gradients, velocities, 0.25, config)

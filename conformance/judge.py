@@ -1,0 +1,218 @@
+"""The judge: calls a backend, says in words what is wrong with an answer, measures it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from refinedet.conformance.tolerances import TOLERANCES, Tolerance
+from refinedet.operations import OPERATIONS
+from refinedet.spec.errors import Array
+
+
+@dataclass
+class Violation(AssertionError):
+    """A law that a backend broke, on one input."""
+
+    said: str
+    """What is wrong, in words."""
+    got: object = None
+    wanted: object = None
+    error: float | None = None
+    """Largest absolute error, of the number furthest outside its tolerance."""
+    tolerance: float | None = None
+    """What was allowed for that number."""
+
+    def __str__(self) -> str:
+        return self.said
+
+
+class NotImplementedByBackend(Exception):
+    """The backend lacks what a check needs."""
+
+
+def leaves(value: object, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The arrays and numbers in nested tuples, lists and dictionaries, with their paths."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        for name, part in zip(value._fields, value, strict=True):
+            yield from leaves(part, f"{path}.{name}")
+    elif isinstance(value, (tuple, list)):
+        for i, part in enumerate(value):
+            yield from leaves(part, f"{path}[{i}]")
+    elif isinstance(value, dict):
+        for name in sorted(value):
+            yield from leaves(value[name], f"{path}[{name!r}]")
+    else:
+        yield path, value
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    return bool(a == b)
+
+
+def _check_leaf(what: str, got: Any, wanted: Any) -> None:
+    """Kind, dtype, shape, layout and finiteness of one result."""
+    if isinstance(wanted, np.ndarray):
+        if not isinstance(got, np.ndarray):
+            raise Violation(f"{what} is a {type(got).__name__}, not a NumPy array", got, wanted)
+        if got.dtype != wanted.dtype:
+            raise Violation(f"{what} has dtype {got.dtype}, not {wanted.dtype}", got, wanted)
+        if got.shape != wanted.shape:
+            raise Violation(f"{what} has shape {got.shape}, not {wanted.shape}", got, wanted)
+        if not got.flags.c_contiguous:
+            raise Violation(f"{what} is not C-contiguous", got, wanted)
+        if not got.flags.writeable:
+            raise Violation(f"{what} is read-only", got, wanted)
+    elif isinstance(got, np.ndarray) or not isinstance(got, (bool, int, float, np.generic)):
+        raise Violation(f"{what} is a {type(got).__name__}, not a number", got, wanted)
+    if not np.isfinite(np.asarray(got)).all():
+        raise Violation(f"{what} is not finite", got, wanted)
+
+
+@dataclass
+class Subject:
+    """A backend before the judge, and what was measured of it in one check."""
+
+    backend: Any
+    worst: float = 0.0
+    """Largest error as a fraction of its tolerance."""
+    cases: int = 0
+    """Discrete results compared."""
+    masked: int = 0
+    """Of these, the ones that the contract's own margin left undecided."""
+    _made: dict[object, object] = field(default_factory=dict)
+
+    def operation(self, name: str) -> Callable[..., Any]:
+        """The backend's own; raises if it has none."""
+        found = getattr(getattr(self.backend, "operations", None), name, None)
+        if found is None:
+            raise NotImplementedByBackend(f"operation {name}")
+        function: Callable[..., Any] = found
+        return function
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """An operation's result, sound in kind, dtype, shape and layout.
+
+        Raises:
+            Violation: it raises, changes its arguments, or its result is not sound.
+        """
+        return self.sound(
+            name, self.operation(name), OPERATIONS[name](*copy.deepcopy(arguments)), *arguments
+        )
+
+    def sound(
+        self, name: str, function: Callable[..., Any], wanted: object, *arguments: Any
+    ) -> Any:
+        """What ``function`` makes of the arguments, if it is of the kind of ``wanted``."""
+        before = copy.deepcopy(arguments)
+        try:
+            got = function(*arguments)
+        except Exception as error:
+            line = (str(error).strip().splitlines() or ["no message"])[0]
+            raise Violation(f"{name} raises {type(error).__name__}: {line}") from error
+        for (path, old), (_, new) in zip(leaves(before), leaves(arguments), strict=True):
+            if not _same(old, new):
+                raise Violation(f"{name} changes its argument {path}", new, old)
+        parts, want = dict(leaves(got)), dict(leaves(wanted))
+        if parts.keys() != want.keys():
+            raise Violation(f"{name} gives {_shown(got)}, not {_shown(wanted)}", got, wanted)
+        for path, part in parts.items():
+            _check_leaf(f"{name}{path}", part, want[path])
+        return got
+
+    def agrees(self, name: str, *arguments: Any) -> None:
+        """The operation gives what the contract gives, within its tolerance."""
+        wanted = OPERATIONS[name](*copy.deepcopy(arguments))
+        self.compare(name, self.call(name, *arguments), wanted)
+
+    def compare(self, name: str, got: object, wanted: object, tolerance: str = "") -> None:
+        """Sound results are equal: whole numbers exactly, others within the tolerance."""
+        want = dict(leaves(wanted))
+        for path, part in leaves(got):
+            self._compare_leaf(f"{name}{path}", part, want[path], tolerance or name)
+
+    def _compare_leaf(self, what: str, got: Any, wanted: Any, tolerance: str) -> None:
+        g, w = np.asarray(got), np.asarray(wanted)
+        if w.dtype.kind in "biu":
+            if not np.array_equal(g, w):
+                raise Violation(f"{what} differs{_first(g != w)}", got, wanted)
+            return
+        if w.size == 0:
+            return
+        allowed = allowance(tolerance, w)
+        error = np.abs(g.astype(np.float64) - w.astype(np.float64))
+        fraction = error / allowed
+        self.worst = max(self.worst, float(fraction.max()))
+        if fraction.max() > 1:
+            at = np.unravel_index(int(fraction.argmax()), fraction.shape)
+            raise Violation(
+                f"{what} differs{_first(fraction > 1)}",
+                got,
+                wanted,
+                float(error[at]),
+                float(allowed[at]),
+            )
+
+    def require(self, holds: bool, said: str, got: object = None, wanted: object = None) -> None:
+        """A law, in words, that must hold."""
+        if not holds:
+            raise Violation(said, got, wanted)
+
+    def near(self, got: float, wanted: float, tolerance: str, said: str) -> None:
+        """Two numbers agree within the named tolerance."""
+        allowed = float(allowance(tolerance, np.asarray(wanted)))
+        error = abs(float(got) - float(wanted))
+        if not math.isfinite(error):
+            raise Violation(f"{said}: not finite", got, wanted)
+        self.worst = max(self.worst, error / allowed)
+        if error > allowed:
+            raise Violation(said, got, wanted, error, allowed)
+
+    def network(self, config: Any, parameters: Any) -> Any:
+        """The backend's network with these parameters."""
+        return self._make("network", config, parameters)
+
+    def trainer(self, config: Any, parameters: Any) -> Any:
+        """A trainer at its first step."""
+        return self._make("trainer", config, parameters)
+
+    def _make(self, member: str, config: Any, parameters: Any) -> Any:
+        make = getattr(self.backend, member, None)
+        if make is None:
+            raise NotImplementedByBackend(member)
+        try:
+            return make(config, {name: p.copy() for name, p in parameters.items()})
+        except Exception as error:
+            line = (str(error).strip().splitlines() or ["no message"])[0]
+            raise Violation(f"{member} raises {type(error).__name__}: {line}") from error
+
+
+def tolerance_of(name: str) -> Tolerance:
+    """The row of the table for float32."""
+    return TOLERANCES[name, "float32"]
+
+
+def allowance(name: str, wanted: Array) -> Array:
+    """The allowed error of each number, never 0."""
+    row = tolerance_of(name)
+    allowed: Array = row.atol + row.rtol * np.abs(wanted.astype(np.float64)) + 1e-300
+    return allowed
+
+
+def _first(wrong: Array) -> str:
+    if wrong.ndim == 0:
+        return ""
+    at = tuple(int(i) for i in np.argwhere(wrong)[0])
+    return f" at {at[0] if len(at) == 1 else at}"
+
+
+def _shown(value: object) -> str:
+    names = [path or "one value" for path, _ in leaves(value)]
+    return f"{len(names)} results ({', '.join(names[:6])})" if len(names) != 1 else names[0]

@@ -1,0 +1,33 @@
+"""The margin: where the contract itself is undecided.
+
+A discrete result (a matched anchor, a chosen negative, a silenced score) hangs on
+comparisons of numbers that a backend may round otherwise. It counts as decided if the
+contract gives the same when those numbers are moved by up to ``MARGIN``; then the
+backend must agree exactly. What is undecided is left out, counted, and bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+MARGIN = 1e-5
+"""Relative to a number's size, or absolute below 1."""
+TRIES = 6
+
+
+def moved(values: Any, seed: int, margin: float = MARGIN) -> Iterator[Any]:
+    """The values (an array, or a named tuple of arrays) moved at random, several times."""
+    rng = np.random.default_rng([seed, 3])
+
+    def move(array: Any) -> Any:
+        far = margin * np.maximum(1, np.abs(array))
+        return (array + rng.choice([-1, 1], array.shape) * far).astype(array.dtype)
+
+    for _ in range(TRIES):
+        if isinstance(values, np.ndarray):
+            yield move(values)
+        else:
+            yield type(values)(*(move(array) for array in values))

@@ -1,0 +1,284 @@
+"""Runs checks: in this process, or in one of its own that may crash or hang."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from refinedet.backend import BackendError, Limitation, find_backend
+from refinedet.conformance.judge import NotImplementedByBackend, Subject, Violation
+from refinedet.conformance.registry import CHECKS, LEVELS, Check
+from refinedet.conformance.source import source
+
+PROFILES = {"quick": 10, "default": 50, "thorough": 500}
+"""Drawn cases of a check, before its share."""
+LIMIT = 300.0
+"""Seconds after which a check counts as hanging."""
+
+PASSED, FAILED, MISSING, LIMITED = "passed", "failed", "not implemented", "limited"
+"""``LIMITED``: failed, as the backend declares."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a check failed, with the smallest input that shows it."""
+
+    said: str
+    got: str = ""
+    wanted: str = ""
+    error: float | None = None
+    tolerance: float | None = None
+    case: str = ""
+    """Python source of the input."""
+    snippet: str = ""
+    """Python source that shows the failure."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one check on one backend."""
+
+    backend: str
+    check: str
+    level: str
+    law: str
+    state: str
+    seconds: float
+    worst: float = 0.0
+    """Largest error found, as a fraction of its tolerance."""
+    cases: int = 0
+    masked: int = 0
+    """Of the discrete results compared, those left undecided by the contract's margin."""
+    reason: str = ""
+    """Of a limitation, or what is not implemented."""
+    failure: Failure | None = None
+
+
+def judge(check: Check, subject: Subject, profile: str = "default", number: int = 0) -> None:
+    """One check in this process.
+
+    Args:
+        number: seed of the drawn cases.
+    Raises:
+        Violation: with the smallest case found, as ``case``.
+        NotImplementedByBackend: the backend lacks what the check needs.
+    """
+    for case in check.pinned:
+        _tell_case(check, subject, case)
+    count = round(PROFILES[profile] * check.share)
+    if check.share and count == 0:
+        count = 1
+    if count:
+
+        @seed(number)
+        @settings(
+            max_examples=count,
+            database=None,
+            deadline=None,
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate, Phase.shrink],
+        )
+        @given(check.draws)
+        def drawn(case: Any) -> None:
+            _tell_case(check, subject, case)
+
+        drawn()
+    if subject.masked > check.masked * subject.cases:
+        part = subject.masked / subject.cases
+        raise Violation(
+            f"{part:.0%} of the discrete results are undecided, more than {check.masked:.0%}"
+        )
+
+
+def _tell_case(check: Check, subject: Subject, case: Any) -> None:
+    try:
+        check.run(subject, case)
+    except Violation as violation:
+        violation.case = case  # type: ignore[attr-defined]
+        raise
+
+
+def outcome(check: Check, backend: Any, profile: str = "default", number: int = 0) -> Outcome:
+    """``judge`` with its result as data; declared limitations are expected failures."""
+    name = str(getattr(backend, "name", "nameless"))
+    began = time.perf_counter()
+    declared = {x.check: x for x in limitations(backend)}.get(check.name)
+    subject = Subject(backend)
+    state, reason, failure = PASSED, "", None
+    if declared and declared.crashes:
+        state, reason = LIMITED, declared.reason
+    else:
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                judge(check, subject, profile, number)
+            if declared:
+                state = FAILED
+                failure = Failure(f"passes, but is declared a limitation: {declared.reason}")
+        except NotImplementedByBackend as error:
+            state, reason = MISSING, str(error)
+        except Violation as violation:
+            state, failure = FAILED, _failure(check, name, violation)
+        if declared and state == FAILED and failure and failure.case:
+            state, reason = LIMITED, declared.reason
+    return Outcome(
+        name,
+        check.name,
+        check.level,
+        check.law,
+        state,
+        time.perf_counter() - began,
+        subject.worst,
+        subject.cases,
+        subject.masked,
+        reason,
+        failure,
+    )
+
+
+def limitations(backend: Any) -> tuple[Limitation, ...]:
+    """What the backend declares.
+
+    Raises:
+        BackendError: a limitation of a check that does not exist.
+    """
+    declared: tuple[Limitation, ...] = getattr(backend, "limitations", ())
+    for limitation in declared:
+        if limitation.check not in CHECKS:
+            raise BackendError(f"limitation {limitation.check!r}: there is no such check")
+    return declared
+
+
+def _failure(check: Check, backend: str, violation: Violation) -> Failure:
+    case = source(violation.case) if hasattr(violation, "case") else ""
+    snippet = f"""import numpy as np
+from refinedet.conformance.source import *
+
+replay({backend!r}, {check.name!r}, {case})"""
+    return Failure(
+        violation.said,
+        "" if violation.got is None else source(violation.got, limit=2000),
+        "" if violation.wanted is None else source(violation.wanted, limit=2000),
+        violation.error,
+        violation.tolerance,
+        case,
+        snippet if case else "",
+    )
+
+
+def select(levels: Iterable[str] = (), text: str = "") -> list[Check]:
+    """Checks of these levels (all, if none), with a word of ``text`` in their names."""
+    wanted, words = set(levels) or set(LEVELS), text.split()
+    return sorted(
+        (
+            c
+            for c in CHECKS.values()
+            if c.level in wanted and (not words or any(word in c.name for word in words))
+        ),
+        key=lambda c: LEVELS.index(c.level),
+    )
+
+
+class Worker:
+    """A process with one backend. If it dies or hangs, the check that ran has failed."""
+
+    def __init__(self, backend: str, profile: str, number: int, limit: float = LIMIT) -> None:
+        self.arguments = backend, profile, number
+        self.limit = limit
+        self._process: Any = None
+        self._pipe: Connection | None = None
+
+    def run(self, check: Check) -> Outcome:
+        """The outcome of one check; starts the process if there is none."""
+        began = time.perf_counter()
+        if self._pipe is None:
+            self._start()
+        assert self._pipe is not None
+        try:
+            self._pipe.send(check.name)
+            if not self._pipe.poll(self.limit):
+                said = f"does not end within {self.limit:.0f} s"
+            else:
+                answer = self._pipe.recv()
+                if isinstance(answer, Outcome):
+                    return answer
+                self.close()
+                raise BackendError(str(answer))
+        except (EOFError, ConnectionError, BrokenPipeError):
+            self._process.join(10)
+            code = self._process.exitcode
+            said = (
+                f"ends the process ({f'signal {-code}' if code and code < 0 else f'status {code}'})"
+            )
+        self.close()
+        seconds = time.perf_counter() - began
+        failure = Failure(f"{check.name} {said}")
+        name = self.arguments[0]
+        return Outcome(name, check.name, check.level, check.law, FAILED, seconds, failure=failure)
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, there = context.Pipe()
+        self._process = context.Process(target=_serve, args=(there, *self.arguments), daemon=True)
+        self._process.start()
+        there.close()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._pipe is not None:
+            self._pipe.close()
+            self._process.kill()
+            self._process.join()
+            self._pipe = None
+
+
+def _serve(pipe: Connection, name: str, profile: str, number: int) -> None:
+    os.environ.setdefault("PYTHONFAULTHANDLER", "1")
+    try:
+        backend = find_backend(name)
+        limitations(backend)
+    except BackendError as error:
+        pipe.recv()
+        pipe.send(str(error))
+        return
+    while True:
+        try:
+            wanted = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = outcome(CHECKS[wanted], backend, profile, number)
+        except Exception:  # a fault of the suite: tell it, do not hide it
+            answer = traceback.format_exc()  # type: ignore[assignment]
+        pipe.send(answer)
+
+
+def run(
+    backends: Iterable[str],
+    checks: list[Check],
+    profile: str = "default",
+    number: int = 0,
+    limit: float = LIMIT,
+) -> Iterator[Outcome]:
+    """Every check on every backend, as they end.
+
+    Raises:
+        BackendError: a backend that is unknown or cannot run here.
+    """
+    for name in backends:
+        worker = Worker(name, profile, number, limit)
+        try:
+            for check in checks:
+                yield worker.run(check)
+        finally:
+            worker.close()
