@@ -1,4 +1,4 @@
-"""Conformance: does a backend say what the contract says?
+"""Conformance: whether a backend says what the contract says.
 
 A *check* is a law that holds for every input of its kind. The suite draws inputs,
 hands them to the backend and to the contract, and compares. Levels build on each

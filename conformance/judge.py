@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from refinedet.spec.errors import Array
 
 
 @dataclass
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818 - a verdict, not a mistake of the program
     """A law that a backend broke, on one input."""
 
     said: str
@@ -32,7 +32,7 @@ class Violation(AssertionError):
         return self.said
 
 
-class NotImplementedByBackend(Exception):
+class NotImplementedByBackend(Exception):  # noqa: N818
     """The backend lacks what a check needs."""
 
 
@@ -87,7 +87,6 @@ class Subject:
     """Discrete results compared."""
     masked: int = 0
     """Of these, the ones that the contract's own margin left undecided."""
-    _made: dict[object, object] = field(default_factory=dict)
 
     def operation(self, name: str) -> Callable[..., Any]:
         """The backend's own; raises if it has none."""
@@ -160,6 +159,18 @@ class Subject:
                 float(allowed[at]),
             )
 
+    def compare_tensors(self, what: str, got: Any, wanted: Any, tolerance: str) -> None:
+        """Sound tensors by name are equal; errors are measured by each tensor's largest."""
+        row = tolerance_of(tolerance)
+        for name, w in wanted.items():
+            if w.size == 0:
+                continue
+            allowed = row.atol + row.rtol * float(np.abs(w).max())
+            error = float(np.abs(got[name].astype(np.float64) - w).max())
+            self.worst = max(self.worst, error / allowed)
+            if error > allowed:
+                raise Violation(f"{what} {name} differs", got[name], w, error, allowed)
+
     def require(self, holds: bool, said: str, got: object = None, wanted: object = None) -> None:
         """A law, in words, that must hold."""
         if not holds:
@@ -179,16 +190,16 @@ class Subject:
         """The backend's network with these parameters."""
         return self._make("network", config, parameters)
 
-    def trainer(self, config: Any, parameters: Any) -> Any:
-        """A trainer at its first step."""
-        return self._make("trainer", config, parameters)
+    def trainer(self, config: Any, parameters: Any, *state: Any) -> Any:
+        """A trainer at its first step, or with the velocities and steps done of ``state``."""
+        return self._make("trainer", config, parameters, *state)
 
-    def _make(self, member: str, config: Any, parameters: Any) -> Any:
+    def _make(self, member: str, config: Any, parameters: Any, *state: Any) -> Any:
         make = getattr(self.backend, member, None)
         if make is None:
             raise NotImplementedByBackend(member)
         try:
-            return make(config, {name: p.copy() for name, p in parameters.items()})
+            return make(config, {name: p.copy() for name, p in parameters.items()}, *state)
         except Exception as error:
             line = (str(error).strip().splitlines() or ["no message"])[0]
             raise Violation(f"{member} raises {type(error).__name__}: {line}") from error

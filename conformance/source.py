@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
 
 

@@ -200,7 +200,7 @@ def anchor_rows(*outputs: Array, per_anchor: int) -> Array:
         (N, A, per_anchor).
     """
     rows = [y.transpose(0, 2, 3, 1).reshape(len(y), -1, per_anchor) for y in outputs]
-    return np.concatenate(rows, axis=1)
+    return np.ascontiguousarray(np.concatenate(rows, axis=1))
 
 
 def anchor_rows_gradient(d: Array, *outputs: Array, per_anchor: int) -> tuple[Array, ...]:

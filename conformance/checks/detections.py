@@ -1,1 +1,128 @@
-"""Level *network*."""
+"""Level *detections*: the same parameters and pictures give the same objects, and mAP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from refinedet.conformance import inputs
+from refinedet.conformance.checks.network import WITH_BATCH_NORM
+from refinedet.conformance.judge import Subject, Violation
+from refinedet.conformance.margin import MARGIN, moved
+from refinedet.conformance.registry import check
+from refinedet.data.augment import normaliser, resize_only
+from refinedet.data.dataset import Dataset, Object, make_record
+from refinedet.evaluation import Evaluator
+from refinedet.prediction import Predictor
+from refinedet.reference import SpecNetwork
+from refinedet.spec.config import replace
+from refinedet.spec.detection import Detections, detect
+from refinedet.spec.errors import Array
+from refinedet.spec.network import Parameters
+
+CONFIG = replace(
+    WITH_BATCH_NORM,
+    loss={"objectness": 0.2},
+    detection={"score": 0.3, "top_before_nms": None, "nms_iou": 0.3, "top": 40},
+)
+SIZES = [(48, 100), (150, 90), (64, 128), (33, 70)]
+"""Height and width of the pictures, in pixels."""
+
+
+def confident_parameters(seed: int) -> Parameters:
+    """Parameters whose scores are far apart."""
+    parameters = inputs.seeded_parameters(CONFIG, seed)
+    for name in parameters:
+        if name.startswith(("arm.", "odm.")) and "logits" in name:
+            parameters[name] = parameters[name] * np.float32(6)
+    return parameters
+
+
+def eight_bit_pictures(seed: int) -> list[Array]:
+    """Noise of several sizes, (H, W, 3) uint8."""
+    rng = np.random.default_rng([seed, 5])
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]
+
+
+def wanted_detections(seed: int) -> tuple[list[Detections], list[bool]]:
+    """The contract's, in pixels, and for which pictures the margin leaves none open."""
+    network = SpecNetwork(CONFIG, confident_parameters(seed))
+    normalise = normaliser(CONFIG.picture)
+    found, decided = [], []
+    for picture in eight_bit_pictures(seed):
+        batch = normalise(resize_only(picture, CONFIG.image_size))[None]
+        boxes, scores = (part[0] for part in network.scored_boxes(batch))
+        one = detect(boxes, scores, CONFIG.detection)
+        again = [
+            detect(b, s, CONFIG.detection)
+            for b, s in zip(moved(boxes, seed), moved(scores, seed + 1), strict=True)
+        ]
+        decided.append(all(_same_objects(one, other) for other in again))
+        height, width = picture.shape[:2]
+        found.append(one._replace(boxes=one.boxes * np.float32([width, height, width, height])))
+    return found, decided
+
+
+def _same_objects(one: Detections, other: Detections) -> bool:
+    return np.array_equal(one.labels, other.labels) and np.allclose(
+        one.boxes, other.boxes, rtol=0, atol=10 * MARGIN
+    )
+
+
+@check("detections", "detections.objects", pinned=[0, 1, 2], masked=0.5)
+def objects(subject: Subject, seed: int) -> None:
+    """In pictures of any size the same objects are found, in their pixels, in one order."""
+    wanted, decided = wanted_detections(seed)
+    network = subject.network(CONFIG, confident_parameters(seed))
+    predictor = Predictor(network, batch_size=3)
+
+    def predict(pictures: list[Array]) -> list[Detections]:
+        return list(predictor.predict(pictures))
+
+    try:
+        got = predict(eight_bit_pictures(seed))
+    except Exception as error:
+        raise Violation(f"predicting raises {type(error).__name__}: {error}") from error
+    for n, (one, other, sure) in enumerate(zip(got, wanted, decided, strict=True)):
+        subject.cases += 1
+        subject.masked += not sure
+        if sure:
+            subject.require(
+                np.array_equal(one.labels, other.labels),
+                f"other objects in picture {n}",
+                one,
+                other,
+            )
+            subject.compare("detections", one, other)
+
+
+@check("detections", "detections.map", pinned=[0])
+def mean_average_precision(subject: Subject, seed: int) -> None:
+    """COCO's mAP over a small data set is the contract's, to 1e-4.
+
+    The truth is half of what the contract finds, moved a little, so that the mAP is
+    neither 0 nor 1.
+    """
+    wanted, _ = wanted_detections(seed)
+    rng = np.random.default_rng(seed)
+    records = []
+    for n, (size, found) in enumerate(zip(SIZES, wanted, strict=True)):
+        height, width = size
+        truths = []
+        for b, label in list(zip(found.boxes, found.labels, strict=True))[::2]:
+            sides = np.tile(b[2:] - b[:2], 2)
+            shifted = (b + rng.uniform(-0.12, 0.12, 4) * sides).clip(0, (width, height) * 2)
+            x0, y0, x1, y1 = (float(x) for x in shifted)
+            truths.append(Object((x0, y0, x1, y1), int(label)))
+        records.append(make_record(n + 1, Path(f"{n}.png"), (width, height), truths))
+    names = tuple("abc"[: CONFIG.num_classes - 1])
+    dataset = Dataset("conformance", names, records)
+    predictor = Predictor(subject.network(CONFIG, confident_parameters(seed)))
+    figures = []
+    for found_by in (predictor.predict(eight_bit_pictures(seed)), iter(wanted)):
+        evaluator = Evaluator(dataset)
+        for record, one in zip(records, found_by, strict=True):
+            evaluator.add(record.image_id, one)
+        figures.append(evaluator.result().figures["AP"])
+    subject.near(figures[0], figures[1], "detections.map", "COCO mAP")

@@ -1,1 +1,145 @@
-"""Level *network*."""
+"""Level *network*: the same parameters and pictures give the same outputs.
+
+Small detectors differ in everything that a port can get wrong: size and shape of the
+picture, width, batch normalisation or biases, classes, anchors a cell, and constants large
+enough to be seen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from refinedet.conformance import inputs
+from refinedet.conformance.judge import Subject
+from refinedet.conformance.margin import moved
+from refinedet.conformance.registry import check
+from refinedet.spec.config import Config, preset, replace
+from refinedet.spec.detection import scored_boxes
+from refinedet.spec.errors import Array
+from refinedet.spec.network import forward
+
+WITH_BATCH_NORM = replace(
+    preset("refinedet_eighth_128"),
+    image_size=(64, 128),
+    num_classes=4,
+    network={"l2_eps": 0.5, "batch_norm_eps": 0.125},
+)
+WITH_BIASES = replace(
+    WITH_BATCH_NORM,
+    image_size=(128, 64),
+    num_classes=3,
+    network={"batch_norm": False, "width": 1 / 16, "tcb_channels": 128},
+    anchors={"aspect_ratios": (1.0, 2.0)},
+)
+FULL_SIZE = preset("refinedet_vgg16_320")
+
+
+@st.composite
+def detectors(draw: st.DrawFn) -> Config:
+    """Small detectors."""
+    return replace(
+        WITH_BATCH_NORM,
+        image_size=draw(st.sampled_from([(64, 128), (128, 64), (64, 192)])),
+        num_classes=draw(st.integers(2, 5)),
+        network={
+            "width": draw(st.sampled_from([1 / 32, 1 / 16, 1 / 8])),
+            "batch_norm": draw(st.booleans()),
+            "l2_scales": draw(st.sampled_from([(2.0, 2.0), (3.0, 1.0)])),
+            "l2_eps": draw(st.sampled_from([1e-10, 0.5])),
+        },
+        anchors={"aspect_ratios": draw(st.sampled_from([(1.0,), (1.0, 2.0, 0.5)]))},
+    )
+
+
+Case = tuple[Config, int, int]
+"""A detector, the seed of its parameters and pictures, and how many pictures."""
+
+
+def made(case: Case) -> tuple[Any, Array]:
+    """Parameters and pictures of a case."""
+    config, seed, count = case
+    return inputs.seeded_parameters(config, seed), inputs.seeded_pictures(config, count, seed)
+
+
+def cases() -> st.SearchStrategy[Case]:
+    """Small detectors, one to three pictures."""
+    return st.tuples(detectors(), st.integers(0, 2**16), st.integers(1, 3))
+
+
+@check(
+    "network",
+    "network.heads",
+    cases(),
+    [(WITH_BATCH_NORM, 0, 1), (WITH_BIASES, 0, 2)],
+    share=0.06,
+)
+def heads(subject: Subject, case: Case) -> None:
+    """The four outputs are the contract's."""
+    parameters, pictures = made(case)
+    wanted = forward(parameters, pictures, case[0])[0]
+    network = subject.network(case[0], parameters)
+    got = subject.sound("heads", network.heads, wanted, pictures)
+    subject.compare("heads", got, wanted)
+
+
+@check("network", "network.full_size", pinned=[(FULL_SIZE, 0, 1)])
+def full_size(subject: Subject, case: Case) -> None:
+    """The outputs of the paper's detector at full size are the contract's."""
+    heads(subject, case)
+
+
+@check("network", "network.blank_picture", pinned=[WITH_BATCH_NORM, WITH_BIASES])
+def blank(subject: Subject, config: Config) -> None:
+    """A picture of zeros, and one with a single bright pixel, give the contract's outputs."""
+    parameters = inputs.seeded_parameters(config, 0)
+    pictures = np.zeros((2, 3, *config.image_size), np.float32)
+    pictures[1, 1, 9, 21] = 100
+    wanted = forward(parameters, pictures, config)[0]
+    network = subject.network(config, parameters)
+    subject.compare("heads", subject.sound("heads", network.heads, wanted, pictures), wanted)
+
+
+@check("network", "network.pictures_apart", pinned=[(WITH_BATCH_NORM, 0, 3)])
+def pictures_apart(subject: Subject, case: Case) -> None:
+    """What a picture gives does not depend on the others of its batch."""
+    parameters, pictures = made(case)
+    network = subject.network(case[0], parameters)
+    wanted = forward(parameters, pictures, case[0])[0]
+    together = subject.sound("heads", network.heads, wanted, pictures)
+    for n in range(len(pictures)):
+        one = [np.ascontiguousarray(head[n : n + 1]) for head in wanted]
+        alone = subject.sound("heads", network.heads, type(wanted)(*one), pictures[n : n + 1])
+        subject.compare("heads", alone, type(wanted)(*(h[n : n + 1] for h in together)))
+
+
+@check(
+    "network",
+    "network.scored_boxes",
+    cases(),
+    [(replace(WITH_BATCH_NORM, loss={"objectness": 0.5}), 1, 2)],
+    share=0.04,
+    masked=0.02,
+)
+def scores(subject: Subject, case: Case) -> None:
+    """Boxes and scores are those of the contract's outputs."""
+    config = case[0]
+    parameters, pictures = made(case)
+    outputs = forward(parameters, pictures, config)[0]
+    wanted = scored_boxes(outputs, config)
+    network = subject.network(config, parameters)
+    got = subject.sound("scored_boxes", network.scored_boxes, wanted, pictures)
+    silent = (wanted[1] == 0).all(axis=2)
+    sure = np.ones_like(silent)
+    for other in moved(outputs, case[1]):
+        sure &= (scored_boxes(other, config)[1] == 0).all(axis=2) == silent
+    subject.cases += sure.size
+    subject.masked += int((~sure).sum())
+    subject.compare(
+        "network scored_boxes",
+        (got[0], got[1][sure]),
+        (wanted[0], wanted[1][sure]),
+        "network.scored_boxes",
+    )

@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from refinedet.conformance import inputs
 from refinedet.conformance.judge import Subject
 from refinedet.conformance.margin import MARGIN, moved
 from refinedet.conformance.registry import check
-from refinedet.operations import OPERATIONS
 from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.boxes import box_iou
 from refinedet.spec.config import (

@@ -1,1 +1,274 @@
-"""Level *network*."""
+"""Level *training*: the same parameters and batch give the same loss and the same update.
+
+The step that a check judges starts where the contract's selection of anchors is decided
+(see ``margin``); elsewhere two right backends may part.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from refinedet.backend import Batch, StepLosses
+from refinedet.conformance import inputs
+from refinedet.conformance.checks.network import WITH_BATCH_NORM, WITH_BIASES
+from refinedet.conformance.judge import Subject
+from refinedet.conformance.margin import moved
+from refinedet.conformance.registry import check
+from refinedet.spec.anchors import anchors
+from refinedet.spec.config import Config, replace
+from refinedet.spec.errors import Array
+from refinedet.spec.losses import Loss, detector_loss, detector_targets, loss_on_targets
+from refinedet.spec.matching import targets
+from refinedet.spec.network import (
+    Parameters,
+    forward,
+    parameter_table,
+    trained_parameters,
+)
+from refinedet.spec.training import training_step
+
+SCHEDULE = {
+    "kind": "multistep",
+    "steps": 12,
+    "rate": 0.01,
+    "warmup_steps": 3,
+    "warmup_rate": 0.004,
+    "milestones": (6,),
+}
+NORMALISED = replace(
+    WITH_BATCH_NORM,
+    optimizer={"clip_norm": None, "bias_rate": 2.0, "weight_decay": 0.01},
+    schedule=SCHEDULE,
+)
+BIASED = replace(
+    WITH_BIASES,
+    optimizer={"clip_norm": None, "bias_rate": 2.0, "weight_decay": 0.01},
+    schedule=SCHEDULE,
+)
+CLIPPED = replace(NORMALISED, optimizer={"clip_norm": 0.5, "loss_scale": 128.0})
+PLACES = 6
+"""For objects in a picture."""
+
+Case = tuple[Config, int, tuple[int, ...]]
+"""A detector, a seed, and for each picture of the batch how many objects."""
+
+
+class Made(NamedTuple):
+    """A case made: parameters, batch, and the objects as the contract wants them."""
+
+    parameters: Parameters
+    batch: Batch
+    boxes: list[Array]
+    labels: list[Array]
+
+
+def made(case: Case) -> Made:
+    """Parameters, batch and objects of a case."""
+    config, seed, counts = case
+    boxes, labels = inputs.seeded_objects(config, counts, seed)
+    wanted = [targets(anchors(config), b, c, config) for b, c in zip(boxes, labels, strict=True)]
+    padded = np.zeros((len(counts), PLACES, 4), np.float32)
+    classes = np.zeros((len(counts), PLACES), np.int32)
+    for n, count in enumerate(counts):
+        padded[n, :count], classes[n, :count] = boxes[n], labels[n]
+    batch = Batch(
+        inputs.seeded_pictures(config, len(counts), seed),
+        padded,
+        classes,
+        np.stack([offsets for offsets, _ in wanted]),
+        np.stack([labels for _, labels in wanted]).astype(np.int32),
+    )
+    return Made(inputs.seeded_parameters(config, seed), batch, boxes, labels)
+
+
+def pattern(loss: Loss) -> list[Array]:
+    """Which numbers of the heads the loss reads."""
+    return [gradient != 0 for module in loss for gradient in module[2:]]
+
+
+def is_decided(case: Case, m: Made, parameters: Parameters | None = None) -> bool:
+    """Whether the contract selects the same anchors for outputs moved by the margin."""
+    config, seed, _ = case
+    heads, _ = forward(parameters or m.parameters, m.batch.pictures, config, training=True)
+    now = pattern(detector_loss(heads, m.boxes, m.labels, config))
+    return all(
+        all(map(np.array_equal, now, pattern(detector_loss(h, m.boxes, m.labels, config))))
+        for h in moved(heads, seed)
+    )
+
+
+def take_step(subject: Subject, trainer: Any, batch: Batch) -> StepLosses:
+    """One step of the backend's trainer, its answer sound."""
+    kind = StepLosses(0.0, 0.0, 0.0, 0.0, 0.0)
+    losses: StepLosses = subject.sound("step", trainer.step, kind, batch)
+    return losses
+
+
+def wanted_losses(loss: Loss) -> StepLosses:
+    """The contract's, in the backend's shape."""
+    arm, odm = loss
+    return StepLosses(arm.offsets, arm.classes, odm.offsets, odm.classes, loss.total)
+
+
+def compare_state(
+    subject: Subject, trainer: Any, parameters: Parameters, velocities: Parameters, rule: str
+) -> None:
+    """Parameters and velocities, tensor by tensor, errors measured by each tensor's largest."""
+    for what, read, wanted in (
+        ("velocities", trainer.velocities, velocities),
+        ("parameters", trainer.parameters, parameters),
+    ):
+        got = subject.sound(what, read, wanted)
+        subject.compare_tensors(what, got, wanted, f"{rule} {what}")
+
+
+CASES = [(NORMALISED, 0, (3, 0, 1)), (BIASED, 1, (2, 1)), (CLIPPED, 2, (2, 4))]
+
+
+def drawn() -> st.SearchStrategy[Case]:
+    """Batches of one or two pictures."""
+    return st.tuples(
+        st.sampled_from([NORMALISED, BIASED]),
+        st.integers(0, 2**16),
+        st.lists(st.integers(0, 4), min_size=1, max_size=2).map(tuple),
+    )
+
+
+@check("training", "training.loss", drawn(), CASES, share=0.04, masked=0.7)
+def loss(subject: Subject, case: Case) -> None:
+    """The four parts of the loss are the contract's, before the update."""
+    m = made(case)
+    trainer = subject.trainer(case[0], m.parameters)
+    losses = take_step(subject, trainer, m.batch)
+    subject.cases += 1
+    if not is_decided(case, m):
+        subject.masked += 1
+        return
+    heads, _ = forward(m.parameters, m.batch.pictures, case[0], training=True)
+    wanted = wanted_losses(detector_loss(heads, m.boxes, m.labels, case[0]))
+    subject.compare("step", losses, wanted, "training.loss")
+
+
+@check("training", "training.nothing_to_find", pinned=[(NORMALISED, 0, (0, 0)), (BIASED, 0, (0,))])
+def nothing(subject: Subject, case: Case) -> None:
+    """A batch without objects has a loss of 0, and moves nothing but by weight decay."""
+    update(subject, case)
+
+
+@check("training", "training.update", drawn(), CASES, share=0.04, masked=0.7)
+def update(subject: Subject, case: Case) -> None:
+    """After one step parameters, running statistics and velocities are the contract's."""
+    config = case[0]
+    m = made(case)
+    trainer = subject.trainer(config, m.parameters)
+    losses = take_step(subject, trainer, m.batch)
+    subject.cases += 1
+    if not is_decided(case, m):
+        subject.masked += 1
+        return
+    zeros = {p.name: np.zeros(p.shape, np.float32) for p in trained_parameters(config)}
+    done = training_step(m.parameters, zeros, m.batch.pictures, m.boxes, m.labels, 0, config)
+    subject.compare("step", losses, wanted_losses(done.loss), "training.loss")
+    compare_state(subject, trainer, done.parameters, done.velocities, "one step")
+
+
+@check("training", "training.ten_steps", pinned=[(NORMALISED, 4, (2, 1))], masked=0.0)
+def ten_steps(subject: Subject, case: Case) -> None:
+    """After ten steps on one batch, the drift from the contract is small."""
+    config = case[0]
+    m = made(case)
+    trainer = subject.trainer(config, m.parameters)
+    parameters = m.parameters
+    velocities = {p.name: np.zeros(p.shape, np.float32) for p in trained_parameters(config)}
+    for step in range(10):
+        done = training_step(
+            parameters, velocities, m.batch.pictures, m.boxes, m.labels, step, config
+        )
+        losses = take_step(subject, trainer, m.batch)
+        subject.compare("step", losses, wanted_losses(done.loss), "ten steps loss")
+        parameters, velocities = done.parameters, done.velocities
+    compare_state(subject, trainer, parameters, velocities, "ten steps")
+
+
+@check("training", "training.resume", pinned=[(NORMALISED, 0, (2, 1))])
+def resume(subject: Subject, case: Case) -> None:
+    """A training that is taken up goes on as if it had not been interrupted."""
+    config = case[0]
+    m = made(case)
+    whole = subject.trainer(config, m.parameters)
+    for _ in range(4):
+        take_step(subject, whole, m.batch)
+    parameters, velocities = whole.parameters(), whole.velocities()
+    taken_up = subject.trainer(config, parameters, velocities, 4)
+    subject.compare(
+        "step",
+        take_step(subject, taken_up, m.batch),
+        take_step(subject, whole, m.batch),
+        "training.loss",
+    )
+    compare_state(subject, taken_up, whole.parameters(), whole.velocities(), "one step")
+
+
+@check("training", "training.gradient", pinned=[(NORMALISED, 0, (3, 0, 1)), (BIASED, 1, (2, 1))])
+def gradient(subject: Subject, case: Case) -> None:
+    """In random directions of every group of parameters, the gradient is the loss's slope.
+
+    The slope is taken by central differences of the contract's loss in float64. The
+    step is small: the network has many kinks, and none may lie within it.
+    """
+    config, seed, _ = case
+    m = made(case)
+    trainer = subject.trainer(config, m.parameters)
+    take_step(subject, trainer, m.batch)
+    decay = config.optimizer.weight_decay
+    table = trained_parameters(config)
+    gradients = {
+        p.name: velocity - (decay * m.parameters[p.name] if p.group == "decay" else 0)
+        for p, velocity in zip(table, _ordered(trainer.velocities(), table), strict=True)
+    }
+    heads, _ = forward(m.parameters, m.batch.pictures, config, training=True)
+    held = detector_targets(heads, m.boxes, m.labels, config)
+    held = held._replace(
+        arm_offsets=held.arm_offsets.astype(np.float64),
+        odm_offsets=held.odm_offsets.astype(np.float64),
+    )
+    exact = {name: p.astype(np.float64) for name, p in m.parameters.items()}
+    pictures = m.batch.pictures.astype(np.float64)
+
+    def total(names: list[str], directions: dict[str, Array], step: float) -> float:
+        there = exact | {n: exact[n] + step * directions[n] for n in names}
+        outputs, _ = forward(there, pictures, config, training=True)
+        return loss_on_targets(outputs, held, config).total
+
+    rng, step = np.random.default_rng([seed, 4]), 1e-8
+    for group in sorted({p.group for p in table}):
+        names = [p.name for p in table if p.group == group]
+        for _ in range(2):
+            directions = {n: rng.normal(size=gradients[n].shape) for n in names}
+            slope = (total(names, directions, step) - total(names, directions, -step)) / (2 * step)
+            got = sum(float((gradients[n] * directions[n]).sum()) for n in names)
+            size = float(np.sqrt(sum(np.square(gradients[n]).sum() for n in names)))
+            subject.near(
+                got / (size + 1e-3),
+                slope / (size + 1e-3),
+                "training.gradient",
+                f"the slope along a random direction of the group {group}",
+            )
+
+
+def _ordered(tensors: Parameters, table: list[Any]) -> list[Array]:
+    return [tensors[p.name] for p in table]
+
+
+@check("training", "training.names", pinned=[NORMALISED, BIASED])
+def names(subject: Subject, config: Config) -> None:
+    """A trainer holds all parameters of the contract's table, as it was given them."""
+    parameters = inputs.seeded_parameters(config, 0)
+    trainer = subject.trainer(config, parameters)
+    got = subject.sound("parameters", trainer.parameters, parameters)
+    for entry in parameter_table(config):
+        same = np.array_equal(got[entry.name], parameters[entry.name])
+        subject.require(same, f"{entry.name} is not what it was given")
