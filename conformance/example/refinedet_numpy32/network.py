@@ -1,0 +1,141 @@
+"""The network in NumPy, all in float32: convolutions as products of two matrices.
+
+It is built from the parameters alone: their names say where each layer stands, their
+shapes how wide it is. Batch normalisation is folded into the convolution before it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from refinedet.spec.config import VGG16_BLOCKS, Config
+from refinedet.spec.errors import Array
+from refinedet.spec.network import Heads, Parameters
+from refinedet_numpy32 import operations
+
+F = np.float32
+
+
+def conv2d(
+    x: Array, weight: Array, bias: Array, stride: int = 1, padding: int = 1, dilation: int = 1
+) -> Array:
+    """Cross-correlation with zero padding: im2col, then one product a picture."""
+    outputs, _, k, _ = weight.shape
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    reach = dilation * (k - 1) + 1
+    windows = sliding_window_view(x, (reach, reach), axis=(2, 3))  # (N, C, H, W, k, k)
+    windows = windows[:, :, ::stride, ::stride, ::dilation, ::dilation]
+    matrix = weight.reshape(outputs, -1)
+    rows, columns = windows.shape[2:4]
+    out = np.empty((len(x), outputs, rows, columns), F)
+    for n, patches in enumerate(windows):
+        taps = patches.transpose(0, 3, 4, 1, 2).reshape(matrix.shape[1], -1)
+        out[n] = (matrix @ taps + bias[:, None]).reshape(out.shape[1:])
+    return out
+
+
+def upsample(x: Array, weight: Array, bias: Array) -> Array:
+    """Transposed convolution, kernel 2, stride 2."""
+    n, channels, h, w = x.shape
+    matrix = weight.reshape(channels, -1).T  # (outputs and places in the patch, inputs)
+    patches = (matrix @ x.reshape(n, channels, h * w)).reshape(n, -1, 2, 2, h, w)
+    whole = patches.transpose(0, 1, 4, 2, 5, 3).reshape(n, -1, 2 * h, 2 * w)
+    return whole + bias[:, None, None]
+
+
+def max_pool(x: Array) -> Array:
+    """Largest of each 2x2 patch."""
+    rows = np.maximum(x[:, :, ::2], x[:, :, 1::2])
+    return np.maximum(rows[..., ::2], rows[..., 1::2])
+
+
+def relu(x: Array) -> Array:
+    """The positive part."""
+    return np.maximum(x, F(0))
+
+
+class Float32Network:
+    """``refinedet.backend.Network`` in NumPy."""
+
+    def __init__(self, config: Config, parameters: Parameters) -> None:
+        self.config = config
+        self.layers: dict[str, tuple[Array, Array]] = {}
+        self.scales = {
+            name.removesuffix(".l2_scale"): scale[:, None, None].copy()
+            for name, scale in parameters.items()
+            if name.endswith(".l2_scale")
+        }
+        for name in [n.removesuffix(".weight") for n in parameters if n.endswith(".weight")]:
+            weight = parameters[f"{name}.weight"].copy()
+            if f"{name}.gamma" in parameters:
+                gamma, beta, mean, variance = (
+                    parameters[f"{name}.{part}"]
+                    for part in ("gamma", "beta", "moving_mean", "moving_variance")
+                )
+                scale = gamma / np.sqrt(variance + F(config.network.batch_norm_eps))
+                bias = beta - mean * scale
+                weight *= scale[:, None, None, None]
+            else:
+                bias = parameters[f"{name}.bias"].copy()
+            self.layers[name] = weight, bias
+
+    def _conv(self, name: str, x: Array, stride: int = 1, dilation: int = 1) -> Array:
+        weight, bias = self.layers[name]
+        padding = dilation * (weight.shape[2] - 1) // 2  # the output is as large, at stride 1
+        return conv2d(x, weight, bias, stride, padding, dilation)
+
+    def _normalised(self, name: str, x: Array) -> Array:
+        squares = (x * x).sum(axis=1, keepdims=True)
+        return x * (self.scales[name] / np.sqrt(squares + F(self.config.network.l2_eps)))
+
+    def sources(self, pictures: Array) -> list[Array]:
+        """What the ARM and the transfer connection blocks read, finest first."""
+        x, found = pictures, []
+        for block, (_, count) in enumerate(VGG16_BLOCKS, start=1):
+            for index in range(1, count + 1):
+                name = f"backbone.conv{block}_{index}"
+                x = relu(self._conv(name, x))
+                if name in self.scales:
+                    found.append(self._normalised(name, x))
+            x = max_pool(x)
+        x = relu(self._conv("backbone.fc6", x, dilation=3))
+        x = relu(self._conv("backbone.fc7", x))
+        found.append(x)
+        x = relu(self._conv("backbone.conv6_1", x))
+        found.append(relu(self._conv("backbone.conv6_2", x, stride=2)))
+        return found
+
+    def blocks(self, sources: list[Array]) -> list[Array]:
+        """What the ODM reads: each source, and what the next coarser block says of it."""
+        found: list[Array] = []
+        for level in reversed(range(len(sources))):
+            x = relu(self._conv(f"tcb.{level}.lateral1", sources[level]))
+            x = self._conv(f"tcb.{level}.lateral2", x)
+            if found:
+                x = x + upsample(found[0], *self.layers[f"tcb.{level}.upsample"])
+            found.insert(0, relu(self._conv(f"tcb.{level}.output", relu(x))))
+        return found
+
+    def _rows(self, module: str, part: str, features: list[Array], per_anchor: int) -> Array:
+        """One kind of head at all levels as rows, one an anchor."""
+        rows = []
+        for level, x in enumerate(features):
+            y = self._conv(f"{module}.{level}.{part}", x)
+            rows.append(y.transpose(0, 2, 3, 1).reshape(len(x), -1, per_anchor))
+        return np.concatenate(rows, axis=1)
+
+    def heads(self, pictures: Array) -> Heads:
+        """The raw outputs."""
+        sources = self.sources(pictures)
+        blocks = self.blocks(sources)
+        return Heads(
+            self._rows("arm", "offsets", sources, 4),
+            self._rows("arm", "logits", sources, 2),
+            self._rows("odm", "offsets", blocks, 4),
+            self._rows("odm", "logits", blocks, self.config.num_classes),
+        )
+
+    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
+        """Decoded boxes and scores of every anchor."""
+        return operations.scored_boxes(self.heads(pictures), self.config)

@@ -1,0 +1,310 @@
+"""The operations of the contract in NumPy, all in float32.
+
+What each must do is said by the function of that name in ``refinedet.spec``. Thresholds
+are rounded to float32 before anything is compared with them. Plain numbers become
+``np.float32`` as well: a Python float beside a NumPy number may turn it into float64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refinedet.spec.config import (
+    Config,
+    DetectionConfig,
+    MatchingConfig,
+    PictureConfig,
+    ScheduleConfig,
+)
+from refinedet.spec.detection import Detections
+from refinedet.spec.errors import Array
+from refinedet.spec.losses import Loss, ModuleLoss
+from refinedet.spec.network import Heads, Parameters, parameter_table
+
+F = np.float32
+HALF, ONE = F(0.5), F(1)
+
+
+# Pictures and anchors
+
+
+def normalise(picture: Array, config: PictureConfig) -> Array:
+    """The network's input for one picture."""
+    channels = picture.astype(F).transpose(2, 0, 1)
+    if config.channels == "BGR":
+        channels = channels[::-1]
+    mean, std = (np.array(v, F)[:, None, None] for v in (config.mean, config.std))
+    return np.ascontiguousarray((channels - mean) / std)
+
+
+def anchors(config: Config) -> Array:
+    """All anchors, finest level first."""
+    height, width = config.image_size
+    picture = np.array([width, height], F)
+    root = np.sqrt(np.array(config.anchors.aspect_ratios, F))
+    levels = []
+    for stride, side in zip(config.anchors.strides, config.anchors.sides, strict=True):
+        rows, columns = height // stride, width // stride
+        cells = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1)
+        centres = (cells.astype(F) + HALF) * F(stride)  # pixels: (rows, columns, x and y)
+        half = np.stack([root, ONE / root], axis=1) * F(side / 2)  # (ratios, x and y)
+        low, high = centres[:, :, None] - half, centres[:, :, None] + half
+        levels.append(np.concatenate([low / picture, high / picture], axis=3).reshape(-1, 4))
+    return np.concatenate(levels)
+
+
+# Boxes
+
+
+def corners_to_centres(boxes: Array) -> Array:
+    """Corner form to centre form."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    return np.concatenate([(low + high) * HALF, high - low], axis=1)
+
+
+def centres_to_corners(boxes: Array) -> Array:
+    """Centre form to corner form."""
+    centre, half = boxes[:, :2], boxes[:, 2:] * HALF
+    return np.concatenate([centre - half, centre + half], axis=1)
+
+
+def box_iou(anchors: Array, truths: Array) -> Array:
+    """Overlap of every anchor with every truth."""
+    ax, ay, ax2, ay2 = (column[:, None] for column in anchors.T)
+    tx, ty, tx2, ty2 = truths.T
+    wide = np.maximum(np.minimum(ax2, tx2) - np.maximum(ax, tx), F(0))
+    high = np.maximum(np.minimum(ay2, ty2) - np.maximum(ay, ty), F(0))
+    shared = wide * high
+    union = (ax2 - ax) * (ay2 - ay) + (tx2 - tx) * (ty2 - ty) - shared
+    return np.where(union > 0, shared / np.where(union > 0, union, ONE), F(0))
+
+
+def clip_boxes(boxes: Array) -> Array:
+    """Every coordinate brought into [0, 1]."""
+    return np.minimum(np.maximum(boxes, F(0)), ONE)
+
+
+# Coding
+
+
+def encode(boxes: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
+    """Offsets that lead from each anchor to its box."""
+    b, a = corners_to_centres(boxes), corners_to_centres(anchors)
+    offset = (b[:, :2] - a[:, :2]) / a[:, 2:] / F(variances[0])
+    ratio = np.log(b[:, 2:] / a[:, 2:]) / F(variances[1])
+    return np.concatenate([offset, ratio], axis=1)
+
+
+def decode(offsets: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
+    """The box to which each row of offsets leads."""
+    a = corners_to_centres(anchors)
+    centre = a[:, :2] + offsets[:, :2] * F(variances[0]) * a[:, 2:]
+    size = a[:, 2:] * np.exp(offsets[:, 2:] * F(variances[1]))
+    return centres_to_corners(np.concatenate([centre, size], axis=1))
+
+
+def cascaded_decode(
+    arm_offsets: Array, odm_offsets: Array, anchors: Array, variances: tuple[float, ...]
+) -> Array:
+    """Refine the anchors, then decode against them."""
+    return decode(odm_offsets, decode(arm_offsets, anchors, variances), variances)
+
+
+# Matching
+
+
+def match(iou: Array, config: MatchingConfig) -> Array:
+    """The object for which each anchor answers, or -1."""
+    count, objects = iou.shape
+    matched = np.full(count, -1, np.int64)
+    if iou.size == 0:
+        return matched
+    touches = iou > F(config.lowest_iou)
+    # All pairs, best first; a stable sort leaves ties to the lowest anchor, then object.
+    pairs = np.argsort(-iou, axis=None, kind="stable")[: np.count_nonzero(touches)]
+    served = np.zeros(objects, bool)
+    for pair in pairs:
+        anchor, truth = divmod(int(pair), objects)
+        if matched[anchor] < 0 and not served[truth]:
+            matched[anchor], served[truth] = truth, True
+            if served.all():
+                break
+    best = iou.argmax(axis=1)
+    enough = ((iou >= F(config.iou)) & touches).any(axis=1)
+    return np.where((matched < 0) & enough, best, matched)
+
+
+def targets(anchors: Array, boxes: Array, labels: Array, config: Config) -> tuple[Array, Array]:
+    """Offsets and classes of each anchor of one picture."""
+    matched = match(box_iou(anchors, boxes), config.matching)
+    offsets, classes = np.zeros_like(anchors), np.zeros(len(anchors), np.int64)
+    rows = np.flatnonzero(matched >= 0)
+    offsets[rows] = encode(boxes[matched[rows]], anchors[rows], config.anchors.variances)
+    classes[rows] = labels[matched[rows]]
+    return offsets, classes
+
+
+# Losses
+
+
+def _log_softmax(logits: Array) -> Array:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def softmax(logits: Array) -> Array:
+    """Probabilities over the last axis."""
+    return np.exp(_log_softmax(logits))
+
+
+def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """Softmax cross entropy of each row, and its gradient by the logits."""
+    logs = _log_softmax(logits)
+    hot = labels[:, None] == np.arange(logits.shape[1])
+    return -logs[hot], np.exp(logs) - hot.astype(F)
+
+
+def smooth_l1(predicted: Array, wanted: Array) -> tuple[Array, Array]:
+    """Smooth L1 of each row, and its gradient by ``predicted``."""
+    d = predicted - wanted
+    slope = np.minimum(np.maximum(d, -ONE), ONE)
+    return (slope * (d - slope * HALF)).sum(axis=1), slope
+
+
+def hard_negatives(losses: Array, positive: Array, eligible: Array, ratio: float) -> Array:
+    """The negatives of one picture that count."""
+    candidates = eligible & ~positive
+    wanted = min(int(ratio * int(positive.sum())), int(candidates.sum()))
+    order = np.argsort(np.where(candidates, -losses, F(np.inf)), kind="stable")
+    chosen = np.zeros(len(losses), bool)
+    chosen[order[:wanted]] = True
+    return chosen
+
+
+def module_loss(
+    offsets: Array, logits: Array, wanted: Array, labels: Array, eligible: Array, ratio: float
+) -> ModuleLoss:
+    """Loss of one module over a batch, and its gradients."""
+    positive = labels > 0
+    box_loss, by_offsets = smooth_l1(offsets.reshape(-1, 4), wanted.reshape(-1, 4))
+    class_loss, by_logits = cross_entropy(logits.reshape(-1, logits.shape[2]), labels.ravel())
+    counted = positive.copy()
+    for n, losses in enumerate(class_loss.reshape(labels.shape)):
+        counted[n] |= hard_negatives(losses, positive[n], eligible[n], ratio)
+    weight = ONE / F(max(1, np.count_nonzero(positive)))
+    return ModuleLoss(
+        float(box_loss[positive.ravel()].sum() * weight),
+        float(class_loss[counted.ravel()].sum() * weight),
+        by_offsets.reshape(offsets.shape) * (positive * weight)[..., None],
+        by_logits.reshape(logits.shape) * (counted * weight)[..., None],
+    )
+
+
+def detector_loss(heads: Heads, boxes: list[Array], labels: list[Array], config: Config) -> Loss:
+    """The whole loss of a batch, from the network's outputs."""
+    base, ratio = anchors(config), config.loss.negatives_per_positive
+    arm, odm = [], []
+    for offsets, b, c in zip(heads.arm_offsets, boxes, labels, strict=True):
+        arm.append(targets(base, b, c, config))
+        refined = decode(offsets, base, config.anchors.variances)
+        odm.append(targets(refined, b, c, config))
+    arm_wanted, arm_classes = (np.stack(part) for part in zip(*arm, strict=True))
+    odm_wanted, odm_classes = (np.stack(part) for part in zip(*odm, strict=True))
+    objects = np.minimum(arm_classes, 1)
+    seen = softmax(heads.arm_logits)[..., 1] >= F(config.loss.objectness)
+    every = np.ones_like(seen)
+    return Loss(
+        module_loss(heads.arm_offsets, heads.arm_logits, arm_wanted, objects, every, ratio),
+        module_loss(heads.odm_offsets, heads.odm_logits, odm_wanted, odm_classes, seen, ratio),
+    )
+
+
+# Detection
+
+
+def scored_boxes(heads: Heads, config: Config) -> tuple[Array, Array]:
+    """Boxes and class scores of every anchor."""
+    count = len(heads.arm_offsets)
+    flat = (
+        heads.arm_offsets.reshape(-1, 4),
+        heads.odm_offsets.reshape(-1, 4),
+        np.tile(anchors(config), (count, 1)),
+    )
+    boxes = cascaded_decode(*flat, config.anchors.variances)
+    seen = softmax(heads.arm_logits)[..., 1:] >= F(config.loss.objectness)
+    return boxes.reshape(count, -1, 4), softmax(heads.odm_logits) * seen
+
+
+def nms(boxes: Array, scores: Array, iou: float) -> Array:
+    """Rows that survive within one class, by falling score."""
+    order = np.argsort(-scores, kind="stable")
+    suppresses = box_iou(boxes[order], boxes[order]) > F(iou)
+    alive = np.ones(len(order), bool)
+    for i in range(len(order)):
+        if alive[i]:
+            alive[i + 1 :] &= ~suppresses[i, i + 1 :]
+    return order[alive]
+
+
+def detect(boxes: Array, scores: Array, config: DetectionConfig) -> Detections:
+    """The detections of one picture."""
+    foreground = np.ascontiguousarray(scores[:, 1:]).ravel()  # by anchor, then class
+    candidates = np.flatnonzero(foreground > F(config.score))
+    best = np.argsort(-foreground[candidates], kind="stable")[: config.top_before_nms]
+    candidates = candidates[best]
+    anchor, label = np.divmod(candidates, scores.shape[1] - 1)
+    keep = np.zeros(len(candidates), bool)
+    for c in np.unique(label):
+        rows = np.flatnonzero(label == c)[: config.top_before_nms_per_class]
+        alive = nms(boxes[anchor[rows]], foreground[candidates[rows]], config.nms_iou)
+        keep[rows[alive[: config.top_per_class]]] = True
+    rows = np.flatnonzero(keep)[: config.top]
+    found = boxes[anchor[rows]]
+    return Detections(
+        clip_boxes(found) if config.clip else found, foreground[candidates[rows]], label[rows] + 1
+    )
+
+
+# Training
+
+
+def learning_rate(step: int, config: ScheduleConfig) -> float:
+    """The learning rate of one step."""
+    full, done = F(config.rate), step - config.warmup_steps
+    if done < 0:
+        start = F(config.warmup_rate)
+        return float(start + (full - start) * F(step / config.warmup_steps))
+    if config.kind == "multistep":
+        passed = sum(milestone <= step for milestone in config.milestones)
+        return float(full * F(config.factor) ** F(passed))
+    angle = F(np.pi) * F(done) / F(config.steps - config.warmup_steps)
+    last = F(config.final_rate)
+    return float(last + (full - last) * (ONE + np.cos(angle)) * HALF)
+
+
+def momentum_step(
+    parameters: Parameters,
+    gradients: Parameters,
+    velocities: Parameters,
+    rate: float,
+    config: Config,
+) -> tuple[Parameters, Parameters]:
+    """One update of all trained parameters."""
+    options = config.optimizer
+    scale = ONE / F(options.loss_scale)
+    if options.clip_norm is not None:
+        squares = [np.vdot(g, g) for g in gradients.values()]
+        norm = np.sqrt(np.sum(squares, dtype=F)) * scale
+        if norm > F(options.clip_norm):
+            scale = scale * F(options.clip_norm) / norm
+    new, moved = {}, {}
+    for name, _, group, _ in parameter_table(config):
+        p = parameters[name]
+        if group == "statistic":
+            new[name] = p.copy()
+            continue
+        step = F(rate * options.bias_rate) if group == "bias" else F(rate)
+        decay = F(options.weight_decay) if group == "decay" else F(0)
+        moved[name] = velocities[name] * F(options.momentum) + gradients[name] * scale + decay * p
+        new[name] = p - step * moved[name]
+    return new, moved
