@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import multiprocessing
-import os
+import signal
 import sys
 import time
 import traceback
@@ -14,7 +15,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.errors import Flaky
 
+import refinedet.conformance.checks  # noqa: F401 - fills the registry
 from refinedet.backend import BackendError, Limitation, find_backend
 from refinedet.conformance.judge import NotImplementedByBackend, Subject, Violation
 from refinedet.conformance.registry import CHECKS, LEVELS, Check
@@ -104,14 +107,20 @@ def judge(check: Check, subject: Subject, profile: str = "default", number: int 
 def _tell_case(check: Check, subject: Subject, case: Any) -> None:
     try:
         check.run(subject, case)
-    except Violation as violation:
-        violation.case = case  # type: ignore[attr-defined]
+    except Exception as error:
+        error.case = case  # type: ignore[attr-defined]
         raise
 
 
-def outcome(check: Check, backend: Any, profile: str = "default", number: int = 0) -> Outcome:
-    """``judge`` with its result as data; declared limitations are expected failures."""
-    name = str(getattr(backend, "name", "nameless"))
+def outcome(
+    check: Check, backend: Any, profile: str = "default", number: int = 0, name: str = ""
+) -> Outcome:
+    """``judge`` with its result as data; declared limitations are expected failures.
+
+    Args:
+        name: how the user calls the backend, if not by its own name.
+    """
+    name = name or str(getattr(backend, "name", "nameless"))
     began = time.perf_counter()
     declared = {x.check: x for x in limitations(backend)}.get(check.name)
     subject = Subject(backend)
@@ -129,6 +138,11 @@ def outcome(check: Check, backend: Any, profile: str = "default", number: int = 
             state, reason = MISSING, str(error)
         except Violation as violation:
             state, failure = FAILED, _failure(check, name, violation)
+        except Flaky as error:
+            state, failure = FAILED, _failure(check, name, _unsteady(error))
+        except Exception as error:  # an answer that the check did not expect, or its own fault
+            traceback.print_exc()
+            state, failure = FAILED, _failure(check, name, _raised(error))
         if declared and state == FAILED and failure and failure.case:
             state, reason = LIMITED, declared.reason
     return Outcome(
@@ -159,10 +173,26 @@ def limitations(backend: Any) -> tuple[Limitation, ...]:
     return declared
 
 
+def _unsteady(error: Exception) -> Violation:
+    said = "the same input does not give the same result again"
+    for found in getattr(error, "exceptions", ()):
+        if isinstance(found, Violation):
+            found.said += f"; {said}"
+            return found
+    return Violation(said)
+
+
+def _raised(error: Exception) -> Violation:
+    line = (str(error).strip().splitlines() or ["no message"])[0]
+    violation = Violation(f"the check cannot judge the answer: {type(error).__name__}: {line}")
+    if hasattr(error, "case"):
+        violation.case = error.case  # type: ignore[attr-defined]
+    return violation
+
+
 def _failure(check: Check, backend: str, violation: Violation) -> Failure:
     case = source(violation.case) if hasattr(violation, "case") else ""
-    snippet = f"""import numpy as np
-from refinedet.conformance.source import *
+    snippet = f"""from refinedet.conformance.replay import *
 
 replay({backend!r}, {check.name!r}, {case})"""
     return Failure(
@@ -189,6 +219,10 @@ def select(levels: Iterable[str] = (), text: str = "") -> list[Check]:
     )
 
 
+class _Gone(Exception):
+    """The process does not answer; the message ends a sentence about what it did."""
+
+
 class Worker:
     """A process with one backend. If it dies or hangs, the check that ran has failed."""
 
@@ -198,40 +232,52 @@ class Worker:
         self._process: Any = None
         self._pipe: Connection | None = None
 
-    def run(self, check: Check) -> Outcome:
-        """The outcome of one check; starts the process if there is none."""
-        began = time.perf_counter()
-        if self._pipe is None:
-            self._start()
-        assert self._pipe is not None
-        try:
-            self._pipe.send(check.name)
-            if not self._pipe.poll(self.limit):
-                said = f"does not end within {self.limit:.0f} s"
-            else:
-                answer = self._pipe.recv()
-                if isinstance(answer, Outcome):
-                    return answer
-                self.close()
-                raise BackendError(str(answer))
-        except (EOFError, ConnectionError, BrokenPipeError):
-            self._process.join(10)
-            code = self._process.exitcode
-            said = (
-                f"ends the process ({f'signal {-code}' if code and code < 0 else f'status {code}'})"
-            )
-        self.close()
-        seconds = time.perf_counter() - began
-        failure = Failure(f"{check.name} {said}")
-        name = self.arguments[0]
-        return Outcome(name, check.name, check.level, check.law, FAILED, seconds, failure=failure)
+    def start(self) -> None:
+        """Load the backend in a new process, if there is none.
 
-    def _start(self) -> None:
+        Raises:
+            BackendError: it is unknown or cannot run here.
+        """
+        if self._pipe is not None:
+            return
         context = multiprocessing.get_context("spawn")
         self._pipe, there = context.Pipe()
         self._process = context.Process(target=_serve, args=(there, *self.arguments), daemon=True)
         self._process.start()
         there.close()
+        try:
+            refused = self._answer()
+        except _Gone as gone:
+            refused = f"backend {self.arguments[0]}: loading it {gone}"
+        if refused is not None:
+            self.close()
+            raise BackendError(str(refused))
+
+    def run(self, check: Check) -> Outcome:
+        """The outcome of one check; starts the process if there is none."""
+        self.start()
+        began = time.perf_counter()
+        try:
+            return self._answer(check.name)
+        except _Gone as gone:
+            self.close()
+            seconds = time.perf_counter() - began
+            name, failure = self.arguments[0], Failure(f"{check.name} {gone}")
+        return Outcome(name, check.name, check.level, check.law, FAILED, seconds, failure=failure)
+
+    def _answer(self, question: str = "") -> Any:
+        assert self._pipe is not None
+        try:
+            if question:
+                self._pipe.send(question)
+            if not self._pipe.poll(self.limit):
+                raise _Gone(f"does not end within {self.limit:g} s")
+            return self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join(10)
+            code = self._process.exitcode
+            how = f"signal {-code}" if code and code < 0 else f"status {code}"
+            raise _Gone(f"ends the process ({how})") from None
 
     def close(self) -> None:
         """End the process."""
@@ -243,24 +289,23 @@ class Worker:
 
 
 def _serve(pipe: Connection, name: str, profile: str, number: int) -> None:
-    os.environ.setdefault("PYTHONFAULTHANDLER", "1")
+    """The process: says None once the backend is ready, or why it is not; then answers."""
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, interrupted too, ends this process
     try:
         backend = find_backend(name)
         limitations(backend)
     except BackendError as error:
-        pipe.recv()
         pipe.send(str(error))
         return
-    while True:
-        try:
-            wanted = pipe.recv()
-        except EOFError:
-            return
-        try:
-            answer = outcome(CHECKS[wanted], backend, profile, number)
-        except Exception:  # a fault of the suite: tell it, do not hide it
-            answer = traceback.format_exc()  # type: ignore[assignment]
-        pipe.send(answer)
+    except Exception as error:
+        traceback.print_exc()
+        pipe.send(f"backend {name}: raises {type(error).__name__}: {error}")
+        return
+    pipe.send(None)
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.send(outcome(CHECKS[pipe.recv()], backend, profile, number, name))
 
 
 def run(
@@ -275,8 +320,11 @@ def run(
     Raises:
         BackendError: a backend that is unknown or cannot run here.
     """
-    for name in backends:
-        worker = Worker(name, profile, number, limit)
+    workers = [Worker(name, profile, number, limit) for name in dict.fromkeys(backends)]
+    for later in workers[1:]:  # told at once, not after hours on the others
+        later.start()
+        later.close()
+    for worker in workers:
         try:
             for check in checks:
                 yield worker.run(check)

@@ -1,0 +1,200 @@
+"""The process of a backend: it may crash, hang, or misdeclare, and each is told."""
+
+import pytest
+
+from refinedet.backend import BackendError
+from refinedet.conformance.registry import CHECKS
+from refinedet.conformance.runner import FAILED, LIMITED, MISSING, PASSED, Worker, run, select
+
+BACKENDS = """
+import os, sys, time
+from types import SimpleNamespace
+from refinedet.backend import Limitation
+from refinedet.operations import OPERATIONS
+from refinedet.reference import SpecBackend
+
+COUNT = [0]
+
+class Faulty(SpecBackend):
+    name = "its own name"
+    limitations = ()
+    changed = {}
+
+    @property
+    def operations(self):
+        return SimpleNamespace(**{**OPERATIONS, **self.changed})
+
+class Crashes(Faulty):
+    changed = {"box_iou": lambda a, b: os.abort()}
+
+class Exits(Faulty):
+    changed = {"box_iou": lambda a, b: os._exit(3)}
+
+class Hangs(Faulty):
+    changed = {"box_iou": lambda a, b: time.sleep(600)}
+
+class Wrong(Faulty):
+    changed = {"box_iou": lambda a, b: OPERATIONS["box_iou"](a, b) * (1 + (a == 0.5).any())}
+
+class Declared(Wrong):
+    limitations = (Limitation("box_iou.parity", "twice as much"),)
+
+class Holds(Faulty):
+    limitations = (Limitation("box_iou.parity", "no longer"),)
+
+class CrashDeclared(Crashes):
+    limitations = (Limitation("box_iou.parity", "ends the process", crashes=True),)
+
+class Unknown(Faulty):
+    limitations = (Limitation("box_iou.nonsense", "none"),)
+
+class Partial(Faulty):
+    operations = SimpleNamespace(anchors=OPERATIONS["anchors"])
+
+def unsteady(a, b):
+    right = OPERATIONS["box_iou"](a, b)
+    COUNT[0] += right.size > 0
+    return right + (COUNT[0] == 9)  # wrong once
+
+class Unsteady(Faulty):
+    changed = {"box_iou": unsteady}
+
+class Odd(Faulty):
+    @property
+    def operations(self):
+        raise RuntimeError("odd\\nindeed")
+
+class Raises(Faulty):
+    def __init__(self):
+        raise RuntimeError("no device")
+
+class Dies(Faulty):
+    def __init__(self):
+        os._exit(7)
+
+class Prints(Faulty):
+    changed = {"box_iou": lambda a, b: print("noise") or OPERATIONS["box_iou"](a, b)}
+"""
+PARITY = CHECKS["box_iou.parity"]
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    """Makes the process of one of the backends above."""
+    (tmp_path / "faulty_backends.py").write_text(BACKENDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    made = []
+
+    def make(name, profile="quick"):
+        made.append(Worker(f"faulty_backends:{name}", profile, 0, 60.0))
+        return made[-1]
+
+    yield make
+    for worker in made:
+        worker.close()
+
+
+def test_a_crash_fails_its_check_alone(worker):
+    crashing = worker("Crashes")
+    outcome = crashing.run(PARITY)
+    assert outcome.state == FAILED
+    assert outcome.failure.said == "box_iou.parity ends the process (signal 6)"
+    assert outcome.backend == "faulty_backends:Crashes"
+    assert crashing.run(CHECKS["clip_boxes.parity"]).state == PASSED
+
+
+def test_a_status_is_told_too(worker):
+    assert "ends the process (status 3)" in worker("Exits").run(PARITY).failure.said
+
+
+def test_a_hang_fails_its_check_alone(worker):
+    hanging = worker("Hangs")
+    hanging.start()
+    hanging.limit = 0.5
+    outcome = hanging.run(PARITY)
+    assert outcome.state == FAILED
+    assert outcome.failure.said == "box_iou.parity does not end within 0.5 s"
+    assert 0.5 <= outcome.seconds < 5
+    hanging.limit = 60.0
+    assert hanging.run(CHECKS["clip_boxes.parity"]).state == PASSED
+
+
+def test_a_failure_has_the_smallest_input_and_a_snippet_that_shows_it(worker, capsys, monkeypatch):
+    outcome = worker("Wrong").run(PARITY)
+    assert outcome.state == FAILED
+    assert outcome.failure.error > outcome.failure.tolerance > 0
+    assert outcome.worst > 1
+    exec(outcome.failure.snippet, {})
+    out = capsys.readouterr().out
+    assert out.startswith("box_iou.parity: box_iou differs")
+    assert "error  " in out
+
+
+def test_a_declared_limitation_that_fails_is_limited(worker):
+    declared = worker("Declared")
+    outcome = declared.run(PARITY)
+    assert (outcome.state, outcome.reason) == (LIMITED, "twice as much")
+    assert outcome.failure.said.startswith("box_iou differs")
+
+
+def test_a_declared_limitation_that_passes_fails(worker):
+    outcome = worker("Holds").run(PARITY)
+    assert outcome.state == FAILED
+    assert outcome.failure.said == "passes, but is declared a limitation: no longer"
+
+
+def test_a_declared_crash_is_not_run(worker):
+    outcome = worker("CrashDeclared").run(PARITY)
+    assert (outcome.state, outcome.reason) == (LIMITED, "ends the process")
+
+
+def test_a_limitation_of_no_check_is_refused(worker):
+    with pytest.raises(BackendError, match="'box_iou.nonsense': there is no such check"):
+        worker("Unknown").run(PARITY)
+
+
+def test_what_is_missing_is_not_implemented(worker):
+    outcome = worker("Partial").run(PARITY)
+    assert (outcome.state, outcome.reason) == (MISSING, "operation box_iou")
+    assert outcome.failure is None
+
+
+def test_a_backend_that_changes_its_mind_fails(worker):
+    outcome = worker("Unsteady", "default").run(PARITY)
+    assert outcome.state == FAILED
+    assert "does not give the same result again" in outcome.failure.said
+
+
+def test_what_a_check_does_not_expect_fails_it(worker):
+    outcome = worker("Odd").run(PARITY)
+    assert outcome.state == FAILED
+    assert outcome.failure.said == "the check cannot judge the answer: RuntimeError: odd"
+    assert "faulty_backends:Odd" in outcome.failure.snippet
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Raises", "raises RuntimeError: no device"),
+        ("Dies", r"loading it ends the process \(status 7\)"),
+        ("Absent", "has no attribute 'Absent'"),
+    ],
+)
+def test_a_backend_that_does_not_load_is_told_once(worker, name, said):
+    with pytest.raises(BackendError, match=f"backend faulty_backends:{name}: .*{said}"):
+        worker(name).start()
+
+
+def test_an_unknown_backend_is_told_before_any_check():
+    with pytest.raises(BackendError, match="no 'nonsense'"):
+        next(run(["spec", "nonsense"], [PARITY]))
+
+
+def test_a_backend_named_twice_runs_once():
+    assert len(list(run(["spec", "spec"], [PARITY], "quick"))) == 1
+
+
+def test_select_by_level_and_words():
+    assert {c.level for c in select(["operations"])} == {"operations"}
+    assert {c.name.split(".")[0] for c in select(text="box_iou nms")} == {"box_iou", "nms"}
+    assert select(text="nonsense") == []
