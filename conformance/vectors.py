@@ -1,0 +1,567 @@
+"""Test vectors: the contract's inputs and outputs as files, for programs in any language.
+
+A folder of vectors holds one safetensors file for each operation, one for a small
+network, and ``manifest.json``, which says what each tensor is and how far a result may
+be from it. Whoever computes the outputs writes them under the same names, and
+``check_results`` judges them. ``docs/vectors.md`` describes both sides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import math
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from refinedet.conformance import inputs
+from refinedet.conformance.judge import leaves
+from refinedet.conformance.tolerances import TOLERANCES
+from refinedet.data.dataset import DataError
+from refinedet.files import write_atomically, write_json
+from refinedet.operations import OPERATIONS
+from refinedet.spec.anchors import anchors
+from refinedet.spec.boxes import box_iou, corners_to_centres
+from refinedet.spec.config import (
+    Config,
+    DetectionConfig,
+    PictureConfig,
+    preset,
+    replace,
+)
+from refinedet.spec.detection import detections, scored_boxes
+from refinedet.spec.errors import Array
+from refinedet.spec.network import forward, trained_parameters
+
+FORMAT, VERSION = "refinedet vectors", 1
+MANIFEST = "manifest.json"
+DTYPES = {"bool": "BOOL", "uint8": "U8", "int64": "I64", "float32": "F32", "float64": "F64"}
+"""NumPy's names of the dtypes that occur, and those of safetensors."""
+
+
+# What is written
+
+
+class Case(NamedTuple):
+    """One call of an operation: what goes in and what must come out."""
+
+    name: str
+    """As ``box_iou/pinned-03``: what stands before the slash is the operation."""
+    file: str
+    defined_in: str
+    """The module of the contract that says what is computed."""
+    tolerance: str
+    """Row of the table of tolerances."""
+    values: dict[str, Any]
+    """Arguments that hold no array, as plain JSON."""
+    inputs: dict[str, Array]
+    """By the tensor's name in the file."""
+    outputs: dict[str, Array]
+
+
+def seeded_arguments() -> dict[str, list[tuple[Any, ...]]]:
+    """For every operation, arguments that are no edge: the same on every run.
+
+    Numbers are such that no discrete result hangs on their last digits.
+    """
+    rng = np.random.default_rng(20)
+    config = inputs.SMALL
+    rows = anchors(config)
+    (objects,), (labels,) = inputs.seeded_objects(config, (6,), 232)
+    (twelve,), _ = inputs.seeded_objects(config, (12,), 1)
+    (others,), _ = inputs.seeded_objects(config, (12,), 2)
+    variances = config.anchors.variances
+
+    def draw(*shape: int, wide: float = 1.0) -> Array:
+        return rng.normal(0, wide, shape).astype(np.float32)
+
+    picture = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    scaled = PictureConfig("RGB", (123.5, 116.25, 103.5), (58.0, 57.0, 57.5))
+    flags = rng.random((4, 40)) < 0.25
+    classes = rng.integers(0, 4, (3, 30)) * (rng.random((3, 30)) < 0.3)
+    offsets, wanted = draw(3, 30, 4), draw(3, 30, 4)
+    module = (offsets, draw(3, 30, 4, wide=2), wanted, classes, rng.random((3, 30)) < 0.8, 3.0)
+    # A third of the boxes are near others, so that suppression has something to do.
+    crowd = np.concatenate([twelve, twelve[:6] + np.float32(0.01), others])
+    ranks = rng.permutation(len(crowd) * 4).reshape(len(crowd), 4)
+    scores = ((ranks + 1) / (ranks.size + 1)).astype(np.float32)
+    few = DetectionConfig(0.3, 40, 15, 0.4, 6, 12)
+    silent = replace(config, loss={"objectness": 0.3})
+    batches = [inputs.seeded_objects(config, counts, 3) for counts in ((3,), (2, 0, 4))]
+    schedules = [preset(name).schedule for name in ("refinedet_vgg16_320", "refinedet_eighth_128")]
+    return {
+        "normalise": [(picture, PictureConfig()), (picture, scaled)],
+        "anchors": [(config,), (replace(config, image_size=(192, 64)),)],
+        "corners_to_centres": [(twelve,)],
+        "centres_to_corners": [(corners_to_centres(twelve),)],
+        "box_iou": [(twelve, objects), (rows[::5].copy(), objects)],
+        "clip_boxes": [(twelve * np.float32(2) - np.float32(0.5),)],
+        "encode": [(twelve, others, variances)],
+        "decode": [(draw(12, 4), others, variances), (draw(12, 4), others, (0.25, 0.5))],
+        "cascaded_decode": [(draw(len(rows), 4), draw(len(rows), 4), rows, variances)],
+        "match": [(box_iou(rows, objects), config.matching)],
+        "targets": [(rows, objects, labels, config)],
+        "softmax": [(draw(12, 21, wide=3),), (draw(2, 5, 4, wide=3),)],
+        "cross_entropy": [(draw(12, 21, wide=3), rng.integers(0, 21, 12))],
+        "smooth_l1": [(draw(12, 4), draw(12, 4))],
+        "hard_negatives": [
+            (draw(40).clip(0), flags[0], ~flags[1], 3.0),
+            (draw(40).clip(0), flags[2], ~flags[3], 1.5),
+        ],
+        "module_loss": [module],
+        "detector_loss": [
+            (inputs.seeded_heads(config, len(boxes), seed), boxes, kinds, config)
+            for seed, (boxes, kinds) in enumerate(batches)
+        ],
+        "scored_boxes": [
+            (inputs.seeded_heads(silent, 1, 0), silent),
+            (inputs.seeded_heads(config, 2, 1), config),
+        ],
+        "nms": [(crowd, scores[:, 1].copy(), 0.45), (crowd, scores[:, 2].copy(), 0.1)],
+        "detect": [(crowd, scores, few), (crowd, scores, DetectionConfig(0.05))],
+        "learning_rate": [
+            (step, schedule)
+            for schedule in schedules
+            for step in (0, schedule.steps // 3, schedule.steps - 1)
+        ],
+        "momentum_step": [],  # all of its cases are seeded
+    }
+
+
+def _pinned(name: str) -> list[tuple[Any, ...]]:
+    """The arguments that the suite's check of the operation always tries first."""
+    import refinedet.conformance.checks  # noqa: F401 - fills the registry
+    from refinedet.conformance.registry import CHECKS
+
+    pinned = CHECKS[f"{name}.parity"].pinned if f"{name}.parity" in CHECKS else ()
+    if name == "detector_loss":  # pinned are the objects of each picture, and a seed
+        made = [
+            (inputs.seeded_heads(inputs.SMALL, len(counts), seed), counts, seed)
+            for counts, seed in pinned
+        ]
+        return [
+            (heads, *inputs.seeded_objects(inputs.SMALL, tuple(counts), seed), inputs.SMALL)
+            for heads, counts, seed in made
+        ]
+    if name == "momentum_step":  # a seed, and the options of the update
+        return [_update(*case) for case in pinned]
+    return list(pinned) if name != "scored_boxes" else []
+
+
+def _update(seed: int, config: Config) -> tuple[Any, ...]:
+    """Arguments of ``momentum_step``."""
+    rng = np.random.default_rng(seed)
+    gradients, velocities = (
+        {p.name: rng.normal(0, 0.1, p.shape).astype(np.float32) for p in trained_parameters(config)}
+        for _ in range(2)
+    )
+    return inputs.seeded_parameters(config, seed), gradients, velocities, 0.25, config
+
+
+def _named(value: object, root: str) -> dict[str, Array]:
+    """The arrays in a value, by dotted paths as ``heads.arm_offsets`` or ``boxes.0``."""
+    return {
+        root + re.sub(r"\[(?:'(.*?)'|(\d+))\]", r".\1\2", path): np.asarray(leaf)
+        for path, leaf in leaves(value)
+    }
+
+
+def _case(operation: str, name: str, arguments: Sequence[Any]) -> Case:
+    """One call, with what the contract makes of it."""
+    function = OPERATIONS[operation]
+    values: dict[str, Any] = {}
+    tensors: dict[str, Array] = {}
+    for parameter, value in zip(inspect.signature(function).parameters, arguments, strict=True):
+        if any(isinstance(leaf, np.ndarray) for _, leaf in leaves(value)):
+            tensors |= _named(value, f"{name}/input/{parameter}")
+        else:
+            values[parameter] = (
+                dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+            )
+    outputs = _named(function(*arguments), f"{name}/output/result")
+    file = f"{operation}.safetensors"
+    return Case(
+        f"{operation}/{name}", file, function.__module__, operation, values, tensors, outputs
+    )
+
+
+NETWORK = replace(
+    preset("refinedet_eighth_128"),
+    image_size=(64, 128),
+    num_classes=4,
+    loss={"objectness": 0.2},
+    detection={"score": 0.45, "top_before_nms": 100, "nms_iou": 0.3, "top": 40},
+)
+"""The small network: 603,264 parameters, 510 anchors."""
+
+
+def network_arguments() -> tuple[dict[str, Array], Array]:
+    """Its parameters, of which those of the classes make scores that are far apart; pictures."""
+    parameters = inputs.seeded_parameters(NETWORK, 0)
+    for name in parameters:
+        if "logits" in name:
+            parameters[name] = parameters[name] * np.float32(6)
+    return parameters, inputs.seeded_pictures(NETWORK, 2, 0)
+
+
+def _network_cases() -> list[Case]:
+    """The network's outputs, what is scored, and what is detected, as three operations.
+
+    Computed in float64 and rounded once, so that the reference adds no error of its own,
+    and the bytes do not hang on the order in which a processor adds up.
+    """
+    parameters, pictures = network_arguments()
+    exact = {name: p.astype(np.float64) for name, p in parameters.items()}
+    heads = forward(exact, pictures.astype(np.float64), NETWORK)[0]
+    given = _named(parameters, "small/input/parameters")
+    given |= _named(pictures, "small/input/pictures")
+    values = {"config": dataclasses.asdict(NETWORK)}
+    parts = {
+        "network_heads": ("heads", forward, heads),
+        "network_scored_boxes": (
+            "network.scored_boxes",
+            scored_boxes,
+            scored_boxes(heads, NETWORK),
+        ),
+        "network_detections": ("detections", detections, detections(heads, NETWORK)),
+    }
+    cases = []
+    for operation, (tolerance, function, result) in parts.items():
+        outputs = {
+            name: array.astype(np.float32) if array.dtype == np.float64 else array
+            for name, array in _named(result, f"small/output/{operation[8:]}").items()
+        }
+        module = function.__module__
+        case = (f"{operation}/small", "network.safetensors", module, tolerance, values)
+        cases.append(Case(*case, given, outputs))
+    return cases
+
+
+def all_cases() -> list[Case]:
+    """Every case, in the order of the operations; the network last."""
+    seeded = seeded_arguments()
+    cases = [
+        _case(operation, f"{kind}-{number:02}", arguments)
+        for operation in OPERATIONS
+        for kind, group in (("pinned", _pinned(operation)), ("seeded", seeded.get(operation, [])))
+        for number, arguments in enumerate(group)
+    ]
+    return cases + _network_cases()
+
+
+def _entry(case: Case, name: str, role: str, array: Array) -> dict[str, Any]:
+    """What the manifest says of one tensor."""
+    entry: dict[str, Any] = {
+        "name": name,
+        "role": role,
+        "dtype": DTYPES[array.dtype.name],
+        "shape": list(array.shape),
+        "file": case.file,
+    }
+    if role == "output":
+        exact = array.dtype.kind in "biu"
+        row = None if exact else TOLERANCES[case.tolerance, "float32"]
+        entry |= {"atol": row.atol if row else 0.0, "rtol": row.rtol if row else 0.0}
+    return entry
+
+
+def write_vectors(folder: Path) -> int:
+    """Write the folder of vectors, whole or not at all.
+
+    Returns:
+        The number of cases.
+    Raises:
+        DataError: the folder holds something that is not ours.
+        OSError: it cannot be written.
+    """
+    goal = folder.resolve()
+    _require_replaceable(folder, goal)
+    cases = all_cases()
+    files: dict[str, dict[str, Array]] = {}
+    for case in cases:
+        files.setdefault(case.file, {}).update(case.inputs | case.outputs)
+    with _fresh_folder(goal) as draft:
+        digests = {}
+        for file, tensors in files.items():
+            content = save({name: t.copy() for name, t in tensors.items()})
+            digests[file] = hashlib.sha256(content).hexdigest()
+            write_atomically(draft / file, content)
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "files": {file: {"sha256": digest} for file, digest in digests.items()},
+            "cases": [
+                {
+                    "case": case.name,
+                    "operation": case.name.partition("/")[0],
+                    "defined_in": case.defined_in,
+                    "values": case.values,
+                    "tensors": [
+                        *(_entry(case, name, "input", t) for name, t in case.inputs.items()),
+                        *(_entry(case, name, "output", t) for name, t in case.outputs.items()),
+                    ],
+                }
+                for case in cases
+            ],
+        }
+        write_json(draft / MANIFEST, manifest)
+    return len(cases)
+
+
+def _require_replaceable(folder: Path, goal: Path) -> None:
+    """Nothing is there, an empty folder, or vectors and nothing else."""
+    if Path.cwd().is_relative_to(goal):
+        raise DataError(f"{folder}: is the current folder or holds it; name a new one")
+    if not goal.exists():
+        return
+    if not goal.is_dir():
+        raise DataError(f"{folder}: is a file; name a new folder")
+    there = {path.name for path in goal.iterdir()}
+    if not there:
+        return
+    try:
+        ours = {MANIFEST, *_load_manifest(goal).get("files", ())}
+    except (DataError, TypeError) as error:
+        raise DataError(f"{folder}: is not empty, and not of vectors; name a new one") from error
+    if foreign := sorted(there - ours):
+        raise DataError(f"{folder}: holds {foreign[0]}, which is not of the vectors; move it away")
+
+
+@contextmanager
+def _fresh_folder(goal: Path) -> Iterator[Path]:
+    """A folder beside its goal, which takes the goal's place when the block ends well."""
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    draft = goal.with_name(f".{goal.name}.{secrets.token_hex(4)}")
+    old = draft.with_name(f"{draft.name}.old")
+    draft.mkdir()
+    try:
+        yield draft
+        if goal.exists():
+            goal.rename(old)
+        try:
+            draft.rename(goal)
+        except OSError:
+            if old.exists():
+                old.rename(goal)
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+# What is judged
+
+STATES = PASSED, FAILED, MISSING = "passed", "failed", "not implemented"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one case."""
+
+    case: str
+    operation: str
+    state: str
+    said: str = ""
+    """Why it failed."""
+    worst: float = 0.0
+    """Largest error as a fraction of what is allowed."""
+
+
+@dataclass
+class Row:
+    """The verdicts on one operation."""
+
+    worst: float = 0.0
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATES, 0))
+
+
+def summary(verdicts: Sequence[Verdict]) -> dict[str, Row]:
+    """The table by operation, in their order."""
+    rows: dict[str, Row] = {}
+    for verdict in verdicts:
+        row = rows.setdefault(verdict.operation, Row())
+        row.counts[verdict.state] += 1
+        row.worst = max(row.worst, verdict.worst)
+    return rows
+
+
+def check_results(folder: Path, results: Path) -> list[Verdict]:
+    """Judge the results of any program against a folder of vectors.
+
+    Args:
+        results: a folder of files as the vectors', which hold outputs alone.
+    Raises:
+        DataError: vectors that are not whole, or results that cannot be read: no
+            such folder, a damaged file, names that are not in the manifest.
+    """
+    manifest = _read_manifest(folder)
+    for file, known in manifest["files"].items():
+        try:
+            digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+        except OSError as error:
+            raise DataError(f"{folder / file}: cannot read: {error.strerror}") from error
+        if digest != known["sha256"]:
+            raise DataError(f"{folder / file}: damaged or changed: write the vectors again")
+    outputs: dict[str, set[str]] = {file: set() for file in manifest["files"]}
+    for case in manifest["cases"]:
+        for tensor in case["tensors"]:
+            if tensor["role"] == "output":
+                outputs[tensor["file"]].add(tensor["name"])
+    if not results.is_dir():
+        raise DataError(f"{results}: no such folder")
+    found = sorted(path for path in results.iterdir() if path.suffix == ".safetensors")
+    if not found:
+        raise DataError(f"{results}: no safetensors file, nothing to judge")
+    with ExitStack() as stack:
+        given = {}
+        for path in found:
+            if path.name not in outputs:
+                raise DataError(f"{path}: the vectors have no file of this name")
+            given[path.name] = stack.enter_context(_opened(path))
+            if unknown := sorted(set(given[path.name].keys()) - outputs[path.name]):
+                raise DataError(f"{path}: {unknown[0]!r} is no output of the vectors")
+        kept = {file: stack.enter_context(_opened(folder / file)) for file in given}
+        _require_described(folder, manifest, kept)
+        return [_verdict(case, kept, given) for case in manifest["cases"]]
+
+
+def _require_described(folder: Path, manifest: dict[str, Any], kept: dict[str, Any]) -> None:
+    """The vectors' own outputs are what the manifest says of them."""
+    names = {file: set(stored.keys()) for file, stored in kept.items()}
+    for case in manifest["cases"]:
+        for tensor in case["tensors"]:
+            name, file = tensor["name"], tensor["file"]
+            if file not in kept:
+                continue
+            part = kept[file].get_slice(name) if name in names[file] else None
+            found = part and (part.get_dtype(), part.get_shape())
+            if found != (tensor["dtype"], tensor["shape"]):
+                raise DataError(f"{folder / MANIFEST}: damaged: {name} is not so in {file}")
+
+
+def _verdict(case: dict[str, Any], kept: dict[str, Any], given: dict[str, Any]) -> Verdict:
+    wanted = [t for t in case["tensors"] if t["role"] == "output"]
+    names = {file: set(stored.keys()) for file, stored in given.items()}
+    there = [t["name"] in names.get(t["file"], ()) for t in wanted]
+    said, worst = "", 0.0
+    if not any(there):
+        return Verdict(case["case"], case["operation"], MISSING)
+    for tensor, has in zip(wanted, there, strict=True):
+        name = tensor["name"]
+        file = tensor["file"]
+        fault, error = (
+            _fault(tensor, kept[file].get_tensor(name), given[file]) if has else ("is missing", 0.0)
+        )
+        worst = max(worst, error)
+        said = said or (fault and f"{name.rpartition('/')[2]} {fault}")
+    return Verdict(case["case"], case["operation"], FAILED if said else PASSED, said, worst)
+
+
+def _fault(tensor: dict[str, Any], wanted: Array, stored: Any) -> tuple[str, float]:
+    """What is wrong with one result, or nothing; its error as a fraction of what is allowed."""
+    part = stored.get_slice(tensor["name"])
+    if part.get_dtype() != tensor["dtype"]:  # some are unknown to NumPy: not loaded
+        return f"has dtype {part.get_dtype()}, not {tensor['dtype']}", 0.0
+    if part.get_shape() != tensor["shape"]:
+        return f"has shape {part.get_shape()}, not {tensor['shape']}", 0.0
+    got: Array = stored.get_tensor(tensor["name"])
+    if got.dtype == bool:  # another program's may be any byte
+        got, wanted = got.view(np.uint8), wanted.view(np.uint8)
+    if got.dtype.kind in "iu":
+        wrong, worst, allowed = got != wanted, 0.0, np.zeros(got.shape)
+        error = np.where(wrong, np.abs(got.astype(float) - wanted.astype(float)), 0)
+    else:
+        if not np.isfinite(got).all():
+            return f"is not finite{_at(~np.isfinite(got))[0]}", 0.0
+        error = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
+        allowed = tensor["atol"] + tensor["rtol"] * np.abs(wanted.astype(np.float64))
+        wrong = error > allowed
+        worst = float((error / (allowed + 1e-300)).max(initial=0))
+    if not wrong.any():
+        return "", worst
+    place, at = _at(wrong)
+    return (
+        f"differs{place}: got {got[at]}, wanted {wanted[at]}, "
+        f"error {error[at]:.3g}, allowed {allowed[at]:.3g}"
+    ), worst
+
+
+def _at(wrong: Array) -> tuple[str, tuple[int, ...]]:
+    """The first index, in words and as it is; a scalar has none."""
+    at = tuple(int(i) for i in np.argwhere(wrong)[0])
+    return (f" at {list(at)}" if at else ""), at
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, with its faults as one line."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe would wait for ever
+            raise DataError(f"{path}: not a file")
+        stored = safe_open(path, "numpy")
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or f"damaged or cut off ({error})"
+        raise DataError(f"{path}: cannot read: {reason}") from error
+    with stored as open_file:
+        yield open_file
+
+
+def _load_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, of our format and any version."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except OSError as error:
+        reason = f"{error.strerror}; `refinedet vectors write` makes such a folder"
+        raise DataError(f"{path}: cannot read: {reason}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{path}: not a manifest of the format {FORMAT!r}")
+    return manifest
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of our version, with every field that is read."""
+    path = folder / MANIFEST
+    manifest = _load_manifest(folder)
+    if manifest.get("version") != VERSION:
+        found = repr(manifest.get("version"))[:20]
+        raise DataError(f"{path}: wants version {VERSION}, got {found}; write the vectors again")
+    try:
+        for file, known in manifest["files"].items():
+            _require(Path(file).name == file and isinstance(known["sha256"], str), file)
+        for case in manifest["cases"]:
+            _require(isinstance(case["case"], str), "a case's name")
+            _require(isinstance(case["operation"], str), case["case"])
+            roles = [tensor["role"] for tensor in case["tensors"]]
+            _require("output" in roles, f"{case['case']}: no output")
+            for tensor in case["tensors"]:
+                _require(tensor["file"] in manifest["files"], f"{case['case']}: its file")
+                _require(tensor["dtype"] in DTYPES.values(), f"{case['case']}: its dtype")
+                _require(isinstance(tensor["name"], str), f"{case['case']}: a tensor's name")
+                _require(isinstance(tensor["shape"], list), f"{case['case']}: a shape")
+                for key in ("atol", "rtol") if tensor["role"] == "output" else ():
+                    good = math.isfinite(tensor[key]) and tensor[key] >= 0
+                    _require(good, f"{tensor['name']}: {key}")
+    except (AttributeError, DataError, KeyError, OverflowError, TypeError) as error:
+        reason = f"a field is missing: {error}" if isinstance(error, KeyError) else error
+        raise DataError(f"{path}: damaged: {reason}") from error
+    return manifest
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise DataError(what)

@@ -1,0 +1,56 @@
+"""The command ``vectors``: test vectors for programs in any language."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refinedet.conformance.vectors import (
+    FAILED,
+    MISSING,
+    PASSED,
+    STATES,
+    check_results,
+    summary,
+    write_vectors,
+)
+
+app = typer.Typer(
+    no_args_is_help=True, help="Test vectors: the contract as files, for programs in any language."
+)
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the vectors.")]
+
+
+@app.command("write")
+def write_command(folder: FolderArgument) -> None:
+    """Write inputs and expected outputs of every operation and of a small network."""
+    count = write_vectors(folder)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    typer.echo(f"wrote {count} cases to {folder}, {size / 1e6:.1f} MB; see manifest.json")
+
+
+@app.command("check")
+def check_command(
+    folder: FolderArgument,
+    results: Annotated[
+        Path, typer.Argument(metavar="RESULTS", help="Folder of files that hold your outputs.")
+    ],
+) -> None:
+    """Judge outputs that any program wrote; status 1 if one of them is wrong."""
+    verdicts = check_results(folder, results)
+    for verdict in verdicts:
+        if verdict.state == FAILED:
+            typer.echo(f"FAILED {verdict.case}: {verdict.said}")
+    typer.echo(f"{'operation':22}{PASSED:>8}{FAILED:>8}{MISSING:>17}  worst error / allowed")
+    for operation, row in summary(verdicts).items():
+        counts = row.counts
+        worst = f"{row.worst:.2g}" if counts[PASSED] + counts[FAILED] else "-"
+        typer.echo(
+            f"{operation:22}{counts[PASSED]:8}{counts[FAILED]:8}{counts[MISSING]:17}  {worst:>21}"
+        )
+    total = {state: sum(v.state == state for v in verdicts) for state in STATES}
+    typer.echo(f"{len(verdicts)} cases: {', '.join(f'{n} {s}' for s, n in total.items())}")
+    if total[FAILED]:
+        raise typer.Exit(1)
