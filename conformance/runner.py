@@ -7,6 +7,7 @@ import faulthandler
 import multiprocessing
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.errors import Flaky
 
 import refinedet.conformance.checks  # noqa: F401 - fills the registry
@@ -219,7 +221,7 @@ def select(levels: Iterable[str] = (), text: str = "") -> list[Check]:
     )
 
 
-class _Gone(Exception):
+class _GoneError(Exception):
     """The process does not answer; the message ends a sentence about what it did."""
 
 
@@ -230,6 +232,7 @@ class Worker:
         self.arguments = backend, profile, number
         self.limit = limit
         self._process: Any = None
+        self._folder: Any = None
         self._pipe: Connection | None = None
 
     def start(self) -> None:
@@ -242,12 +245,14 @@ class Worker:
             return
         context = multiprocessing.get_context("spawn")
         self._pipe, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(there, *self.arguments), daemon=True)
+        self._folder = tempfile.TemporaryDirectory(prefix="refinedet-")
+        arguments = (there, self._folder.name, *self.arguments)
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         there.close()
         try:
             refused = self._answer()
-        except _Gone as gone:
+        except _GoneError as gone:
             refused = f"backend {self.arguments[0]}: loading it {gone}"
         if refused is not None:
             self.close()
@@ -259,7 +264,7 @@ class Worker:
         began = time.perf_counter()
         try:
             return self._answer(check.name)
-        except _Gone as gone:
+        except _GoneError as gone:
             self.close()
             seconds = time.perf_counter() - began
             name, failure = self.arguments[0], Failure(f"{check.name} {gone}")
@@ -271,13 +276,13 @@ class Worker:
             if question:
                 self._pipe.send(question)
             if not self._pipe.poll(self.limit):
-                raise _Gone(f"does not end within {self.limit:g} s")
+                raise _GoneError(f"does not end within {self.limit:g} s")
             return self._pipe.recv()
         except (EOFError, OSError):
             self._process.join(10)
             code = self._process.exitcode
             how = f"signal {-code}" if code and code < 0 else f"status {code}"
-            raise _Gone(f"ends the process ({how})") from None
+            raise _GoneError(f"ends the process ({how})") from None
 
     def close(self) -> None:
         """End the process."""
@@ -286,11 +291,13 @@ class Worker:
             self._process.kill()
             self._process.join()
             self._pipe = None
+            self._folder.cleanup()
 
 
-def _serve(pipe: Connection, name: str, profile: str, number: int) -> None:
+def _serve(pipe: Connection, folder: str, name: str, profile: str, number: int) -> None:
     """The process: says None once the backend is ready, or why it is not; then answers."""
     faulthandler.enable()
+    set_hypothesis_home_dir(folder)  # otherwise it leaves its own in the user's folder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, interrupted too, ends this process
     try:
         backend = find_backend(name)

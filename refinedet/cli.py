@@ -8,11 +8,13 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from enum import Enum
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from tqdm import tqdm
+from typer.core import TyperGroup
 
 from refinedet import __version__
 from refinedet.backend import BackendError, backend_names, find_backend
@@ -53,7 +55,52 @@ SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png"}
 TRAINS = ("network", "trainer", "batches")
 """What a backend implements to train in the application."""
 
+COMMANDS = "refinedet.commands"
+"""Entry-point group of further commands: names of functions or of Typer's apps."""
+
+
+class Commands(TyperGroup):
+    """The commands of this file, and those that entry points add; loaded when called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, for the help."""
+        return list(dict.fromkeys([*super().list_commands(ctx), *_added()]))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """One of this file's, else one that an entry point adds."""
+        added = _added()
+        found = super().get_command(ctx, cmd_name)
+        return _load(added[cmd_name]) if found is None and cmd_name in added else found
+
+
+def _added() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=COMMANDS)}
+
+
+def _load(point: EntryPoint) -> Any:
+    """The command; if it cannot be loaded, one that says so when called."""
+    made = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    try:
+        loaded = point.load()
+    except Exception as error:
+        said = f"{point.name}: cannot load {point.value}: {error}"
+        forgiving = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+        @made.command(point.name, help="Cannot be loaded.", context_settings=forgiving)
+        def broken() -> None:
+            _fail(said)
+    else:
+        if isinstance(loaded, typer.Typer):
+            made = loaded
+        else:
+            made.command(point.name)(loaded)
+    command = typer.main.get_command(made)
+    command.name = point.name
+    return command
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -130,6 +130,13 @@ def test_a_failure_has_the_smallest_input_and_a_snippet_that_shows_it(worker, ca
     assert "error  " in out
 
 
+def test_nothing_is_left_in_the_users_folder(worker, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    worker("Wrong").run(PARITY)
+    assert list((tmp_path / "here").iterdir()) == []
+
+
 def test_a_declared_limitation_that_fails_is_limited(worker):
     declared = worker("Declared")
     outcome = declared.run(PARITY)
@@ -149,7 +156,7 @@ def test_a_declared_crash_is_not_run(worker):
 
 
 def test_a_limitation_of_no_check_is_refused(worker):
-    with pytest.raises(BackendError, match="'box_iou.nonsense': there is no such check"):
+    with pytest.raises(BackendError, match=r"'box_iou\.nonsense': there is no such check"):
         worker("Unknown").run(PARITY)
 
 

@@ -1,0 +1,80 @@
+"""The command ``conformance``."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from refinedet.conformance.registry import LEVELS, Check
+from refinedet.conformance.report import Report, as_data, as_text
+from refinedet.conformance.report_html import as_html
+from refinedet.conformance.runner import FAILED, LIMIT, PROFILES, Outcome, run, select
+from refinedet.files import write_atomically, write_json
+
+Level = Enum("Level", {level: level for level in LEVELS}, type=str)  # type: ignore[misc]
+Profile = Enum("Profile", {name: name for name in PROFILES}, type=str)  # type: ignore[misc]
+
+
+def conformance(
+    backend: Annotated[list[str], typer.Option("--backend", help="Backend to judge; repeatable.")],
+    level: Annotated[
+        list[Level] | None, typer.Option("--level", help="Judge this level alone; repeatable.")
+    ] = None,
+    profile: Annotated[Profile, typer.Option(help="How many inputs each check draws.")] = Profile[
+        "default"
+    ],
+    text: Annotated[
+        str, typer.Option("-k", help="Judge checks with one of these words in their names.")
+    ] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Of the drawn inputs.")] = 0,
+    limit: Annotated[
+        float, typer.Option(min=1, help="Seconds after which a check counts as hanging.")
+    ] = LIMIT,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the report there as JSON too.")
+    ] = None,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", help="Write the report there as a page too.")
+    ] = None,
+) -> None:
+    """Judge backends by the contract; status 1 if a check failed."""
+    checks = select((str(one.value) for one in level or ()), text)
+    if not checks:
+        raise typer.BadParameter(f"-k: no check of these levels has {text!r} in its name")
+    for file in (json_file, html_file):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise typer.BadParameter(f"{file}: there is no folder {file.parent}; create it first")
+    outcomes = _run(list(dict.fromkeys(backend)), checks, str(profile.value), seed, limit)
+    report = Report(str(profile.value), seed, tuple(outcomes))
+    typer.echo(as_text(report))
+    if json_file is not None:
+        write_json(json_file, as_data(report))
+    if html_file is not None:
+        write_atomically(html_file, as_html(as_data(report)))
+    if report.failed():
+        raise typer.Exit(1)
+
+
+def _run(
+    backends: list[str], checks: list[Check], profile: str, seed: int, limit: float
+) -> list[Outcome]:
+    """All outcomes; tells of each on standard error: a bar on a terminal, otherwise lines."""
+    done = []
+    waiting = [f"{backend} {check.name}" for backend in backends for check in checks]
+    with tqdm(total=len(waiting), disable=None, unit="check") as bar:
+        bar.set_description(waiting[0])
+        for outcome in run(backends, checks, profile, seed, limit):
+            done.append(outcome)
+            line = f"{waiting[len(done) - 1]}: {outcome.state}, {outcome.seconds:.1f} s"
+            if bar.disable:
+                print(line, file=sys.stderr, flush=True)
+            elif outcome.state == FAILED:
+                bar.write(line, file=sys.stderr)
+            bar.set_description([*waiting, ""][len(done)])
+            bar.update()
+    return done
