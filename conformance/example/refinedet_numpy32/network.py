@@ -7,7 +7,6 @@ shapes how wide it is. Batch normalisation is folded into the convolution before
 from __future__ import annotations
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from refinedet.spec.config import VGG16_BLOCKS, Config
 from refinedet.spec.errors import Array
@@ -22,16 +21,18 @@ def conv2d(
 ) -> Array:
     """Cross-correlation with zero padding: im2col, then one product a picture."""
     outputs, _, k, _ = weight.shape
-    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    reach = dilation * (k - 1) + 1
-    windows = sliding_window_view(x, (reach, reach), axis=(2, 3))  # (N, C, H, W, k, k)
-    windows = windows[:, :, ::stride, ::stride, ::dilation, ::dilation]
     matrix = weight.reshape(outputs, -1)
-    rows, columns = windows.shape[2:4]
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    rows, columns = ((side - dilation * (k - 1) - 1) // stride + 1 for side in x.shape[2:])
+    starts = [(i * dilation, j * dilation) for i, j in np.ndindex(k, k)]
     out = np.empty((len(x), outputs, rows, columns), F)
-    for n, patches in enumerate(windows):
-        taps = patches.transpose(0, 3, 4, 1, 2).reshape(matrix.shape[1], -1)
-        out[n] = (matrix @ taps + bias[:, None]).reshape(out.shape[1:])
+    for n, picture in enumerate(x):
+        taps = [
+            picture[:, i : i + stride * rows : stride, j : j + stride * columns : stride]
+            for i, j in starts
+        ]
+        read = np.stack(taps, axis=1).reshape(matrix.shape[1], -1)  # a column for each pixel
+        out[n] = (matrix @ read + bias[:, None]).reshape(outputs, rows, columns)
     return out
 
 
@@ -41,7 +42,8 @@ def upsample(x: Array, weight: Array, bias: Array) -> Array:
     matrix = weight.reshape(channels, -1).T  # (outputs and places in the patch, inputs)
     patches = (matrix @ x.reshape(n, channels, h * w)).reshape(n, -1, 2, 2, h, w)
     whole = patches.transpose(0, 1, 4, 2, 5, 3).reshape(n, -1, 2 * h, 2 * w)
-    return whole + bias[:, None, None]
+    biased: Array = whole + bias[:, None, None]
+    return biased
 
 
 def max_pool(x: Array) -> Array:
@@ -87,7 +89,9 @@ class Float32Network:
 
     def _normalised(self, name: str, x: Array) -> Array:
         squares = (x * x).sum(axis=1, keepdims=True)
-        return x * (self.scales[name] / np.sqrt(squares + F(self.config.network.l2_eps)))
+        norm = np.sqrt(squares + F(self.config.network.l2_eps))
+        normalised: Array = x * (self.scales[name] / norm)
+        return normalised
 
     def sources(self, pictures: Array) -> list[Array]:
         """What the ARM and the transfer connection blocks read, finest first."""
@@ -123,7 +127,7 @@ class Float32Network:
         for level, x in enumerate(features):
             y = self._conv(f"{module}.{level}.{part}", x)
             rows.append(y.transpose(0, 2, 3, 1).reshape(len(x), -1, per_anchor))
-        return np.concatenate(rows, axis=1)
+        return np.ascontiguousarray(np.concatenate(rows, axis=1))
 
     def heads(self, pictures: Array) -> Heads:
         """The raw outputs."""

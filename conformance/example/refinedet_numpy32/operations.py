@@ -148,8 +148,9 @@ def targets(anchors: Array, boxes: Array, labels: Array, config: Config) -> tupl
 
 
 def _log_softmax(logits: Array) -> Array:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    shifted: Array = logits - logits.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
 
 
 def softmax(logits: Array) -> Array:
@@ -243,7 +244,8 @@ def nms(boxes: Array, scores: Array, iou: float) -> Array:
     for i in range(len(order)):
         if alive[i]:
             alive[i + 1 :] &= ~suppresses[i, i + 1 :]
-    return order[alive]
+    kept: Array = order[alive]
+    return kept
 
 
 def detect(boxes: Array, scores: Array, config: DetectionConfig) -> Detections:
