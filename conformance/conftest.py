@@ -9,7 +9,7 @@ import pytest
 
 from refinedet.backend import BackendError
 from refinedet.conformance.registry import LEVELS
-from refinedet.conformance.report import Report, as_data, conclusion, table
+from refinedet.conformance.report import Report, as_data, summary
 from refinedet.conformance.runner import LIMIT, PROFILES, Outcome, Worker, select
 
 OUTCOMES = pytest.StashKey[list[Outcome]]()
@@ -79,5 +79,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         option = config.getoption
         data = as_data(Report(option("profile"), option("seed"), tuple(found)))
         terminalreporter.section("conformance")
-        for line in [*table(data["backends"]), "", *map(conclusion, data["backends"])]:
+        for line in ["", *summary(data["backends"])]:
             terminalreporter.write_line(line)

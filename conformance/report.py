@@ -131,19 +131,28 @@ def as_text(report: Report) -> str:
         f"refinedet {where['refinedet']}, Python {where['python']}, NumPy {where['numpy']}, "
         f"{where['platform']}",
         "",
-        *table(data["backends"]),
+        *summary(data["backends"]),
     ]
-    for backend in data["backends"]:
-        lines += ["", conclusion(backend)]
-        for reason, names in reasons(backend["checks"]):
-            lines.append(f"  {reason}: {', '.join(names)}")
     for outcome in report.outcomes:
         if outcome.state == FAILED:
             lines += ["", failure_text(outcome)]
     return "\n".join(lines)
 
 
-def table(backends: list[dict[str, Any]]) -> list[str]:
+def summary(backends: list[dict[str, Any]]) -> list[str]:
+    """The table, what each backend reached, and the reasons of what did not pass."""
+    lines = _table(backends)
+    for backend in backends:
+        lines += ["", conclusion(backend)]
+        reasons: dict[str, list[str]] = {}
+        for row in backend["checks"]:
+            if row["state"] in (MISSING, LIMITED):
+                reasons.setdefault(f"{row['state']}, {row['reason']}", []).append(row["check"])
+        lines += [f"  {reason}: {', '.join(names)}" for reason, names in reasons.items()]
+    return lines
+
+
+def _table(backends: list[dict[str, Any]]) -> list[str]:
     """A row for every level of every backend."""
     width = max([7, *(len(backend["backend"]) for backend in backends)])
     columns = ("checks", *STATES, "undecided", "worst error")
@@ -176,15 +185,6 @@ def conclusion(backend: dict[str, Any]) -> str:
     level = f"level {backend['reached']}" if backend["reached"] else "no level"
     rest = f"; {backend['obstacle']}" if backend["obstacle"] else ""
     return f"{backend['backend']} reaches {level}{rest}"
-
-
-def reasons(checks: list[dict[str, Any]]) -> Iterable[tuple[str, list[str]]]:
-    """Checks that did not pass and did not fail, by their reason."""
-    found: dict[str, list[str]] = {}
-    for row in checks:
-        if row["state"] in (MISSING, LIMITED):
-            found.setdefault(f"{row['state']}, {row['reason']}", []).append(row["check"])
-    return found.items()
 
 
 def failure_text(outcome: Outcome) -> str:

@@ -251,7 +251,7 @@ class Worker:
         self._process.start()
         there.close()
         try:
-            refused = self._answer()
+            refused = self._answer("", max(self.limit, LIMIT))  # a framework may load slowly
         except _GoneError as gone:
             refused = f"backend {self.arguments[0]}: loading it {gone}"
         if refused is not None:
@@ -263,20 +263,20 @@ class Worker:
         self.start()
         began = time.perf_counter()
         try:
-            return self._answer(check.name)
+            return self._answer(check.name, self.limit)
         except _GoneError as gone:
             self.close()
             seconds = time.perf_counter() - began
             name, failure = self.arguments[0], Failure(f"{check.name} {gone}")
         return Outcome(name, check.name, check.level, check.law, FAILED, seconds, failure=failure)
 
-    def _answer(self, question: str = "") -> Any:
+    def _answer(self, question: str, limit: float) -> Any:
         assert self._pipe is not None
         try:
             if question:
                 self._pipe.send(question)
-            if not self._pipe.poll(self.limit):
-                raise _GoneError(f"does not end within {self.limit:g} s")
+            if not self._pipe.poll(limit):
+                raise _GoneError(f"does not end within {limit:g} s")
             return self._pipe.recv()
         except (EOFError, OSError):
             self._process.join(10)

@@ -109,8 +109,7 @@ def test_a_status_is_told_too(worker):
 
 def test_a_hang_fails_its_check_alone(worker):
     hanging = worker("Hangs")
-    hanging.start()
-    hanging.limit = 0.5
+    hanging.limit = 0.5  # of a check; loading the backend may take longer
     outcome = hanging.run(PARITY)
     assert outcome.state == FAILED
     assert outcome.failure.said == "box_iou.parity does not end within 0.5 s"
