@@ -110,7 +110,9 @@ def seeded_arguments() -> dict[str, list[tuple[Any, ...]]]:
         "clip_boxes": [(twelve * np.float32(2) - np.float32(0.5),)],
         "encode": [(twelve, others, variances)],
         "decode": [(draw(12, 4), others, variances), (draw(12, 4), others, (0.25, 0.5))],
-        "cascaded_decode": [(draw(len(rows), 4), draw(len(rows), 4), rows, variances)],
+        "cascaded_decode": [
+            (draw(len(rows), 4, wide=0.5), draw(len(rows), 4, wide=0.5), rows, variances)
+        ],
         "match": [(box_iou(rows, objects), config.matching)],
         "targets": [(rows, objects, labels, config)],
         "softmax": [(draw(12, 21, wide=3),), (draw(2, 5, 4, wide=3),)],
