@@ -1,5 +1,7 @@
 """The process of a backend: it may crash, hang, or misdeclare, and each is told."""
 
+import os
+
 import pytest
 
 from refinedet.backend import BackendError
@@ -71,6 +73,10 @@ class Raises(Faulty):
 class Dies(Faulty):
     def __init__(self):
         os._exit(7)
+
+class Threads(Faulty):
+    def __init__(self):
+        raise RuntimeError(os.environ["OPENBLAS_NUM_THREADS"])
 
 class Prints(Faulty):
     changed = {"box_iou": lambda a, b: print("noise") or OPERATIONS["box_iou"](a, b)}
@@ -189,6 +195,23 @@ def test_what_a_check_does_not_expect_fails_it(worker):
 def test_a_backend_that_does_not_load_is_told_once(worker, name, said):
     with pytest.raises(BackendError, match=f"backend faulty_backends:{name}: .*{said}"):
         worker(name).start()
+
+
+@pytest.mark.parametrize(("chosen", "threads"), [(None, "1"), ("2", "2")])
+def test_products_use_one_thread_unless_the_user_chose(worker, monkeypatch, chosen, threads):
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    if chosen:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", chosen)
+    with pytest.raises(BackendError, match=f": {threads}$"):
+        worker("Threads").start()
+    assert os.environ.get("OPENBLAS_NUM_THREADS") == chosen
+
+
+def test_what_a_backend_prints_is_not_in_the_report(worker, capfd):
+    assert worker("Prints").run(PARITY).state == PASSED
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "noise" in err
 
 
 def test_an_unknown_backend_is_told_before_any_check():
