@@ -70,11 +70,18 @@ class Outcome:
     failure: Failure | None = None
 
 
-def judge(check: Check, subject: Subject, profile: str = "default", number: int = 0) -> None:
+def judge(
+    check: Check,
+    subject: Subject,
+    profile: str = "default",
+    number: int = 0,
+    shrink: bool = True,
+) -> None:
     """One check in this process.
 
     Args:
         number: seed of the drawn cases.
+        shrink: look for the smallest case once one has failed.
     Raises:
         Violation: with the smallest case found, as ``case``.
         NotImplementedByBackend: the backend lacks what the check needs.
@@ -93,7 +100,7 @@ def judge(check: Check, subject: Subject, profile: str = "default", number: int 
             deadline=None,
             report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
-            phases=[Phase.generate, Phase.shrink],
+            phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
         )
         @given(check.draws)
         def drawn(case: Any) -> None:

@@ -45,7 +45,7 @@ def postprocess(boxes: Array, scores: Array, config: DetectionConfig) -> Detecti
 
     by_class = np.argsort(label, kind="stable")  # each class best first
     by_class = by_class[_rank(label[by_class]) < (config.top_before_nms_per_class or len(score))]
-    kept = _suppress(boxes[anchor[by_class]], label[by_class], config)
+    kept = suppress(boxes[anchor[by_class]], label[by_class], config)
     rows = np.sort(by_class[kept])[: config.top]
     found = boxes[anchor[rows]]
     return Detections(found.clip(0, 1) if config.clip else found, score[rows], label[rows])
@@ -74,7 +74,7 @@ def _largest_kept(iou: float) -> float:
     return middle if np.float32(middle) == exact else float(np.nextafter(middle, 0))
 
 
-def _suppress(boxes: Array, label: Array, config: DetectionConfig) -> Array:
+def suppress(boxes: Array, label: Array, config: DetectionConfig) -> Array:
     """Rows that survive, of candidates sorted by class, each class best first."""
     rank = _rank(label)
     kept = [np.zeros(0, np.int64)]
@@ -90,7 +90,7 @@ def _suppress(boxes: Array, label: Array, config: DetectionConfig) -> Array:
 
 
 def _suppress_group(boxes: Array, label: Array, rank: Array, config: DetectionConfig) -> Array:
-    """``_suppress`` for some classes, in rounds of one block of each."""
+    """``suppress`` for some classes, in rounds of one block of each."""
     corners = np.ascontiguousarray(boxes.T, np.float64)
     limit = _largest_kept(config.nms_iou)
     cap = config.top_per_class or len(label)

@@ -69,6 +69,14 @@ class MindSporeBackend:
                 os.environ[name] = value
                 print(f"{self.name}: set {name}={value} for this MindSpore", file=sys.stderr)
 
+    @property
+    def operations(self) -> ModuleType:
+        """See ``refinedet.backend.Backend``."""
+        self._engine()
+        from refinedet.adapters.mindspore import operations
+
+        return operations
+
     def network(self, config: Config, parameters: Parameters) -> Network:
         """See ``refinedet.backend.Backend``."""
         network: Network = self._engine().MindSporeNetwork(config, parameters)

@@ -8,7 +8,13 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import nn, ops
 
-from refinedet.adapters.mindspore.network import Detector, centre_anchors, decode, to_corners
+from refinedet.adapters.mindspore.network import (
+    Detector,
+    centre_anchors,
+    decode,
+    to_centres,
+    to_corners,
+)
 from refinedet.spec.config import Config
 
 
@@ -44,10 +50,10 @@ def match(iou: ms.Tensor, threshold: float, lowest: float) -> ms.Tensor:
     anchor_free = ops.ones((n, a + 1), ms.float32)
     object_free = ops.ones((n, t), ms.float32)
     free = overlap
-    left = free.max()
+    left = ops.amax(free)
     while left > 0:
         best = ops.argmax(free, 2).astype(ms.int32)  # (N, T), first of equals
-        value = free.max(2)
+        value = ops.amax(free, 2)
         rivals = ops.gather_elements(free, 2, ops.broadcast_to(best[:, None, :], (n, t, t)))
         joined = ops.logical_and(ops.argmax(rivals, 1).astype(ms.int32) == rows, value > 0)
         place = ops.select(joined, best, ops.full_like(best, a))
@@ -55,19 +61,18 @@ def match(iou: ms.Tensor, threshold: float, lowest: float) -> ms.Tensor:
         anchor_free = ops.tensor_scatter_elements(anchor_free, place, ops.zeros_like(value), 1)
         object_free = ops.select(joined, ops.zeros_like(value), object_free)
         free = overlap * anchor_free[:, None, :a] * object_free[:, :, None]
-        left = free.max()
+        left = ops.amax(free)
     matched = matched[:, :a]
     best = ops.argmax(overlap, 1).astype(ms.int32)
-    by_threshold = ops.select(overlap.max(1) >= threshold, best, ops.full_like(best, -1))
+    by_threshold = ops.select(ops.amax(overlap, 1) >= threshold, best, ops.full_like(best, -1))
     return ops.select(matched >= 0, matched, by_threshold)
 
 
 def encode(boxes: ms.Tensor, anchors: ms.Tensor, centre: float, size: float) -> ms.Tensor:
     """``spec.coding.encode``: boxes (N, A, 4) corner form, anchors (N, A, 4) centre form."""
-    low, high = boxes[:, :, :2], boxes[:, :, 2:]
-    sides = anchors[:, :, 2:]
-    offset = ((low + high) / 2 - anchors[:, :, :2]) / (sides * centre)
-    return ops.concat((offset, ops.log((high - low) / sides) / size), 2)
+    centres, sides = to_centres(boxes), anchors[:, :, 2:]
+    offset = (centres[:, :, :2] - anchors[:, :, :2]) / (sides * centre)
+    return ops.concat((offset, ops.log(centres[:, :, 2:] / sides) / size), 2)
 
 
 def hard_negatives(losses: ms.Tensor, candidate: ms.Tensor, wanted: ms.Tensor) -> ms.Tensor:
@@ -93,6 +98,24 @@ def hard_negatives(losses: ms.Tensor, candidate: ms.Tensor, wanted: ms.Tensor) -
     return ops.logical_and(chosen, wanted > 0)
 
 
+def most_negatives(positive: ms.Tensor, ratio: float) -> ms.Tensor:
+    """How many negatives of each picture may count, (N, 1) int32; ``positive`` (N, A) bool."""
+    count = positive.astype(ms.int32).sum(1, keepdims=True)
+    return ops.floor(count.astype(ms.float32) * ratio).astype(ms.int32)
+
+
+def smooth_l1(offsets: ms.Tensor, wanted: ms.Tensor) -> ms.Tensor:
+    """``spec.losses.smooth_l1``, (..., 4) to (...)."""
+    far = ops.abs(offsets - wanted)
+    return ops.select(far < 1, far * far / 2, far - 0.5).sum(-1)
+
+
+def cross_entropy(logits: ms.Tensor, labels: ms.Tensor) -> ms.Tensor:
+    """``spec.losses.cross_entropy``, logits (N, A, K) and labels (N, A) to (N, A)."""
+    picked = ops.gather_elements(ops.log_softmax(logits, 2), 2, labels.expand_dims(2))
+    return -picked.squeeze(2)
+
+
 def module_loss(
     offsets: ms.Tensor,
     logits: ms.Tensor,
@@ -103,69 +126,70 @@ def module_loss(
 ) -> tuple[ms.Tensor, ms.Tensor]:
     """``spec.losses.module_loss``: the loss of the offsets and that of the classes."""
     positive = labels > 0
-    d = ops.select(
-        ops.broadcast_to(positive.expand_dims(2), offsets.shape),
-        offsets - wanted,
-        ops.zeros_like(offsets),
-    )
-    far = ops.abs(d)
-    box_loss = ops.select(far < 1, d * d / 2, far - 0.5).sum()
-    picked = ops.gather_elements(ops.log_softmax(logits, 2), 2, labels.expand_dims(2))
-    class_loss = -picked.squeeze(2)
-    count = positive.astype(ms.int32).sum(1, keepdims=True)
-    most = ops.floor(count.astype(ms.float32) * ratio).astype(ms.int32)
+    paid = ops.broadcast_to(positive.expand_dims(2), offsets.shape)
+    box_loss = smooth_l1(ops.select(paid, offsets, wanted), wanted).sum()
+    class_loss = cross_entropy(logits, labels)
     candidate = ops.logical_and(eligible, ops.logical_not(positive))
+    most = most_negatives(positive, ratio)
     negative = hard_negatives(ops.stop_gradient(class_loss), candidate, most)
     counted = ops.logical_or(positive, negative).astype(ms.float32)
-    divisor = ops.maximum(count.sum().astype(ms.float32), 1.0)
+    divisor = ops.maximum(positive.astype(ms.float32).sum(), 1.0)
     return box_loss / divisor, (class_loss * counted).sum() / divisor
 
 
-class DetectorLoss(nn.Cell):
-    """``spec.losses.detector_loss`` behind the detector.
+def targets(
+    anchors: ms.Tensor, boxes: ms.Tensor, labels: ms.Tensor, config: Config
+) -> tuple[ms.Tensor, ms.Tensor]:
+    """``spec.matching.targets`` for a batch.
+
+    Args:
+        anchors: (N, A, 4), centre form.
+        boxes: (N, T, 4), corner form, and labels: (N, T); 0 marks an empty place.
+    """
+    n, a, _ = anchors.shape
+    iou = pairwise_iou(boxes, to_corners(anchors))
+    iou = iou * (labels > 0).astype(iou.dtype).expand_dims(2)
+    matched = match(iou, config.matching.iou, config.matching.lowest_iou)
+    positive = matched >= 0
+    index = ops.maximum(matched, 0)
+    box = ops.gather_elements(boxes, 1, ops.broadcast_to(index.expand_dims(2), (n, a, 4)))
+    # Unmatched anchors get themselves: finite offsets, which nothing reads.
+    mask = ops.broadcast_to(positive.expand_dims(2), (n, a, 4))
+    box = ops.select(mask, box, to_corners(anchors))
+    centre, size = config.anchors.variances
+    label = ops.gather_elements(labels, 1, index)
+    wanted = encode(box, anchors, centre, size)
+    return wanted, ops.select(positive, label, ops.zeros_like(label))
+
+
+class HeadsLoss(nn.Cell):
+    """``spec.losses.detector_loss``: from the four outputs and a batch's objects.
 
     Returns the sum times ``loss_scale``, and the four parts as (4,) float32.
     """
 
-    def __init__(self, detector: Detector, config: Config) -> None:
-        super().__init__(auto_prefix=False)
-        self.detector = detector
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
         self.anchors = centre_anchors(config)
         self.centre, self.size = config.anchors.variances
-        self.iou, self.lowest = config.matching.iou, config.matching.lowest_iou
         self.ratio = config.loss.negatives_per_positive
         self.objectness = config.loss.objectness
         self.scale = config.optimizer.loss_scale
 
-    def targets(
-        self, anchors: ms.Tensor, boxes: ms.Tensor, labels: ms.Tensor
-    ) -> tuple[ms.Tensor, ms.Tensor]:
-        """``spec.matching.targets``; anchors (N, A, 4) in centre form."""
-        n, a, _ = anchors.shape
-        iou = pairwise_iou(boxes, to_corners(anchors))
-        iou = iou * (labels > 0).astype(iou.dtype).expand_dims(2)
-        matched = match(iou, self.iou, self.lowest)
-        positive = matched >= 0
-        index = ops.maximum(matched, 0)
-        box = ops.gather_elements(boxes, 1, ops.broadcast_to(index.expand_dims(2), (n, a, 4)))
-        # Unmatched anchors get themselves: finite offsets, which nothing reads.
-        mask = ops.broadcast_to(positive.expand_dims(2), (n, a, 4))
-        box = ops.select(mask, box, to_corners(anchors))
-        wanted = encode(box, anchors, self.centre, self.size)
-        label = ops.gather_elements(labels, 1, index)
-        return wanted, ops.select(positive, label, ops.zeros_like(label))
-
     def construct(
         self,
-        pictures: ms.Tensor,
+        arm_offsets: ms.Tensor,
+        arm_logits: ms.Tensor,
+        odm_offsets: ms.Tensor,
+        odm_logits: ms.Tensor,
         boxes: ms.Tensor,
         labels: ms.Tensor,
         arm_wanted: ms.Tensor,
         arm_labels: ms.Tensor,
     ) -> tuple[ms.Tensor, ms.Tensor]:
-        arm_offsets, arm_logits, odm_offsets, odm_logits = self.detector(pictures)
         refined = ops.stop_gradient(decode(arm_offsets, self.anchors, self.centre, self.size))
-        odm_wanted, odm_labels = self.targets(refined, boxes, labels)
+        odm_wanted, odm_labels = targets(refined, boxes, labels, self.config)
         objectness = ops.stop_gradient(ops.softmax(arm_logits, 2)[:, :, 1])
         arm_box, arm_class = module_loss(
             arm_offsets,
@@ -185,3 +209,23 @@ class DetectorLoss(nn.Cell):
         )
         parts = ops.stack((arm_box, arm_class, odm_box, odm_class))
         return parts.sum() * self.scale, parts
+
+
+class DetectorLoss(nn.Cell):
+    """``HeadsLoss`` behind the detector: from a batch."""
+
+    def __init__(self, detector: Detector, config: Config) -> None:
+        super().__init__(auto_prefix=False)
+        self.detector = detector
+        self.loss = HeadsLoss(config)
+
+    def construct(
+        self,
+        pictures: ms.Tensor,
+        boxes: ms.Tensor,
+        labels: ms.Tensor,
+        arm_wanted: ms.Tensor,
+        arm_labels: ms.Tensor,
+    ) -> tuple[ms.Tensor, ms.Tensor]:
+        heads = self.detector(pictures)
+        return self.loss(*heads, boxes, labels, arm_wanted, arm_labels)

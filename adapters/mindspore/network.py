@@ -194,23 +194,38 @@ class Detector(nn.Cell):
         )
 
 
-class ScoredBoxes(nn.Cell):
-    """``spec.detection.scored_boxes`` behind the detector: boxes and scores."""
+class Scoring(nn.Cell):
+    """``spec.detection.scored_boxes``: from the four outputs to boxes and scores."""
 
-    def __init__(self, detector: Detector, config: Config) -> None:
-        super().__init__(auto_prefix=False)
-        self.detector = detector
+    def __init__(self, config: Config) -> None:
+        super().__init__()
         self.anchors = centre_anchors(config)
         self.centre, self.size = config.anchors.variances
         self.objectness = config.loss.objectness
 
-    def construct(self, pictures: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
-        arm_offsets, arm_logits, odm_offsets, odm_logits = self.detector(pictures)
-        refined = decode(arm_offsets, self.anchors, self.centre, self.size)
-        boxes = decode(odm_offsets, refined, self.centre, self.size)
+    def construct(
+        self,
+        arm_offsets: ms.Tensor,
+        arm_logits: ms.Tensor,
+        odm_offsets: ms.Tensor,
+        odm_logits: ms.Tensor,
+    ) -> tuple[ms.Tensor, ms.Tensor]:
+        boxes = cascade(arm_offsets, odm_offsets, self.anchors, self.centre, self.size)
         objectness = ops.softmax(arm_logits, -1)[:, :, 1:2]
         seen = (objectness >= self.objectness).astype(odm_logits.dtype)
         return to_corners(boxes), ops.softmax(odm_logits, -1) * seen
+
+
+class ScoredBoxes(nn.Cell):
+    """``Scoring`` behind the detector: from pictures to boxes and scores."""
+
+    def __init__(self, detector: Detector, config: Config) -> None:
+        super().__init__(auto_prefix=False)
+        self.detector = detector
+        self.scoring = Scoring(config)
+
+    def construct(self, pictures: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        return self.scoring(*self.detector(pictures))
 
 
 def centre_anchors(config: Config) -> ms.Tensor:
@@ -229,6 +244,23 @@ def decode(offsets: ms.Tensor, anchors: ms.Tensor, centre: float, size: float) -
         ),
         2,
     )
+
+
+def cascade(
+    arm_offsets: ms.Tensor,
+    odm_offsets: ms.Tensor,
+    anchors: ms.Tensor,
+    centre: float,
+    size: float,
+) -> ms.Tensor:
+    """``spec.coding.cascaded_decode``, anchors and boxes (N, A, 4) in centre form."""
+    return decode(odm_offsets, decode(arm_offsets, anchors, centre, size), centre, size)
+
+
+def to_centres(boxes: ms.Tensor) -> ms.Tensor:
+    """Corner form to centre form, (N, A, 4)."""
+    low, high = boxes[:, :, :2], boxes[:, :, 2:]
+    return ops.concat(((low + high) / 2, high - low), 2)
 
 
 def to_corners(boxes: ms.Tensor) -> ms.Tensor:

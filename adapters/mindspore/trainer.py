@@ -9,15 +9,20 @@ from mindspore import nn, ops
 from refinedet.adapters.mindspore.losses import DetectorLoss
 from refinedet.adapters.mindspore.network import Detector, load_parameters, read_parameters
 from refinedet.backend import Batch, StepLosses
-from refinedet.spec.config import Config
+from refinedet.spec.config import Config, ScheduleConfig
+from refinedet.spec.errors import Array
 from refinedet.spec.network import Parameters, parameter_table
 from refinedet.spec.schedule import learning_rate
 
 
+def learning_rates(config: ScheduleConfig) -> Array:
+    """``spec.schedule.learning_rate`` of every step, (steps,) float64."""
+    return np.array([learning_rate(step, config) for step in range(config.steps)])
+
+
 def momentum(detector: Detector, config: Config) -> nn.Momentum:
     """``spec.optimizer.momentum_step``: groups, decay, and the rate of every step."""
-    options, schedule = config.optimizer, config.schedule
-    rates = np.array([learning_rate(s, schedule) for s in range(schedule.steps)])
+    options, rates = config.optimizer, learning_rates(config.schedule)
     groups = {p.name: p.group for p in parameter_table(config)}
     settings = {
         "decay": (options.weight_decay, 1.0),
@@ -43,25 +48,47 @@ def momentum(detector: Detector, config: Config) -> nn.Momentum:
     )
 
 
-class TrainStep(nn.Cell):
-    """Loss, gradient, clipping, update; returns the four parts of the loss."""
+def load_velocities(optimizer: nn.Momentum, velocities: Parameters) -> None:
+    """Give the optimizer its moments by the names of their parameters."""
+    for weight, moment in zip(optimizer.parameters, optimizer.moments, strict=True):
+        moment.set_data(ms.Tensor(velocities[weight.name]))
 
-    def __init__(self, loss: DetectorLoss, optimizer: nn.Momentum, config: Config) -> None:
+
+def read_velocities(optimizer: nn.Momentum) -> Parameters:
+    """Copies of the moments by the names of their parameters."""
+    pairs = zip(optimizer.parameters, optimizer.moments, strict=True)
+    return {weight.name: moment.asnumpy().copy() for weight, moment in pairs}
+
+
+class Update(nn.Cell):
+    """From gradients of the scaled loss to new parameters: unscale, clip, momentum."""
+
+    def __init__(self, optimizer: nn.Momentum, config: Config) -> None:
         super().__init__(auto_prefix=False)
-        self.loss = loss
         self.optimizer = optimizer
-        self.weights = optimizer.parameters
-        self.grad = ops.value_and_grad(loss, None, self.weights, has_aux=True)
         self.unscale = 1 / config.optimizer.loss_scale
         self.clip_norm = config.optimizer.clip_norm
 
-    def construct(self, *batch: ms.Tensor) -> ms.Tensor:
-        (_, parts), gradients = self.grad(*batch)
+    def construct(self, gradients: tuple[ms.Tensor, ...]) -> bool:
         if self.unscale != 1:
             gradients = ops.HyperMap()(ops.partial(ops.mul, self.unscale), gradients)
         if self.clip_norm is not None:
             gradients = ops.clip_by_global_norm(gradients, self.clip_norm)
-        return ops.depend(parts, self.optimizer(gradients))
+        return self.optimizer(gradients)
+
+
+class TrainStep(nn.Cell):
+    """Loss, gradient, update; returns the four parts of the loss."""
+
+    def __init__(self, loss: DetectorLoss, optimizer: nn.Momentum, config: Config) -> None:
+        super().__init__(auto_prefix=False)
+        self.loss = loss
+        self.update = Update(optimizer, config)
+        self.grad = ops.value_and_grad(loss, None, optimizer.parameters, has_aux=True)
+
+    def construct(self, *batch: ms.Tensor) -> ms.Tensor:
+        (_, parts), gradients = self.grad(*batch)
+        return ops.depend(parts, self.update(gradients))
 
 
 class MindSporeTrainer:
@@ -78,10 +105,7 @@ class MindSporeTrainer:
         load_parameters(self.detector, parameters)
         self.optimizer = momentum(self.detector, config)
         if velocities is not None:
-            for weight, moment in zip(
-                self.optimizer.parameters, self.optimizer.moments, strict=True
-            ):
-                moment.set_data(ms.Tensor(velocities[weight.name]))
+            load_velocities(self.optimizer, velocities)
         self.optimizer.global_step.set_data(ms.Tensor(np.array([steps_done], np.int32)))
         self.run = TrainStep(DetectorLoss(self.detector, config), self.optimizer, config)
         self.run.set_train()
@@ -99,9 +123,4 @@ class MindSporeTrainer:
 
     def velocities(self) -> Parameters:
         """Copies of the momentum by canonical name."""
-        return {
-            weight.name: moment.asnumpy().copy()
-            for weight, moment in zip(
-                self.optimizer.parameters, self.optimizer.moments, strict=True
-            )
-        }
+        return read_velocities(self.optimizer)

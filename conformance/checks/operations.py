@@ -604,7 +604,7 @@ PLAIN = replace(
         (1, replace(PLAIN, optimizer={"clip_norm": 1.0, "loss_scale": 8.0})),
         (2, replace(PLAIN, network={"batch_norm": False})),
     ],
-    share=0.3,
+    share=0.1,
 )
 def update(subject: Subject, case: tuple[int, Config]) -> None:
     """New parameters and velocities are the contract's, group by group."""

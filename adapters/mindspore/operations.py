@@ -1,0 +1,267 @@
+"""The contract's operations, one by one, as this backend computes them.
+
+They are the functions and cells that its graphs are made of; what runs on the host
+(preparing pictures, the ARM's targets, suppression) is called as the application calls it.
+Importing this imports MindSpore. Arguments and results: ``refinedet.operations``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import ops
+
+from refinedet.adapters.mindspore import losses, network
+from refinedet.adapters.mindspore.trainer import (
+    Update,
+    learning_rates,
+    load_velocities,
+    momentum,
+    read_velocities,
+)
+from refinedet.data.augment import normaliser
+from refinedet.data.targets import ArmTargets
+from refinedet.postprocess import postprocess, suppress
+from refinedet.spec.config import (
+    Config,
+    DetectionConfig,
+    MatchingConfig,
+    PictureConfig,
+    ScheduleConfig,
+    replace,
+)
+from refinedet.spec.detection import Detections
+from refinedet.spec.errors import Array
+from refinedet.spec.losses import Loss, ModuleLoss
+from refinedet.spec.network import Heads, Parameters
+
+PLACES = 8
+"""Places for objects in a batch: few shapes, few graphs."""
+
+
+def _numpy(tensor: ms.Tensor) -> Array:
+    """A copy that NumPy owns."""
+    array: Array = np.array(tensor.asnumpy(), order="C")
+    return array
+
+
+def _one(function: Callable[..., ms.Tensor], *arrays: Array, rows: int | None = None) -> Array:
+    """``function`` on the arrays as a batch of one; where there is no row, nothing is run."""
+    if (len(arrays[0]) if rows is None else rows) == 0:
+        return np.zeros_like(arrays[0])
+    return _numpy(function(*(ms.Tensor(array[None]) for array in arrays))[0])
+
+
+# Pictures, anchors, boxes
+
+
+def normalise(picture: Array, config: PictureConfig) -> Array:
+    return normaliser(config)(picture)
+
+
+def anchors(config: Config) -> Array:
+    return _numpy(network.to_corners(network.centre_anchors(config))[0])
+
+
+def corners_to_centres(boxes: Array) -> Array:
+    return _one(network.to_centres, boxes)
+
+
+def centres_to_corners(boxes: Array) -> Array:
+    return _one(network.to_corners, boxes)
+
+
+def box_iou(anchors: Array, truths: Array) -> Array:
+    if len(anchors) == 0 or len(truths) == 0:
+        return np.zeros((len(anchors), len(truths)), np.float32)
+    return np.ascontiguousarray(_one(losses.pairwise_iou, truths, anchors).T)
+
+
+def clip_boxes(boxes: Array) -> Array:
+    return boxes.clip(0, 1)  # as ``postprocess`` does
+
+
+# Coding
+
+
+def encode(boxes: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
+    def run(b: ms.Tensor, a: ms.Tensor) -> ms.Tensor:
+        return losses.encode(b, network.to_centres(a), *variances)
+
+    return _one(run, boxes, anchors)
+
+
+def decode(offsets: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
+    def run(o: ms.Tensor, a: ms.Tensor) -> ms.Tensor:
+        return network.to_corners(network.decode(o, network.to_centres(a), *variances))
+
+    return _one(run, offsets, anchors)
+
+
+def cascaded_decode(
+    arm_offsets: Array, odm_offsets: Array, anchors: Array, variances: tuple[float, ...]
+) -> Array:
+    def run(arm: ms.Tensor, odm: ms.Tensor, a: ms.Tensor) -> ms.Tensor:
+        boxes = network.cascade(arm, odm, network.to_centres(a), *variances)
+        return network.to_corners(boxes)
+
+    return _one(run, arm_offsets, odm_offsets, anchors)
+
+
+# Matching
+
+
+def match(iou: Array, config: MatchingConfig) -> Array:
+    anchors, objects = iou.shape
+    if anchors == 0:
+        return np.zeros(0, np.int64)
+    padded = np.zeros((1, max(objects, 1), anchors), np.float32)
+    padded[0, :objects] = iou.T
+    return _numpy(losses.match(ms.Tensor(padded), config.iou, config.lowest_iou)[0]).astype(
+        np.int64
+    )
+
+
+def targets(anchors: Array, boxes: Array, labels: Array, config: Config) -> tuple[Array, Array]:
+    if len(anchors) == 0:
+        return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    padded, classes = _places([boxes], [labels])
+    wanted, found = losses.targets(
+        network.to_centres(ms.Tensor(anchors[None])),
+        ms.Tensor(padded),
+        ms.Tensor(classes),
+        config,
+    )
+    label = _numpy(found[0]).astype(np.int64)
+    offsets = _numpy(wanted[0])
+    offsets[label == 0] = 0  # nothing reads them
+    return offsets, label
+
+
+def _places(boxes: list[Array], labels: list[Array]) -> tuple[Array, Array]:
+    """Objects of each picture as a batch has them: (N, T, 4) and (N, T) int32."""
+    padded = np.zeros((len(boxes), PLACES, 4), np.float32)
+    classes = np.zeros((len(boxes), PLACES), np.int32)
+    for row, (b, c) in enumerate(zip(boxes, labels, strict=True)):
+        padded[row, : len(b)], classes[row, : len(c)] = b, c
+    return padded, classes
+
+
+# Losses
+
+
+def softmax(logits: Array) -> Array:
+    return _one(lambda x: ops.softmax(x, -1), logits)
+
+
+def _with_gradient(
+    function: Callable[..., ms.Tensor], by: Array, *others: Array
+) -> tuple[Array, Array]:
+    """Losses of rows (M,) and their gradients by the first argument (M, K)."""
+    if len(by) == 0:
+        return np.zeros(0, np.float32), np.zeros_like(by)
+
+    def total(*tensors: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        rows = function(*tensors)
+        return rows.sum(), rows
+
+    run = ops.value_and_grad(total, 0, has_aux=True)
+    (_, rows), gradient = run(*(ms.Tensor(array[None]) for array in (by, *others)))
+    return _numpy(rows[0]), _numpy(gradient[0])
+
+
+def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
+    return _with_gradient(losses.cross_entropy, logits, labels.astype(np.int32))
+
+
+def smooth_l1(predicted: Array, wanted: Array) -> tuple[Array, Array]:
+    return _with_gradient(losses.smooth_l1, predicted, wanted)
+
+
+def hard_negatives(losses_: Array, positive: Array, eligible: Array, ratio: float) -> Array:
+    if len(losses_) == 0:
+        return np.zeros(0, bool)
+    most = losses.most_negatives(ms.Tensor(positive[None]), ratio)
+    candidate = ms.Tensor((eligible & ~positive)[None])
+    return _numpy(losses.hard_negatives(ms.Tensor(losses_[None]), candidate, most)[0])
+
+
+def module_loss(
+    offsets: Array, logits: Array, wanted: Array, labels: Array, eligible: Array, ratio: float
+) -> ModuleLoss:
+    constants = ms.Tensor(wanted), ms.Tensor(labels.astype(np.int32)), ms.Tensor(eligible)
+
+    def total(o: ms.Tensor, x: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
+        box, label = losses.module_loss(o, x, *constants, ratio)
+        return box + label, box, label
+
+    run = ops.value_and_grad(total, (0, 1), has_aux=True)
+    (_, box, label), gradients = run(ms.Tensor(offsets), ms.Tensor(logits))
+    return ModuleLoss(float(box), float(label), *(_numpy(g) for g in gradients))
+
+
+@functools.lru_cache(maxsize=4)
+def _loss_of_heads(config: Config) -> Callable[..., Any]:
+    return ms.jit(ops.value_and_grad(losses.HeadsLoss(config), (0, 1, 2, 3), has_aux=True))
+
+
+def detector_loss(heads: Heads, boxes: list[Array], labels: list[Array], config: Config) -> Loss:
+    match = ArmTargets(config)
+    arm = [match(b, c.astype(np.int32)) for b, c in zip(boxes, labels, strict=True)]
+    arm_wanted, arm_labels = (np.stack(part) for part in zip(*arm, strict=True))
+    batch = (*heads, *_places(boxes, labels), arm_wanted, arm_labels)
+    (_, parts), gradients = _loss_of_heads(config)(*(ms.Tensor(array) for array in batch))
+    arm_box, arm_class, odm_box, odm_class = (float(part) for part in parts.asnumpy())
+    g = [_numpy(gradient) / np.float32(config.optimizer.loss_scale) for gradient in gradients]
+    return Loss(ModuleLoss(arm_box, arm_class, g[0], g[1]), ModuleLoss(odm_box, odm_class, *g[2:]))
+
+
+# Detection
+
+
+@functools.lru_cache(maxsize=4)
+def _scoring(config: Config) -> network.Scoring:
+    return network.Scoring(config).set_train(False)
+
+
+def scored_boxes(heads: Heads, config: Config) -> tuple[Array, Array]:
+    boxes, scores = _scoring(config)(*(ms.Tensor(head) for head in heads))
+    return _numpy(boxes), _numpy(scores)
+
+
+def nms(boxes: Array, scores: Array, iou: float) -> Array:
+    order = np.argsort(-scores, kind="stable")
+    config = DetectionConfig(nms_iou=iou)
+    return order[suppress(boxes[order], np.ones(len(order), np.int64), config)]
+
+
+def detect(boxes: Array, scores: Array, config: DetectionConfig) -> Detections:
+    return postprocess(boxes, scores, config)
+
+
+# Training
+
+
+def learning_rate(step: int, config: ScheduleConfig) -> float:
+    return float(learning_rates(config)[step].astype(np.float32))
+
+
+def momentum_step(
+    parameters: Parameters,
+    gradients: Parameters,
+    velocities: Parameters,
+    rate: float,
+    config: Config,
+) -> tuple[Parameters, Parameters]:
+    constant = {"kind": "multistep", "steps": 1, "rate": rate, "warmup_steps": 0, "milestones": ()}
+    config = replace(config, schedule=constant | {"final_rate": 0.0})
+    detector = network.Detector(config)
+    network.load_parameters(detector, parameters)
+    optimizer = momentum(detector, config)
+    load_velocities(optimizer, velocities)
+    Update(optimizer, config)(tuple(ms.Tensor(gradients[p.name]) for p in optimizer.parameters))
+    return network.read_parameters(detector), read_velocities(optimizer)
