@@ -180,14 +180,17 @@ def offset_pairs(draw: st.DrawFn) -> tuple[Array, Array]:
 
 @st.composite
 def module_cases(draw: st.DrawFn) -> tuple[Array, Array, Array, Array, Array, float]:
-    """Arguments of ``module_loss``; logits on a coarse grid, so that losses tie."""
+    """Arguments of ``module_loss``; losses of negatives tie where logits are the same."""
     n, a, k = draw(st.integers(1, 3)), draw(st.integers(1, 6)), draw(st.integers(2, 4))
     predicted, wanted = (draw(offsets(n * a)).reshape(n, a, 4) for _ in range(2))
     coarse = arrays(np.int8, (n, a, k), elements=st.integers(-2, 2))
     labels = draw(arrays(np.int64, (n, a), elements=st.integers(0, k - 1)))
+    logits = draw(coarse).astype(np.float32)
+    # Other logits in another order have the same loss, but not for every order of adding up.
+    logits[labels == 0, 1:] = np.array([0.5, -1, 2], np.float32)[: k - 1]
     eligible = draw(arrays(bool, (n, a)))
     ratio = draw(st.sampled_from([0.0, 1.0, 1.5, 3.0]))
-    return predicted, draw(coarse).astype(np.float32), wanted, labels, eligible, ratio
+    return predicted, logits, wanted, labels, eligible, ratio
 
 
 @st.composite
@@ -264,8 +267,8 @@ def seeded_objects(config: Config, counts: tuple[int, ...], seed: int) -> tuple[
     rng = np.random.default_rng(seed)
     all_boxes, all_labels = [], []
     for count in counts:
-        low = rng.uniform(0, 0.7, (count, 2))
-        high = low + rng.uniform(0.05, 0.3, (count, 2))
+        low = rng.uniform(0, 0.5, (count, 2))
+        high = low + rng.uniform(0.2, 0.5, (count, 2))  # smaller ones lie within equal anchors
         all_boxes.append(np.hstack([low, high]).astype(np.float32))
         all_labels.append(rng.integers(1, config.num_classes, count))
     return all_boxes, all_labels

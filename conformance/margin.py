@@ -13,9 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from refinedet.spec.boxes import box_iou
+from refinedet.spec.config import MatchingConfig
+from refinedet.spec.matching import match
+
 MARGIN = 1e-5
 """Relative to a number's size, or absolute below 1."""
-TRIES = 6
+TRIES = 12
+"""An exact tie falls either way at random: this many tries miss one in 4,000."""
 
 
 def moved(values: Any, seed: int, margin: float = MARGIN) -> Iterator[Any]:
@@ -31,3 +36,12 @@ def moved(values: Any, seed: int, margin: float = MARGIN) -> Iterator[Any]:
             yield move(values)
         else:
             yield type(values)(*(move(array) for array in values))
+
+
+def is_matched_surely(anchors: Any, boxes: Any, config: MatchingConfig, seed: int) -> Any:
+    """For each anchor (A,) bool, whether the contract matches it alike for moved anchors."""
+    wanted = match(box_iou(anchors, boxes), config)
+    sure = np.ones(len(anchors), bool)
+    for other in moved(anchors, seed):
+        sure &= match(box_iou(other, boxes), config) == wanted
+    return sure

@@ -22,13 +22,15 @@ def test_there_are_enough_defects():
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda d: f"{d.check}: {d.name}")
 def test_every_defect_is_convicted_by_its_check(defect, tmp_path):
-    backend = wrong_backend(defect, tmp_path)
+    check, backend = CHECKS[defect.check], wrong_backend(defect, tmp_path)
     for seed in SEEDS:
-        with pytest.raises(Violation):
-            judge(CHECKS[defect.check], Subject(backend), number=seed, shrink=False)
+        with pytest.raises(Violation) as caught:
+            judge(check, Subject(backend), number=seed, shrink=False)
+        if any(caught.value.case is case for case in check.pinned):
+            break  # pinned cases come first, whatever the seed
 
 
 @pytest.mark.parametrize("check", select(), ids=lambda c: c.name)
 def test_the_contract_is_never_convicted(check):
-    for seed in SEEDS:
+    for seed in SEEDS if check.share else SEEDS[:1]:
         judge(check, Subject(SpecBackend()), number=seed)
