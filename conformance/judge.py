@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,9 @@ class Subject:
     """Discrete results compared."""
     masked: int = 0
     """Of these, the ones that the contract's own margin left undecided."""
+    observed: dict[str, float] = field(default_factory=dict)
+    """By row of the table of tolerances: the largest error, absolute below 1, relative above;
+    of tensors, relative to the tensor's largest number."""
 
     def operation(self, name: str) -> Callable[..., Any]:
         """The backend's own; raises if it has none."""
@@ -148,7 +151,7 @@ class Subject:
         allowed = allowance(tolerance, w)
         error = np.abs(g.astype(np.float64) - w.astype(np.float64))
         fraction = error / allowed
-        self.worst = max(self.worst, float(fraction.max()))
+        self._note(tolerance, float((error / np.maximum(1, np.abs(w))).max()), fraction.max())
         if fraction.max() > 1:
             at = np.unravel_index(int(fraction.argmax()), fraction.shape)
             raise Violation(
@@ -167,7 +170,7 @@ class Subject:
                 continue
             allowed = row.atol + row.rtol * float(np.abs(w).max())
             error = float(np.abs(got[name].astype(np.float64) - w).max())
-            self.worst = max(self.worst, error / allowed)
+            self._note(tolerance, error / (float(np.abs(w).max()) or 1.0), error / allowed)
             if error > allowed:
                 raise Violation(f"{what} {name} differs", got[name], w, error, allowed)
 
@@ -182,9 +185,13 @@ class Subject:
         error = abs(float(got) - float(wanted))
         if not math.isfinite(error):
             raise Violation(f"{said}: not finite", got, wanted)
-        self.worst = max(self.worst, error / allowed)
+        self._note(tolerance, error / max(1.0, abs(wanted)), error / allowed)
         if error > allowed:
             raise Violation(said, got, wanted, error, allowed)
+
+    def _note(self, row: str, error: float, fraction: float) -> None:
+        self.observed[row] = max(self.observed.get(row, 0.0), error)
+        self.worst = max(self.worst, float(fraction))
 
     def network(self, config: Any, parameters: Any) -> Any:
         """The backend's network with these parameters."""

@@ -22,8 +22,7 @@ def source(value: object, limit: int | None = None) -> str:
     if isinstance(value, np.generic):
         return source(value.item())
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        parts = (source(part, limit) for part in value)
-        return f"{type(value).__name__}({', '.join(parts)})"
+        return f"{type(value).__name__}({', '.join(source(part, limit) for part in value)})"
     if isinstance(value, tuple):
         parts = [source(part, limit) for part in value]
         return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"

@@ -21,15 +21,12 @@ from typing import Any
 
 import yaml
 
+from refinedet.data.dataset import is_class_name
 from refinedet.spec.config import Config, preset
 from refinedet.spec.errors import ContractError
 
 LARGEST_FILE = 1 << 20
 """Bytes of a settings file that are read."""
-
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""What would break a line or cannot be written as UTF-8."""
 
 
 class SettingsError(ValueError):
@@ -144,8 +141,7 @@ class Settings:
     def __post_init__(self) -> None:
         names = self.class_names
         for name in names:
-            fits = isinstance(name, str) and name.strip() and not _CONTROL.search(name)
-            _require(bool(fits), "class_names", "texts of one line, not empty", name)
+            _require(is_class_name(name), "class_names", "texts of one line, not empty", name)
         _require(len(set(names)) == len(names), "class_names", "distinct names", names)
         if names and len(names) + 1 != self.model.num_classes:
             raise SettingsError(

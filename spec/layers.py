@@ -90,7 +90,7 @@ def upsample2x2(x: Array, weight: Array) -> Array:
         (N, D, 2H, 2W).
     """
     n, _, h, w = x.shape
-    patches = np.einsum("nchw,cdij->ndhiwj", x, weight, optimize=True)
+    patches: Array = np.einsum("nchw,cdij->ndhiwj", x, weight, optimize=True)
     return patches.reshape(n, -1, 2 * h, 2 * w)
 
 

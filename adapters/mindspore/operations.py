@@ -13,7 +13,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import ops
+from mindspore import nn, ops
 
 from refinedet.adapters.mindspore import losses, network
 from refinedet.adapters.mindspore.trainer import (
@@ -204,9 +204,18 @@ def module_loss(
     return ModuleLoss(float(box), float(label), *(_numpy(g) for g in gradients))
 
 
-@functools.lru_cache(maxsize=4)
-def _loss_of_heads(config: Config) -> Callable[..., Any]:
-    return ms.jit(ops.value_and_grad(losses.HeadsLoss(config), (0, 1, 2, 3), has_aux=True))
+class _LossOfHeads(nn.Cell):
+    """The loss with its gradients by the four outputs, as one graph."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.grad = ops.value_and_grad(losses.HeadsLoss(config), (0, 1, 2, 3), has_aux=True)
+
+    def construct(self, *batch: ms.Tensor) -> Any:
+        return self.grad(*batch)
+
+
+_loss_of_heads = functools.lru_cache(maxsize=4)(_LossOfHeads)
 
 
 def detector_loss(heads: Heads, boxes: list[Array], labels: list[Array], config: Config) -> Loss:

@@ -60,7 +60,7 @@ def wanted_detections(seed: int) -> tuple[list[Detections], list[bool]]:
         ]
         decided.append(all(_same_objects(one, other) for other in again))
         height, width = picture.shape[:2]
-        found.append(one._replace(boxes=one.boxes * np.float32([width, height, width, height])))
+        found.append(one._replace(boxes=one.boxes * np.array([width, height] * 2, np.float32)))
     return found, decided
 
 

@@ -15,7 +15,7 @@ from refinedet.backend import Batch, StepLosses
 from refinedet.conformance import inputs
 from refinedet.conformance.checks.network import WITH_BATCH_NORM, WITH_BIASES
 from refinedet.conformance.checks.operations import is_loss_decided
-from refinedet.conformance.judge import Subject
+from refinedet.conformance.judge import Subject, tolerance_of
 from refinedet.conformance.registry import check
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import Config, replace
@@ -28,7 +28,7 @@ from refinedet.spec.network import (
     parameter_table,
     trained_parameters,
 )
-from refinedet.spec.training import training_step
+from refinedet.spec.training import loss_gradients, training_step
 
 SCHEDULE = {
     "kind": "multistep",
@@ -85,9 +85,29 @@ def made(case: Case) -> Made:
 
 
 def is_decided(case: Case, m: Made) -> bool:
-    """Whether the contract selects the same anchors within the margin."""
-    heads, _ = forward(m.parameters, m.batch.pictures, case[0], training=True)
-    return is_loss_decided(heads, m.boxes, m.labels, case[0], case[1])
+    """Whether the contract takes the same step within the margin.
+
+    It must select the same anchors, and have the same gradient in float32 as in float64:
+    where a number lies at the kink of a ReLU or in a tie of a pooling, it has not.
+    """
+    config, seed, _ = case
+    heads, _ = forward(m.parameters, m.batch.pictures, config, training=True)
+    if not is_loss_decided(heads, m.boxes, m.labels, config, seed):
+        return False
+    coarse, fine = (
+        loss_gradients(
+            {name: p.astype(dtype) for name, p in m.parameters.items()},
+            m.batch.pictures.astype(dtype),
+            [b.astype(dtype) for b in m.boxes],
+            m.labels,
+            config,
+        )[1]
+        for dtype in (np.float32, np.float64)
+    )
+    allowed = tolerance_of("one step velocities").rtol / 2
+    return all(
+        np.abs(g - coarse[name]).max() <= allowed * np.abs(g).max() for name, g in fine.items()
+    )
 
 
 def take_step(subject: Subject, trainer: Any, batch: Batch) -> StepLosses:
@@ -115,7 +135,7 @@ def compare_state(
         subject.compare_tensors(what, got, wanted, f"{rule} {what}")
 
 
-CASES = [(NORMALISED, 0, (3, 0, 1)), (BIASED, 1, (2, 1)), (CLIPPED, 2, (2, 4))]
+CASES = [(NORMALISED, 0, (3, 0, 1)), (BIASED, 1, (2, 1)), (CLIPPED, 3, (2, 1))]
 
 
 def drawn() -> st.SearchStrategy[Case]:
@@ -144,7 +164,7 @@ def nothing(subject: Subject, case: Case) -> None:
     update(subject, case)
 
 
-@check("training", "training.update", drawn(), CASES, share=0.04, masked=0.7)
+@check("training", "training.update", drawn(), CASES, share=0.04, masked=0.5)
 def update(subject: Subject, case: Case) -> None:
     """After one step parameters, running statistics and velocities are the contract's."""
     config = case[0]

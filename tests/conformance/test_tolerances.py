@@ -1,0 +1,50 @@
+"""The table of tolerances says what is measured."""
+
+import numpy as np
+import pytest
+
+from refinedet.backend import find_backend
+from refinedet.conformance.judge import NotImplementedByBackend, Subject
+from refinedet.conformance.runner import judge, select
+from refinedet.conformance.tolerances import TOLERANCES
+
+from .measuring import Float64
+from .test_example import EXAMPLE
+
+HIGHER = ("network", "training", "detections")
+
+
+def measure(backend, levels):
+    """The largest error by row of the table."""
+    observed = {}
+    for check in select(levels):
+        subject = Subject(backend)
+        try:
+            judge(check, subject)
+        except NotImplementedByBackend:
+            continue
+        for row, error in subject.observed.items():
+            observed[row] = max(observed.get(row, 0.0), error)
+    return observed
+
+
+@pytest.fixture(scope="module")
+def observed():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLE))
+        found = measure(find_backend("refinedet_numpy32:NumPyFloat32"), ["operations"])
+    return found | measure(Float64(), HIGHER)
+
+
+def test_every_row_is_used_and_every_error_has_a_row(observed):
+    assert {(row, "float32") for row in observed} == set(TOLERANCES)
+
+
+@pytest.mark.parametrize("row", [name for name, _ in TOLERANCES])
+def test_what_was_observed_is_still_so(observed, row):
+    """Within a factor of three, which the seed and NumPy's order of addition decide."""
+    table = TOLERANCES[row, "float32"]
+    assert observed[row] <= 3 * table.observed + 1e-7
+    assert table.observed <= 0.5 * max(table.atol, table.rtol)
+    assert np.isfinite([table.atol, table.rtol]).all()
+    assert table.reason
