@@ -15,7 +15,7 @@ from refinedet.operations import OPERATIONS
 from refinedet.spec.errors import Array
 
 
-@dataclass
+@dataclass(eq=False)  # arrays have no one truth value, and an exception is itself
 class Violation(AssertionError):  # noqa: N818 - a verdict, not a mistake of the program
     """A law that a backend broke, on one input."""
 
@@ -27,6 +27,8 @@ class Violation(AssertionError):  # noqa: N818 - a verdict, not a mistake of the
     """Largest absolute error, of the number furthest outside its tolerance."""
     tolerance: float | None = None
     """What was allowed for that number."""
+    case: object = None
+    """The input, once the runner has noted it."""
 
     def __str__(self) -> str:
         return self.said

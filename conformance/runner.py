@@ -28,6 +28,8 @@ from refinedet.conformance.source import source
 
 PROFILES = {"quick": 10, "default": 50, "thorough": 500}
 """Drawn cases of a check, before its share."""
+SHRINKS = 0.1
+"""Least share of a check whose failing cases are made smaller: others take seconds a case."""
 LIMIT = 300.0
 """Seconds after which a check counts as hanging."""
 
@@ -86,27 +88,14 @@ def judge(
         Violation: with the smallest case found, as ``case``.
         NotImplementedByBackend: the backend lacks what the check needs.
     """
-    for case in check.pinned:
-        _tell_case(check, subject, case)
-    count = round(PROFILES[profile] * check.share)
-    if check.share and count == 0:
-        count = 1
-    if count:
-
-        @seed(number)
-        @settings(
-            max_examples=count,
-            database=None,
-            deadline=None,
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
-            phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
-        )
-        @given(check.draws)
-        def drawn(case: Any) -> None:
+    try:
+        for case in check.pinned:
             _tell_case(check, subject, case)
-
-        drawn()
+    except Violation as violation:
+        if shrink and check.share >= SHRINKS:
+            _find_smaller(check, subject, profile, number, violation)
+        raise
+    _judge_drawn(check, subject, profile, number, shrink)
     if subject.masked > check.masked * subject.cases:
         part = subject.masked / subject.cases
         raise Violation(
@@ -114,11 +103,44 @@ def judge(
         )
 
 
+def _judge_drawn(check: Check, subject: Subject, profile: str, number: int, shrink: bool) -> None:
+    """The drawn cases; raises what the smallest one that fails raises."""
+    if check.share == 0:
+        return
+    shrinks = [Phase.shrink] if shrink and check.share >= SHRINKS else []
+
+    @seed(number)
+    @settings(
+        max_examples=max(1, round(PROFILES[profile] * check.share)),
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, *shrinks],
+    )
+    @given(check.draws)
+    def drawn(case: Any) -> None:
+        _tell_case(check, subject, case)
+
+    drawn()
+
+
+def _find_smaller(
+    check: Check, subject: Subject, profile: str, number: int, pinned: Violation
+) -> None:
+    """Raise the violation of a drawn case, if there is one shorter than the pinned one's."""
+    try:
+        _judge_drawn(check, subject, profile, number, shrink=True)
+    except Violation as drawn:
+        if len(source(drawn.case)) < len(source(pinned.case)):
+            raise drawn from None
+
+
 def _tell_case(check: Check, subject: Subject, case: Any) -> None:
     try:
         check.run(subject, case)
     except Exception as error:
-        error.case = case  # type: ignore[attr-defined]
+        error.case = case  # type: ignore[attr-defined]  # of whatever the backend raised
         raise
 
 
@@ -195,13 +217,12 @@ def _unsteady(error: Exception) -> Violation:
 def _raised(error: Exception) -> Violation:
     line = (str(error).strip().splitlines() or ["no message"])[0]
     violation = Violation(f"the check cannot judge the answer: {type(error).__name__}: {line}")
-    if hasattr(error, "case"):
-        violation.case = error.case  # type: ignore[attr-defined]
+    violation.case = getattr(error, "case", None)
     return violation
 
 
 def _failure(check: Check, backend: str, violation: Violation) -> Failure:
-    case = source(violation.case) if hasattr(violation, "case") else ""
+    case = "" if violation.case is None else source(violation.case)
     snippet = f"""from refinedet.conformance.replay import *
 
 replay({backend!r}, {check.name!r}, {case})"""
