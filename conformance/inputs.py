@@ -104,7 +104,8 @@ def overlaps(draw: st.DrawFn) -> tuple[Array, MatchingConfig]:
     """Overlaps (A, T) on a grid, with thresholds on the grid."""
     shape = draw(st.integers(0, 8)), draw(st.integers(0, 5))
     lowest = draw(st.sampled_from([0.0, 1e-6, 0.125]))
-    config = MatchingConfig(draw(st.sampled_from([0.25, 0.5, 0.75])), lowest)
+    rule = draw(st.sampled_from(["bipartite", "in_order"]))
+    config = MatchingConfig(draw(st.sampled_from([0.25, 0.5, 0.75])), lowest, rule)
     return draw(grid(*shape)), config
 
 
@@ -131,6 +132,7 @@ def anchor_configs(draw: st.DrawFn) -> Config:
             "sides": tuple(
                 draw(st.lists(st.sampled_from([16.0, 20.0, 32.0, 64.0]), min_size=4, max_size=4))
             ),
+            "square_sides": draw(st.sampled_from([None, (8.0, 24.0, 32.0, 80.0)])),
         },
     )
 
@@ -193,19 +195,26 @@ def module_cases(draw: st.DrawFn) -> tuple[Array, Array, Array, Array, Array, fl
     return predicted, logits, wanted, labels, eligible, ratio
 
 
+PIXELS = st.sampled_from([(0.0, 0.0), (0.125, 0.0625)])
+"""Added to sides where overlaps are measured."""
+
+
 @st.composite
-def suppressions(draw: st.DrawFn) -> tuple[Array, Array, float]:
-    """Boxes, scores with ties, threshold; some boxes overlap others a lot."""
+def suppressions(draw: st.DrawFn) -> tuple[Array, Array, float, tuple[float, float]]:
+    """Boxes, scores with ties, threshold, pixel; some boxes overlap others a lot."""
     b = draw(boxes())
     copies = draw(st.integers(0, len(b) // 2))
     if copies:
         b[copies : 2 * copies] = b[:copies]
-    return b, draw(grid(len(b))), draw(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]))
+    threshold = draw(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]))
+    return b, draw(grid(len(b))), threshold, draw(PIXELS)
 
 
 @st.composite
-def detection_cases(draw: st.DrawFn) -> tuple[Array, Array, DetectionConfig]:
-    """Boxes, scores (A, K) with ties, limits."""
+def detection_cases(
+    draw: st.DrawFn,
+) -> tuple[Array, Array, DetectionConfig, tuple[int, int] | None]:
+    """Boxes, scores (A, K) with ties, limits, the original picture's size."""
     count, classes = draw(st.integers(0, 8)), draw(st.integers(2, 4))
     inside = draw(boxes(least=count, most=count))
     b = inside * np.float32(1.25) - np.float32(0.125)
@@ -218,8 +227,11 @@ def detection_cases(draw: st.DrawFn) -> tuple[Array, Array, DetectionConfig]:
         top_per_class=draw(limit),
         top=draw(st.sampled_from([None, 1, 4])),
         clip=draw(st.booleans()),
+        clip_first=draw(st.booleans()),
+        pixel=draw(st.sampled_from([0.0, 1.0])),
     )
-    return b, draw(grid(count, classes)), config
+    size = (16, 8) if config.pixel else draw(st.sampled_from([None, (16, 8)]))
+    return b, draw(grid(count, classes)), config, size
 
 
 @st.composite
@@ -275,8 +287,12 @@ def seeded_objects(config: Config, counts: tuple[int, ...], seed: int) -> tuple[
 
 
 def seeded_parameters(config: Config, seed: int) -> Parameters:
-    """Fresh parameters, with everything that starts as a constant made to differ."""
+    """Fresh parameters, with everything that starts as a constant made to differ.
+
+    Weights are Xavier's whatever the config says: narrow detectors stay awake.
+    """
     rng = np.random.default_rng([seed, 1])
+    config = replace(config, network={"initialiser": "xavier"})
     parameters = initial_parameters(config, seed)
     for p in parameter_table(config):
         if p.initialiser != "xavier":

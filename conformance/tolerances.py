@@ -56,6 +56,8 @@ FLOAT32: dict[str, Tolerance] = {
     "cross_entropy": Tolerance(
         6e-6, 2e-6, 2.4e-7, "approximate exponential and logarithm; MindSpore 3.4e-6"
     ),
+    "sigmoid": Tolerance(2e-6, 2e-6, 1.2e-7, "an exponential; some devices approximate it"),
+    "focal": Tolerance(1e-5, 1e-5, 5e-7, "exponentials and a logarithm, summed over classes"),
     "smooth_l1": Tolerance(1e-6, 1e-6, 0, _EXACT),
     "module_loss": Tolerance(6e-6, 4e-6, 1.5e-7, "sums of cross entropies; MindSpore 2.1e-6"),
     "detector_loss": Tolerance(
@@ -82,13 +84,13 @@ FLOAT32: dict[str, Tolerance] = {
         1e-4, 1e-4, 1.9e-7, "and the central difference's own error; MindSpore 1e-5"
     ),
     "one step velocities": Tolerance(
-        1e-9, 1e-4, 1.7e-5, "batch normalisation of few numbers; MindSpore 4.2e-5"
+        1e-6, 1e-4, 1.7e-5, "batch normalisation of few numbers; MindSpore 4.2e-5"
     ),
     "one step parameters": Tolerance(
         1e-9, 2e-5, 1.3e-6, "velocities times a rate of 0.004; MindSpore 3.5e-6"
     ),
     "ten steps loss": Tolerance(1e-5, 1e-5, 2.4e-7, "ten updates; MindSpore 3e-6"),
-    "ten steps velocities": Tolerance(1e-9, 1e-4, 8.6e-7, "ten gradients; MindSpore 1.8e-5"),
+    "ten steps velocities": Tolerance(1e-6, 1e-4, 8.6e-7, "ten gradients; MindSpore 1.8e-5"),
     "ten steps parameters": Tolerance(1e-9, 2e-5, 3.3e-7, "ten updates; MindSpore 3.1e-6"),
     # Detections
     "detections": Tolerance(

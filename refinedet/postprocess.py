@@ -12,7 +12,7 @@ import numpy as np
 
 from refinedet.spec.boxes import area
 from refinedet.spec.config import DetectionConfig
-from refinedet.spec.detection import Detections
+from refinedet.spec.detection import Detections, pixel_sides
 from refinedet.spec.errors import Array, ContractError, check_boxes, check_float, check_shape
 
 BLOCK = 64
@@ -21,12 +21,15 @@ GROUP = 4096
 """Candidates of the classes that are treated together; bounds the memory."""
 
 
-def postprocess(boxes: Array, scores: Array, config: DetectionConfig) -> Detections:
+def postprocess(
+    boxes: Array, scores: Array, config: DetectionConfig, size: tuple[int, int] | None = None
+) -> Detections:
     """The detections of one picture; see ``spec.detection``, steps 3 to 5.
 
     Args:
         boxes: (A, 4) float32, corner form, one box an anchor for all classes.
         scores: (A, K) float32; column 0 is the background and is not read.
+        size: height and width of the original picture; see ``spec.detection.detect``.
     Raises:
         ContractError: shapes, dtypes, crossed corners.
     """
@@ -35,6 +38,9 @@ def postprocess(boxes: Array, scores: Array, config: DetectionConfig) -> Detecti
     check_shape(scores, "scores", len(boxes), None)
     if scores.shape[1] < 2:
         raise ContractError("scores: want a column for the background and one a class")
+    pixel = pixel_sides(config, size)
+    if config.clip_first:
+        boxes = boxes.clip(0, 1)
     above = scores > config.score
     above[:, 0] = False
     place = np.flatnonzero(above)  # by rising anchor, then rising class
@@ -45,7 +51,7 @@ def postprocess(boxes: Array, scores: Array, config: DetectionConfig) -> Detecti
 
     by_class = np.argsort(label, kind="stable")  # each class best first
     by_class = by_class[_rank(label[by_class]) < (config.top_before_nms_per_class or len(score))]
-    kept = suppress(boxes[anchor[by_class]], label[by_class], config)
+    kept = suppress(boxes[anchor[by_class]], label[by_class], config, pixel)
     rows = np.sort(by_class[kept])[: config.top]
     found = boxes[anchor[rows]]
     return Detections(found.clip(0, 1) if config.clip else found, score[rows], label[rows])
@@ -74,8 +80,13 @@ def _largest_kept(iou: float) -> float:
     return middle if np.float32(middle) == exact else float(np.nextafter(middle, 0))
 
 
-def suppress(boxes: Array, label: Array, config: DetectionConfig) -> Array:
-    """Rows that survive, of candidates sorted by class, each class best first."""
+def suppress(
+    boxes: Array, label: Array, config: DetectionConfig, pixel: tuple[float, float] = (0.0, 0.0)
+) -> Array:
+    """Rows that survive, of candidates sorted by class, each class best first.
+
+    ``pixel`` is added to widths and heights where overlaps are measured.
+    """
     rank = _rank(label)
     kept = [np.zeros(0, np.int64)]
     start = 0
@@ -84,12 +95,18 @@ def suppress(boxes: Array, label: Array, config: DetectionConfig) -> Array:
         last = min(start + GROUP, len(label)) - 1
         stop = int(np.searchsorted(label, label[last], side="right"))
         group = slice(start, stop)
-        kept.append(start + _suppress_group(boxes[group], label[group], rank[group], config))
+        kept.append(start + _suppress_group(boxes[group], label[group], rank[group], config, pixel))
         start = stop
     return np.concatenate(kept)
 
 
-def _suppress_group(boxes: Array, label: Array, rank: Array, config: DetectionConfig) -> Array:
+def _suppress_group(
+    boxes: Array,
+    label: Array,
+    rank: Array,
+    config: DetectionConfig,
+    pixel: tuple[float, float],
+) -> Array:
     """``suppress`` for some classes, in rounds of one block of each."""
     corners = np.ascontiguousarray(boxes.T, np.float64)
     limit = _largest_kept(config.nms_iou)
@@ -104,7 +121,7 @@ def _suppress_group(boxes: Array, label: Array, rank: Array, config: DetectionCo
         new = np.flatnonzero(rank[pool] >= first_rank)
         later = np.repeat(new, before[new])
         earlier = later - 1 - _countdown(before[new])
-        clash = _overlaps(corners, pool[earlier], pool[later]) > limit
+        clash = _overlaps(corners, pool[earlier], pool[later], pixel) > limit
         alive = np.ones(len(pool), bool)
         for i, j in zip(earlier[clash].tolist(), later[clash].tolist(), strict=True):
             if alive[i]:  # decided: pairs run by rising j
@@ -119,12 +136,13 @@ def _countdown(counts: Array) -> Array:
     return np.repeat(np.cumsum(counts), counts) - 1 - np.arange(counts.sum())
 
 
-def _overlaps(corners: Array, first: Array, second: Array) -> Array:
+def _overlaps(corners: Array, first: Array, second: Array, pixel: tuple[float, float]) -> Array:
     """IoU of pairs of columns of ``corners``, (4, M) float64, as ``spec.boxes.box_iou``."""
     a, b = corners.take(first, axis=1), corners.take(second, axis=1)
-    union: Array = area(a.T) + area(b.T)
+    union: Array = area(a.T, pixel) + area(b.T, pixel)
     sides = np.minimum(a[2:], b[2:], out=a[2:])
     sides -= np.maximum(a[:2], b[:2], out=a[:2])
+    sides += np.array(pixel)[:, None]
     np.maximum(sides, 0, out=sides)
     shared = sides[0] * sides[1]
     union -= shared

@@ -49,6 +49,6 @@ class Predictor:
             boxes, scores = self.network.scored_boxes(batch)
             for picture, b, s in zip(group, boxes, scores, strict=False):
                 height, width = picture.shape[:2]
-                found = postprocess(b, s, config.detection)
+                found = postprocess(b, s, config.detection, (height, width))
                 scale = np.array([width, height, width, height], np.float32)
                 yield found._replace(boxes=found.boxes * scale)

@@ -5,7 +5,8 @@ row-major over cells; within a cell one anchor for each aspect ratio, in the
 order of the config. The centre of cell (row i, column j) lies at
 ((j + 0.5) * stride, (i + 0.5) * stride) pixels. An anchor of side s and aspect
 ratio r is s * sqrt(r) wide and s / sqrt(r) high, so that all anchors of a level
-have the same area. Anchors may reach outside the picture; they are not clipped.
+have the same area, unless its squares have a side of their own. Anchors may reach
+outside the picture; they are not clipped.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ def level_anchors(
     side: float,
     aspect_ratios: tuple[float, ...],
     image_size: tuple[int, int],
+    square_side: float | None = None,
 ) -> Array:
     """The anchors of one feature map.
 
     Args:
         feature_size: rows and columns of the feature map.
         stride: pixels of the picture from one cell to the next.
-        side: side of the square anchor, in pixels.
+        side: side of the square with the anchors' area, in pixels.
+        square_side: of the anchors of ratio 1, if another.
         aspect_ratios: width over height, one anchor a cell for each.
         image_size: height and width of the network's input, in pixels.
     Returns:
@@ -41,12 +44,14 @@ def level_anchors(
     rows, columns = feature_size
     height, width = image_size
     y, x = np.mgrid[0.5:rows, 0.5:columns] * stride  # pixel centres, (rows, columns)
-    root = np.sqrt(np.asarray(aspect_ratios, np.float64))
+    ratios = np.asarray(aspect_ratios, np.float64)
+    root = np.sqrt(ratios)
+    sides = np.where(ratios == 1, side if square_side is None else square_side, side)
     centres = np.empty((rows, columns, len(root), 4))
     centres[..., 0] = x[..., None] / width
     centres[..., 1] = y[..., None] / height
-    centres[..., 2] = side * root / width
-    centres[..., 3] = side / root / height
+    centres[..., 2] = sides * root / width
+    centres[..., 3] = sides / root / height
     return centres_to_corners(centres.reshape(-1, 4)).astype(np.float32)
 
 
@@ -56,10 +61,12 @@ def anchors(config: Config) -> Array:
     Returns:
         (A, 4) float32, corner form, fractions of the picture.
     """
-    levels = zip(feature_sizes(config), config.anchors.strides, config.anchors.sides, strict=True)
+    options = config.anchors
+    squares = options.square_sides or options.sides
+    levels = zip(feature_sizes(config), options.strides, options.sides, squares, strict=True)
     return np.concatenate(
         [
-            level_anchors(size, stride, side, config.anchors.aspect_ratios, config.image_size)
-            for size, stride, side in levels
+            level_anchors(size, stride, side, options.aspect_ratios, config.image_size, square)
+            for size, stride, side, square in levels
         ]
     )

@@ -71,6 +71,14 @@ class PictureConfig:
         _require(_are_numbers(self.std, 1e-6, 3), self, "std", "three numbers above 0")
 
 
+NETWORK_CHOICES = {
+    "backbone": ("vgg16",),
+    "tcb": ("sum_relu_conv", "relu_sum_conv_conv"),
+    "heads": ("conv", "separable"),
+    "initialiser": ("xavier", "normal"),
+}
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
     """The shape of the network.
@@ -85,6 +93,17 @@ class NetworkConfig:
         tcb_channels: channels of a transfer connection block, before ``width``.
         l2_scales: initial scale of the L2 normalisation of conv4_3 and conv5_3.
         l2_eps: added to the sum of squares, under the root.
+        l2_floor: the sum of squares is at least ``l2_eps``, instead of having it added.
+        l2_in_arm: the ARM reads the normalised sources; the TCBs always do.
+        conv_bias: convolutions without batch normalisation have a bias; those of the
+            heads always do.
+        fc7_relu: the source fc7 is taken after its ReLU; what follows always is.
+        tcb: ``sum_relu_conv``: after the sum a ReLU, a convolution and a ReLU;
+            ``relu_sum_conv_conv``: a ReLU on what is upsampled, the sum, then twice a
+            convolution and a ReLU.
+        heads: ``conv``: a 3x3 convolution; ``separable``: a 3x3 convolution of every
+            channel alone, batch normalisation, ReLU6, a 1x1 convolution.
+        initialiser: ``xavier``, or ``normal``: of deviation 0.02, cut off at two of them.
     """
 
     backbone: str = "vgg16"
@@ -95,10 +114,19 @@ class NetworkConfig:
     tcb_channels: int = 256
     l2_scales: tuple[float, ...] = (10.0, 8.0)
     l2_eps: float = 1e-10
+    l2_floor: bool = False
+    l2_in_arm: bool = True
+    conv_bias: bool = True
+    fc7_relu: bool = True
+    tcb: str = "sum_relu_conv"
+    heads: str = "conv"
+    initialiser: str = "xavier"
 
     def __post_init__(self) -> None:
-        _require(self.backbone == "vgg16", self, "backbone", "'vgg16'")
-        _require(isinstance(self.batch_norm, bool), self, "batch_norm", "true or false")
+        for name in ("batch_norm", "l2_floor", "l2_in_arm", "conv_bias", "fc7_relu"):
+            _require(isinstance(getattr(self, name), bool), self, name, "true or false")
+        for name, choices in NETWORK_CHOICES.items():
+            _require(getattr(self, name) in choices, self, name, " or ".join(map(repr, choices)))
         _require(_is_number(self.batch_norm_eps, 1e-12, 1), self, "batch_norm_eps", "1e-12 to 1")
         _require(_is_number(self.batch_norm_momentum, 0, 1), self, "batch_norm_momentum", "0 to 1")
         _require(_is_whole(self.tcb_channels), self, "tcb_channels", "a whole number from 1")
@@ -126,12 +154,18 @@ class AnchorsConfig:
         sides: side of the square anchor in pixels; the paper's is 4 strides.
         aspect_ratios: width over height, one anchor a cell for each.
         variances: divisors of the centre offsets and of the log size ratios.
+        square_sides: sides of the anchors of ratio 1 where they are others, or None.
+        refined: the ODM codes against the anchors that the ARM has moved: the paper's
+            two steps. Without, both modules code against the anchors, and what the ARM
+            says of them is not used.
     """
 
     strides: tuple[int, ...] = (8, 16, 32, 64)
     sides: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0)
     aspect_ratios: tuple[float, ...] = (1.0, 2.0, 0.5)
     variances: tuple[float, ...] = (0.1, 0.2)
+    square_sides: tuple[float, ...] | None = None
+    refined: bool = True
 
     def __post_init__(self) -> None:
         _require(
@@ -148,6 +182,13 @@ class AnchorsConfig:
             "sides",
             f"{len(self.strides)} numbers from 1, one for each stride",
         )
+        _require(
+            self.square_sides is None or _are_numbers(self.square_sides, 1, len(self.strides)),
+            self,
+            "square_sides",
+            f"{len(self.strides)} numbers from 1, one for each stride, or null",
+        )
+        _require(isinstance(self.refined, bool), self, "refined", "true or false")
         _require(_are_numbers(self.aspect_ratios, 1e-3), self, "aspect_ratios", "numbers above 0")
         _require(_are_numbers(self.variances, 1e-6, 2), self, "variances", "two numbers above 0")
 
@@ -159,13 +200,17 @@ class MatchingConfig:
     Attributes:
         iou: an anchor with at least this overlap answers for its best object.
         lowest_iou: an overlap of at most this is none, even for an object's best anchor.
+        rule: ``bipartite`` or ``in_order``; see ``spec.matching``.
     """
 
     iou: float = 0.5
     lowest_iou: float = 1e-6
+    rule: str = "bipartite"
 
     def __post_init__(self) -> None:
         _require(_is_number(self.iou, 1e-6, 1), self, "iou", "1e-6 to 1")
+        choices = "'bipartite' or 'in_order'"
+        _require(self.rule in ("bipartite", "in_order"), self, "rule", choices)
         _require(_is_number(self.lowest_iou, 0, self.iou), self, "lowest_iou", "0 to matching.iou")
 
 
@@ -178,10 +223,21 @@ class LossConfig:
         objectness: an anchor whose ARM probability of "object" is below this is
             no negative example of the ODM, and no detection. The paper's theta
             of 0.99 on the negative class.
+        classes: ``softmax``: one class an anchor, cross entropy, hard negatives;
+            ``sigmoid``: every class for itself, focal loss over all anchors. Decides the
+            scores of detections, too.
+        focal_alpha, focal_gamma: weight of what is there, and how fast what is known
+            loses weight; ``sigmoid`` only.
+        arm_first_class: the ARM holds class 1 alone for an object, and all others for
+            neither object nor background; ``sigmoid`` only.
     """
 
     negatives_per_positive: float = 3.0
     objectness: float = 0.01
+    classes: str = "softmax"
+    focal_alpha: float = 0.75
+    focal_gamma: float = 2.0
+    arm_first_class: bool = False
 
     def __post_init__(self) -> None:
         _require(
@@ -191,6 +247,17 @@ class LossConfig:
             "a number from 0",
         )
         _require(_is_number(self.objectness, 0, 1), self, "objectness", "0 to 1")
+        choices = "'softmax' or 'sigmoid'"
+        _require(self.classes in ("softmax", "sigmoid"), self, "classes", choices)
+        _require(_is_number(self.focal_alpha, 0, 1), self, "focal_alpha", "0 to 1")
+        _require(_is_number(self.focal_gamma, 0, 10), self, "focal_gamma", "0 to 10")
+        _require(
+            isinstance(self.arm_first_class, bool)
+            and (self.classes == "sigmoid" or not self.arm_first_class),
+            self,
+            "arm_first_class",
+            "true or false, and false unless loss.classes is 'sigmoid'",
+        )
 
 
 @dataclass(frozen=True)
@@ -204,6 +271,9 @@ class DetectionConfig:
         nms_iou: a box that overlaps a better one of its class by more is dropped.
         top_per_class, top: detections kept of a class, of a picture.
         clip: bring the boxes of detections into the picture.
+        clip_first: bring all boxes into the picture before anything else.
+        pixel: added to the sides of boxes, in pixels of the original picture, where
+            overlaps are measured; 1 in systems that count pixels.
     """
 
     score: float = 0.01
@@ -213,11 +283,15 @@ class DetectionConfig:
     top_per_class: int | None = None
     top: int | None = 200
     clip: bool = True
+    clip_first: bool = False
+    pixel: float = 0.0
 
     def __post_init__(self) -> None:
         _require(_is_number(self.score, 0, 1), self, "score", "0 to 1")
         _require(_is_number(self.nms_iou, 0, 1), self, "nms_iou", "0 to 1")
         _require(isinstance(self.clip, bool), self, "clip", "true or false")
+        _require(isinstance(self.clip_first, bool), self, "clip_first", "true or false")
+        _require(_is_number(self.pixel, 0, 1), self, "pixel", "0 to 1")
         for name in ("top_before_nms", "top_before_nms_per_class", "top_per_class", "top"):
             value = getattr(self, name)
             _require(
@@ -235,6 +309,7 @@ class OptimizerConfig:
         bias_rate: multiplies the learning rate of biases.
         clip_norm: largest L2 norm of the whole gradient, or None.
         loss_scale: multiplies the loss, divides the gradient; for float16.
+        decay_all: decay every trained parameter, not only those of the group "decay".
     """
 
     momentum: float = 0.9
@@ -242,10 +317,12 @@ class OptimizerConfig:
     bias_rate: float = 2.0
     clip_norm: float | None = None
     loss_scale: float = 1.0
+    decay_all: bool = False
 
     def __post_init__(self) -> None:
         _require(_is_number(self.momentum, 0, 1), self, "momentum", "0 to 1")
         _require(_is_number(self.weight_decay, 0, 1), self, "weight_decay", "0 to 1")
+        _require(isinstance(self.decay_all, bool), self, "decay_all", "true or false")
         _require(_is_number(self.bias_rate, 0, 100), self, "bias_rate", "0 to 100")
         _require(
             self.clip_norm is None or _is_number(self.clip_norm, 1e-6),
@@ -412,9 +489,65 @@ _FROM_SCRATCH = replace(
     },
 )
 
+_MODELZOO_320 = replace(
+    _PAPER_320,
+    picture={
+        "channels": "RGB",
+        "mean": (123.675, 116.28, 103.53),
+        "std": (58.395, 57.12, 57.375),
+    },
+    network={
+        "batch_norm_eps": 1e-3,
+        "batch_norm_momentum": 0.97,
+        "l2_floor": True,
+        "l2_in_arm": False,
+        "conv_bias": False,
+        "fc7_relu": False,
+        "tcb": "relu_sum_conv_conv",
+        "heads": "separable",
+        "initialiser": "normal",
+    },
+    # 0.1 of the picture's side for the squares of the finest level; 0.2, 0.45, 0.7, 0.95.
+    anchors={
+        "sides": (64.0, 144.0, 224.0, 304.0),
+        "square_sides": (32.0, 144.0, 224.0, 304.0),
+        "refined": False,
+    },
+    matching={"rule": "in_order"},
+    loss={"objectness": 0.0, "classes": "sigmoid", "arm_first_class": True},
+    detection={
+        "score": 0.1,
+        "top_before_nms": None,
+        "nms_iou": 0.6,
+        "top_per_class": 100,
+        "top": None,
+        "clip_first": True,
+        "pixel": 1.0,
+    },
+    optimizer={"weight_decay": 1.5e-4, "decay_all": True, "bias_rate": 1.0},
+    schedule={  # 500 epochs of 458 steps of 8 x 32 pictures
+        "kind": "cosine",
+        "steps": 229_000,
+        "rate": 0.05,
+        "warmup_steps": 916,
+        "warmup_rate": 0.001,
+        "milestones": (),
+        "final_rate": 5e-5,
+    },
+)
+
 PRESETS: dict[str, Config] = {
     "refinedet_vgg16_320": _PAPER_320,
     "refinedet_vgg16_512": replace(_PAPER_320, image_size=(512, 512)),
+    "modelzoo_vgg16_320": _MODELZOO_320,
+    "modelzoo_vgg16_512": replace(
+        _MODELZOO_320,
+        image_size=(512, 512),
+        anchors={
+            "sides": (102.4, 230.4, 358.4, 486.4),
+            "square_sides": (51.2, 230.4, 358.4, 486.4),
+        },
+    ),
     "refinedet_quarter_320": _FROM_SCRATCH,
     "refinedet_eighth_128": replace(
         _FROM_SCRATCH,
@@ -424,8 +557,10 @@ PRESETS: dict[str, Config] = {
     ),
 }
 """The named detectors. ``refinedet_vgg16_*`` are the paper's (arXiv:1711.06897,
-sections 3.2 and 4; recipe of the authors' VOC07 release); ``quarter`` and
-``eighth`` are narrow ones that train from scratch on a CPU."""
+sections 3.2 and 4; recipe of the authors' VOC07 release). ``modelzoo_*`` are the
+MindSpore model zoo's, whose COCO mAP is reported: a system that differs in many places,
+all of them fields. ``quarter`` and ``eighth`` are narrow ones of the paper's family that
+train from scratch on a CPU."""
 
 
 def preset(name: str) -> Config:

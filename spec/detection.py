@@ -1,6 +1,7 @@
 """Detection: from the network's outputs to the objects of a picture.
 
-1. Boxes by the two-step cascade, class probabilities by softmax.
+1. Boxes by the two-step cascade (without ``anchors.refined``, by the ODM alone), class
+   probabilities by softmax or sigmoid.
 2. An anchor that the ARM holds for background (probability of "object" below
    ``loss.objectness``) yields nothing.
 3. Every pair of anchor and class, background excepted, with a score above
@@ -11,8 +12,9 @@
 
 "Best" is by falling score; equal scores go by rising anchor, then rising class.
 Scores, overlaps and objectness are compared with thresholds in the dtype they come
-in, to which the threshold is rounded. A box beside the picture is clipped to one
-without area, and stays.
+in, to which the threshold is rounded. Where ``detection.pixel`` is set, overlaps are
+those of boxes with so much added to their sides in pixels of the original picture. A box
+beside the picture is clipped to one without area, and stays.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.boxes import box_iou, clip_boxes
 from refinedet.spec.config import Config, DetectionConfig
 from refinedet.spec.errors import Array, ContractError, check_boxes, check_float, check_shape
-from refinedet.spec.losses import softmax
+from refinedet.spec.losses import sigmoid, softmax
 from refinedet.spec.network import Heads
 
 
@@ -41,7 +43,7 @@ class Detections(NamedTuple):
     """(D,) int64, from 1."""
 
 
-def nms(boxes: Array, scores: Array, iou: float) -> Array:
+def nms(boxes: Array, scores: Array, iou: float, pixel: tuple[float, float] = (0.0, 0.0)) -> Array:
     """Non-maximum suppression within one class.
 
     Take boxes by falling score, ties to the lower row; keep each that overlaps
@@ -50,6 +52,7 @@ def nms(boxes: Array, scores: Array, iou: float) -> Array:
     Args:
         boxes: (M, 4) float32 or float64, corner form. M may be 0.
         scores: (M,), same dtype.
+        pixel: as in ``box_iou``.
     Returns:
         (D,) int64: rows kept, in order of falling score.
     Raises:
@@ -58,7 +61,7 @@ def nms(boxes: Array, scores: Array, iou: float) -> Array:
     check_boxes(boxes=boxes)
     check_float(boxes=boxes, scores=scores)
     check_shape(scores, "scores", len(boxes))
-    overlaps = box_iou(boxes, boxes)
+    overlaps = box_iou(boxes, boxes, pixel)
     kept: list[int] = []
     for row in np.argsort(-scores, kind="stable"):
         if (overlaps[row, kept] <= iou).all():
@@ -66,7 +69,9 @@ def nms(boxes: Array, scores: Array, iou: float) -> Array:
     return np.asarray(kept, np.int64)
 
 
-def detect(boxes: Array, scores: Array, config: DetectionConfig) -> Detections:
+def detect(
+    boxes: Array, scores: Array, config: DetectionConfig, size: tuple[int, int] | None = None
+) -> Detections:
     """The detections of one picture, steps 3 to 5.
 
     Args:
@@ -74,14 +79,20 @@ def detect(boxes: Array, scores: Array, config: DetectionConfig) -> Detections:
             classes. A may be 0.
         scores: (A, K), same dtype, K from 2; column 0 is the background and is not
             compared with anything.
+        size: height and width of the original picture, in pixels; read if
+            ``config.pixel`` is above 0.
     Raises:
-        ContractError: shapes, dtypes, crossed corners, non-finite values.
+        ContractError: shapes, dtypes, crossed corners, non-finite values, or no size
+            where there must be one.
     """
     check_boxes(boxes=boxes)
     check_float(boxes=boxes, scores=scores)
     check_shape(scores, "scores", len(boxes), None)
     if scores.shape[1] < 2:
         raise ContractError("scores: want a column for the background and one a class")
+    pixel = pixel_sides(config, size)
+    if config.clip_first:
+        boxes = clip_boxes(boxes)
     # argwhere runs by rising anchor, then rising class: stable sorts keep that for ties.
     anchor, label = np.argwhere(scores[:, 1:] > config.score).T
     label = label + 1
@@ -92,11 +103,25 @@ def detect(boxes: Array, scores: Array, config: DetectionConfig) -> Detections:
     kept: list[int] = []
     for c in np.unique(label):
         rows = np.flatnonzero(label == c)[: config.top_before_nms_per_class]
-        chosen = nms(boxes[anchor[rows]], score[rows], config.nms_iou)
+        chosen = nms(boxes[anchor[rows]], score[rows], config.nms_iou, pixel)
         kept.extend(rows[chosen[: config.top_per_class]])
     rows = np.sort(np.asarray(kept, np.int64))[: config.top]  # candidates are best first
     found = boxes[anchor[rows]]
     return Detections(clip_boxes(found) if config.clip else found, score[rows], label[rows])
+
+
+def pixel_sides(config: DetectionConfig, size: tuple[int, int] | None) -> tuple[float, float]:
+    """What is added to width and height, as fractions of the picture (height, width).
+
+    Raises:
+        ContractError: something is added, and there is no size.
+    """
+    if config.pixel == 0:
+        return 0.0, 0.0
+    if size is None:
+        raise ContractError("size: detection.pixel wants the picture's height and width")
+    height, width = size
+    return config.pixel / width, config.pixel / height
 
 
 def scored_boxes(heads: Heads, config: Config) -> tuple[Array, Array]:
@@ -111,16 +136,23 @@ def scored_boxes(heads: Heads, config: Config) -> tuple[Array, Array]:
         ContractError: dtypes, non-finite values, or offsets that overflow.
     """
     anchors = all_anchors(config).astype(heads.arm_offsets.dtype)
-    boxes = [
-        coding.cascaded_decode(arm, odm, anchors, config.anchors.variances)
-        for arm, odm in zip(heads.arm_offsets, heads.odm_offsets, strict=True)
-    ]
+    variances = config.anchors.variances
+    if config.anchors.refined:
+        boxes = [
+            coding.cascaded_decode(arm, odm, anchors, variances)
+            for arm, odm in zip(heads.arm_offsets, heads.odm_offsets, strict=True)
+        ]
+    else:
+        boxes = [coding.decode(odm, anchors, variances) for odm in heads.odm_offsets]
     objectness = softmax(heads.arm_logits)[..., 1]
-    scores = softmax(heads.odm_logits) * (objectness >= config.loss.objectness)[..., None]
+    probability = softmax if config.loss.classes == "softmax" else sigmoid
+    scores = probability(heads.odm_logits) * (objectness >= config.loss.objectness)[..., None]
     return np.stack(boxes), scores
 
 
-def detections(heads: Heads, config: Config) -> list[Detections]:
-    """The detections of every picture of a batch, steps 1 to 5."""
+def detections(
+    heads: Heads, config: Config, size: tuple[int, int] | None = None
+) -> list[Detections]:
+    """The detections of every picture of a batch, steps 1 to 5; all of one original size."""
     boxes, scores = scored_boxes(heads, config)
-    return [detect(b, s, config.detection) for b, s in zip(boxes, scores, strict=True)]
+    return [detect(b, s, config.detection, size) for b, s in zip(boxes, scores, strict=True)]

@@ -70,6 +70,35 @@ def conv2d_gradient(
     return by_input[:, :, padding : padding + height, padding : padding + width], by_weight
 
 
+def depthwise_conv2d(x: Array, weight: Array, padding: int) -> Array:
+    """Cross-correlation of every channel alone, stride 1, with zero padding.
+
+    Args:
+        x: (N, C, H, W). weight: (C, 1, k, k).
+    Returns:
+        (N, C, H', W'), H' = H + 2 padding - k + 1.
+    """
+    k = weight.shape[2]
+    x = _pad(x, padding)
+    out = np.zeros((*x.shape[:2], x.shape[2] - k + 1, x.shape[3] - k + 1), x.dtype)
+    for i, j, part in _taps(x, (*out.shape, k), 1, 1):
+        out += weight[:, :, i, j, None] * x[part]
+    return out
+
+
+def depthwise_conv2d_gradient(
+    d: Array, x: Array, weight: Array, padding: int
+) -> tuple[Array, Array]:
+    """By the input and by the weight (C, 1, k, k)."""
+    padded = _pad(x, padding)
+    by_input, by_weight = np.zeros_like(padded), np.zeros_like(weight)
+    for i, j, part in _taps(padded, (*d.shape, weight.shape[2]), 1, 1):
+        by_weight[:, 0, i, j] = (d * padded[part]).sum(axis=(0, 2, 3))
+        by_input[part] += weight[:, :, i, j, None] * d
+    height, width = x.shape[2:]
+    return by_input[:, :, padding : padding + height, padding : padding + width], by_weight
+
+
 def add_bias(x: Array, bias: Array) -> Array:
     """One number a channel, added to x (N, C, H, W)."""
     biased: Array = x + bias[:, None, None]
@@ -121,23 +150,34 @@ def max_pool2x2_gradient(d: Array, x: Array) -> tuple[Array]:
     return (by_patch.reshape(patches.shape).transpose(0, 1, 2, 4, 3, 5).reshape(x.shape),)
 
 
-def l2_normalise(x: Array, scale: Array, eps: float) -> Array:
+def l2_normalise(x: Array, scale: Array, eps: float, floor: bool = False) -> Array:
     """Each pixel's channels divided by their L2 norm, times a scale for each channel.
 
-    The norm is sqrt(sum of squares + eps).
-    Source: ParseNet, arXiv:1506.04579, section 3.3; eps of the authors' layer.
+    The norm is sqrt(sum of squares + eps); with ``floor``, sqrt(max(sum of squares, eps)).
+    Source: ParseNet, arXiv:1506.04579, section 3.3; eps of the authors' layer; floor of
+        the model zoo's.
     """
-    norm = np.sqrt(np.square(x).sum(axis=1, keepdims=True) + x.dtype.type(eps))
-    normalised: Array = x / norm * scale[:, None, None]
+    normalised: Array = x / _norm(x, eps, floor) * scale[:, None, None]
     return normalised
 
 
-def l2_normalise_gradient(d: Array, x: Array, scale: Array, eps: float) -> tuple[Array, Array]:
+def _norm(x: Array, eps: float, floor: bool) -> Array:
+    squares = np.square(x).sum(axis=1, keepdims=True)
+    least = x.dtype.type(eps)
+    norm: Array = np.sqrt(np.maximum(squares, least) if floor else squares + least)
+    return norm
+
+
+def l2_normalise_gradient(
+    d: Array, x: Array, scale: Array, eps: float, floor: bool = False
+) -> tuple[Array, Array]:
     """By the input and by the scale (C,)."""
-    norm = np.sqrt(np.square(x).sum(axis=1, keepdims=True) + x.dtype.type(eps))
+    norm = _norm(x, eps, floor)
     unit = x / norm
     scaled = d * scale[:, None, None]
     along = (scaled * unit).sum(axis=1, keepdims=True)
+    if floor:  # a norm that is the floor does not move with the input
+        along = along * (np.square(x).sum(axis=1, keepdims=True) > x.dtype.type(eps))
     return (scaled - unit * along) / norm, (d * unit).sum(axis=(0, 2, 3))
 
 
@@ -180,6 +220,16 @@ def relu_gradient(d: Array, x: Array) -> tuple[Array]:
     return (d * (x > 0),)
 
 
+def relu6(x: Array) -> Array:
+    """From 0 to 6: what is outside is brought to the nearer end."""
+    return x.clip(0, 6)
+
+
+def relu6_gradient(d: Array, x: Array) -> tuple[Array]:
+    """By the input; 0 where the input is 0, 6 or outside."""
+    return (d * ((x > 0) & (x < 6)),)
+
+
 def add(x: Array, y: Array) -> Array:
     """The sum of two arrays of one shape."""
     total: Array = x + y
@@ -214,12 +264,14 @@ def anchor_rows_gradient(d: Array, *outputs: Array, per_anchor: int) -> tuple[Ar
 
 GRADIENTS: dict[Callable[..., Array], Callable[..., tuple[Array, ...]]] = {
     conv2d: conv2d_gradient,
+    depthwise_conv2d: depthwise_conv2d_gradient,
     add_bias: add_bias_gradient,
     upsample2x2: upsample2x2_gradient,
     max_pool2x2: max_pool2x2_gradient,
     l2_normalise: l2_normalise_gradient,
     batch_normalise: batch_normalise_gradient,
     relu: relu_gradient,
+    relu6: relu6_gradient,
     add: add_gradient,
     anchor_rows: anchor_rows_gradient,
 }

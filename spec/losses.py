@@ -10,6 +10,9 @@ negatives pay for their class, but only the hardest few of each picture do:
 3. Of the rest, as many as ``negatives_per_positive`` times the picture's
    positives, rounded down, in order of falling loss; ties to the lowest anchor.
 
+With ``loss.classes`` set to ``sigmoid`` (the model zoo's), every anchor pays for every
+class by a focal loss instead, and rules 1 to 3 do not apply.
+
 Each module's sum is divided by its positives in the whole batch, or by 1 if there
 are none; the four parts are added. What is selected, what is matched and the
 refined anchors are constants for the gradient.
@@ -39,6 +42,13 @@ def softmax(logits: Array) -> Array:
     x = np.exp(x - x.max(axis=-1, keepdims=True))
     probabilities: Array = (x / x.sum(axis=-1, keepdims=True)).astype(logits.dtype)
     return probabilities
+
+
+def sigmoid(logits: Array) -> Array:
+    """The probability of each logit by itself, same dtype; computed in float64."""
+    check_float(logits=logits)
+    probabilities: Array = np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+    return probabilities.astype(logits.dtype)
 
 
 def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
@@ -108,6 +118,37 @@ def hard_negatives(losses: Array, positive: Array, eligible: Array, ratio: float
     return chosen
 
 
+def focal(logits: Array, labels: Array, alpha: float, gamma: float) -> tuple[Array, Array]:
+    """Sigmoid focal loss of each row, summed over its columns, and its gradient.
+
+    With p the sigmoid of a logit: in the column of the label
+    -alpha (1 - p)^gamma log p, in the others -(1 - alpha) p^gamma log(1 - p).
+
+    Args:
+        logits: (M, K) float32 or float64.
+        labels: (M,) integers from 0; one of K or more is in no column.
+    Returns:
+        Losses (M,) and their gradients by the logits (M, K), same dtype.
+        Computed in float64.
+    Raises:
+        ContractError: shapes or dtypes.
+    Source: RetinaNet, arXiv:1708.02002, equation 5; the background is a column like
+        the others, as in the model zoo.
+    """
+    check_float(logits=logits)
+    check_shape(logits, "logits", None, None)
+    check_shape(labels, "labels", len(logits))
+    here = labels[:, None] == np.arange(logits.shape[1])
+    x = logits.astype(np.float64) * np.where(here, 1, -1)  # p is that of being right
+    weight = np.where(here, alpha, 1 - alpha)
+    log_p = -np.logaddexp(0, -x)
+    wrong = np.exp(-np.logaddexp(0, x))
+    losses = -weight * wrong**gamma * log_p
+    slope = weight * wrong**gamma * (gamma * np.exp(log_p) * log_p - wrong)
+    gradient = slope * np.where(here, 1, -1)
+    return losses.sum(axis=1).astype(logits.dtype), gradient.astype(logits.dtype)
+
+
 class ModuleLoss(NamedTuple):
     """Loss of one module over a batch: two scalars, and their gradients."""
 
@@ -162,6 +203,37 @@ def module_loss(
     )
 
 
+def focal_module_loss(
+    offsets: Array, logits: Array, wanted: Array, labels: Array, alpha: float, gamma: float
+) -> ModuleLoss:
+    """``module_loss`` with a focal loss of all anchors' classes.
+
+    Args:
+        labels: (N, A) integers from 0; above 0 is positive; see ``focal``.
+        alpha, gamma: as in ``focal``; the others as in ``module_loss``.
+    Source: the model zoo's ``refinedet_loss_cell.py``.
+    """
+    check_float(offsets=offsets, logits=logits, wanted=wanted)
+    check_shape(logits, "logits", None, None, None)
+    pictures, anchors, classes = logits.shape
+    check_shape(offsets, "offsets", pictures, anchors, 4)
+    check_shape(wanted, "wanted", pictures, anchors, 4)
+    check_shape(labels, "labels", pictures, anchors)
+    positive = labels > 0
+    class_loss, class_gradient = focal(
+        logits.reshape(-1, classes), labels.reshape(-1), alpha, gamma
+    )
+    box_loss, box_gradient = smooth_l1(offsets.reshape(-1, 4), wanted.reshape(-1, 4))
+    divisor = max(1, int(positive.sum()))
+    share = offsets.dtype.type(divisor)
+    return ModuleLoss(
+        float(box_loss[positive.ravel()].sum(dtype=np.float64) / divisor),
+        float(class_loss.sum(dtype=np.float64) / divisor),
+        box_gradient.reshape(offsets.shape) * positive[..., None] / share,
+        class_gradient.reshape(logits.shape) / share,
+    )
+
+
 class Loss(NamedTuple):
     """The detector's loss over a batch."""
 
@@ -180,9 +252,9 @@ class Targets(NamedTuple):
     arm_offsets: Array
     """(N, A, 4), dtype of the heads."""
     arm_labels: Array
-    """(N, A) int64: 1 where an object is, 0 elsewhere."""
+    """(N, A) int64: 1 where an object is, 0 elsewhere; its class, if the ARM knows one alone."""
     odm_offsets: Array
-    """(N, A, 4), from the refined anchors."""
+    """(N, A, 4), from the refined anchors, if they are used."""
     odm_labels: Array
     """(N, A) int64: classes, 0 is background."""
     odm_eligible: Array
@@ -206,13 +278,16 @@ def detector_targets(
     anchors = all_anchors(config).astype(heads.arm_offsets.dtype)
     objects = list(zip(boxes, labels, strict=True))
     arm = [targets(anchors, b, c, config) for b, c in objects]
-    odm = [
-        targets(coding.decode(offsets, anchors, config.anchors.variances), b, c, config)
-        for offsets, (b, c) in zip(heads.arm_offsets, objects, strict=True)
-    ]
+    odm = arm
+    if config.anchors.refined:
+        odm = [
+            targets(coding.decode(offsets, anchors, config.anchors.variances), b, c, config)
+            for offsets, (b, c) in zip(heads.arm_offsets, objects, strict=True)
+        ]
+    arm_labels = np.stack([classes for _, classes in arm])
     return Targets(
         np.stack([offsets for offsets, _ in arm]),
-        np.stack([classes for _, classes in arm]).clip(0, 1),
+        arm_labels if config.loss.arm_first_class else arm_labels.clip(0, 1),
         np.stack([offsets for offsets, _ in odm]),
         np.stack([classes for _, classes in odm]),
         softmax(heads.arm_logits)[..., 1] >= config.loss.objectness,
@@ -221,25 +296,16 @@ def detector_targets(
 
 def loss_on_targets(heads: Heads, wanted: Targets, config: Config) -> Loss:
     """The loss of a batch with its targets given; what its gradients differentiate."""
-    ratio = config.loss.negatives_per_positive
+    options = config.loss
+    arm = heads.arm_offsets, heads.arm_logits, wanted.arm_offsets, wanted.arm_labels
+    odm = heads.odm_offsets, heads.odm_logits, wanted.odm_offsets, wanted.odm_labels
+    if options.classes == "sigmoid":
+        focus = options.focal_alpha, options.focal_gamma
+        return Loss(focal_module_loss(*arm, *focus), focal_module_loss(*odm, *focus))
     everything = np.ones_like(wanted.odm_eligible)
     return Loss(
-        module_loss(
-            heads.arm_offsets,
-            heads.arm_logits,
-            wanted.arm_offsets,
-            wanted.arm_labels,
-            everything,
-            ratio,
-        ),
-        module_loss(
-            heads.odm_offsets,
-            heads.odm_logits,
-            wanted.odm_offsets,
-            wanted.odm_labels,
-            wanted.odm_eligible,
-            ratio,
-        ),
+        module_loss(*arm, everything, options.negatives_per_positive),
+        module_loss(*odm, wanted.odm_eligible, options.negatives_per_positive),
     )
 
 

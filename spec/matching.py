@@ -5,6 +5,12 @@ anchor and an unserved object the one with the largest overlap is joined, again
 and again. Then every anchor that is still free and overlaps some object by at
 least the threshold answers for the object it overlaps most.
 
+That is the rule ``bipartite``, the paper's, in which the order of the objects does not
+matter but for ties. The rule ``in_order`` is the model zoo's: object after object takes
+its best anchor, as if they overlapped by 2, and every anchor that it overlaps by MORE
+than the threshold; an anchor changes hands only for a strictly larger overlap. Of two
+objects with one best anchor, the earlier keeps it, and the later has none of its own.
+
 Ties go to the lowest anchor, then to the lowest object. An overlap of at most
 ``lowest_iou`` counts as none: an object that no anchor touches, or one without
 area, stays unserved. Overlaps are compared in the dtype they come in, to which a
@@ -32,12 +38,16 @@ def match(iou: Array, config: MatchingConfig) -> Array:
     Returns:
         (A,) int64: index of an object, or ``UNMATCHED``.
     Source: the multi-box loss of the authors' release, bipartite then
-        per-prediction; SSD, arXiv:1512.02325, section 2.2, "Matching strategy".
+        per-prediction; SSD, arXiv:1512.02325, section 2.2, "Matching strategy". The
+        model zoo's ``box_utils.py`` for ``in_order``; it also gives an object without
+        area the first anchor, which this contract does not.
     """
     anchors, truths = iou.shape
     matched = np.full(anchors, UNMATCHED, np.int64)
     if anchors == 0 or truths == 0:
         return matched
+    if config.rule == "in_order":
+        return _match_in_order(iou, config)
 
     free = iou.copy()
     free[free <= config.lowest_iou] = -1
@@ -55,6 +65,21 @@ def match(iou: Array, config: MatchingConfig) -> Array:
     overlap = iou[np.arange(anchors), best]
     rest = (matched == UNMATCHED) & (overlap >= config.iou) & (overlap > config.lowest_iou)
     matched[rest] = best[rest]
+    return matched
+
+
+def _match_in_order(iou: Array, config: MatchingConfig) -> Array:
+    """``match`` by the model zoo's rule; an object that touches no anchor is left out."""
+    matched = np.full(len(iou), UNMATCHED, np.int64)
+    held = np.zeros(len(iou), iou.dtype)
+    for truth, overlaps in enumerate(iou.T.copy()):
+        best = overlaps.argmax()
+        if overlaps[best] <= config.lowest_iou:
+            continue
+        overlaps[best] = 2
+        taken = (overlaps > config.iou) & (overlaps > held)
+        matched[taken] = truth
+        held[taken] = overlaps[taken]
     return matched
 
 

@@ -30,10 +30,12 @@ from refinedet.spec.layers import (
     anchor_rows,
     batch_normalise,
     conv2d,
+    depthwise_conv2d,
     l2_normalise,
     max_pool2x2,
     plainly,
     relu,
+    relu6,
     upsample2x2,
 )
 
@@ -45,7 +47,7 @@ class Parameter(NamedTuple):
 
     ``group`` is ``decay``, ``no_decay``, ``bias`` (no decay, own learning rate) or
     ``statistic`` (a running mean or variance, not trained). ``initialiser`` is
-    ``xavier``, or a number for a constant.
+    ``xavier``, ``normal``, or a number for a constant.
     """
 
     name: str
@@ -65,6 +67,10 @@ class Conv(NamedTuple):
     padding: int = 1
     dilation: int = 1
     batch_norm: bool = False
+    bias: bool = True
+    """Where there is no batch normalisation."""
+    depthwise: bool = False
+    """Every channel alone."""
 
 
 class Heads(NamedTuple):
@@ -83,21 +89,21 @@ class Heads(NamedTuple):
 def backbone_convs(config: Config) -> list[Conv]:
     """The trunk's convolutions, in order; conv1_1 to conv5_3, fc6, fc7, conv6_1, conv6_2."""
     net = config.network
-    bn = net.batch_norm
+    kind = {"batch_norm": net.batch_norm, "bias": net.conv_bias}
     convs: list[Conv] = []
     inputs = 3
     for block, (full, count) in enumerate(VGG16_BLOCKS, start=1):
         for index in range(1, count + 1):
             outputs = net.channels(full)
-            convs.append(Conv(f"backbone.conv{block}_{index}", inputs, outputs, batch_norm=bn))
+            convs.append(Conv(f"backbone.conv{block}_{index}", inputs, outputs, **kind))
             inputs = outputs
     wide, narrow, last = net.channels(1024), net.channels(256), net.channels(512)
     return [
         *convs,
-        Conv("backbone.fc6", inputs, wide, padding=3, dilation=3, batch_norm=bn),
-        Conv("backbone.fc7", wide, wide, kernel=1, padding=0, batch_norm=bn),
-        Conv("backbone.conv6_1", wide, narrow, kernel=1, padding=0, batch_norm=bn),
-        Conv("backbone.conv6_2", narrow, last, stride=2, batch_norm=bn),
+        Conv("backbone.fc6", inputs, wide, padding=3, dilation=3, **kind),
+        Conv("backbone.fc7", wide, wide, kernel=1, padding=0, **kind),
+        Conv("backbone.conv6_1", wide, narrow, kernel=1, padding=0, **kind),
+        Conv("backbone.conv6_2", narrow, last, stride=2, **kind),
     ]
 
 
@@ -115,39 +121,49 @@ def source_channels(config: Config) -> list[int]:
 
 
 def tcb_convs(level: int, config: Config) -> list[Conv]:
-    """The three convolutions of a transfer connection block."""
-    bn = config.network.batch_norm
-    inside = config.network.channels(config.network.tcb_channels)
-    source = source_channels(config)[level]
+    """The convolutions of a transfer connection block: two before the sum, the rest after."""
+    net = config.network
+    kind = {"batch_norm": net.batch_norm, "bias": net.conv_bias}
+    inside, source = net.channels(net.tcb_channels), source_channels(config)[level]
+    names = ["lateral2", "output"]
+    if net.tcb == "relu_sum_conv_conv" and level < len(SOURCES) - 1:
+        names.append("output2")
     return [
-        Conv(f"tcb.{level}.lateral1", source, inside, batch_norm=bn),
-        Conv(f"tcb.{level}.lateral2", inside, inside, batch_norm=bn),
-        Conv(f"tcb.{level}.output", inside, inside, batch_norm=bn),
+        Conv(f"tcb.{level}.lateral1", source, inside, **kind),
+        *(Conv(f"tcb.{level}.{name}", inside, inside, **kind) for name in names),
     ]
 
 
-def head_convs(module: str, level: int, config: Config) -> list[Conv]:
-    """The convolutions of one module (``arm`` or ``odm``) at one level: offsets, logits."""
+def head_convs(module: str, level: int, config: Config) -> list[list[Conv]]:
+    """One module (``arm`` or ``odm``) at one level: the convolutions of offsets, of logits."""
+    net = config.network
     if module == "arm":
         inputs, classes = source_channels(config)[level], 2
     else:
-        inputs, classes = config.network.channels(config.network.tcb_channels), config.num_classes
+        inputs, classes = net.channels(net.tcb_channels), config.num_classes
     cell = len(config.anchors.aspect_ratios)
+
+    def convs(name: str, outputs: int) -> list[Conv]:
+        if net.heads == "conv":
+            return [Conv(name, inputs, outputs)]
+        alone = Conv(f"{name}.depthwise", inputs, inputs, batch_norm=True, depthwise=True)
+        return [alone, Conv(name, inputs, outputs, kernel=1, padding=0)]
+
     return [
-        Conv(f"{module}.{level}.offsets", inputs, cell * 4),
-        Conv(f"{module}.{level}.logits", inputs, cell * classes),
+        convs(f"{module}.{level}.offsets", cell * 4),
+        convs(f"{module}.{level}.logits", cell * classes),
     ]
 
 
-def _conv_parameters(conv: Conv) -> Iterator[Parameter]:
-    shape = (conv.outputs, conv.inputs, conv.kernel, conv.kernel)
-    yield Parameter(f"{conv.name}.weight", shape, "decay", "xavier")
+def _conv_parameters(conv: Conv, initialiser: str) -> Iterator[Parameter]:
+    shape = (conv.outputs, 1 if conv.depthwise else conv.inputs, conv.kernel, conv.kernel)
+    yield Parameter(f"{conv.name}.weight", shape, "decay", initialiser)
     if conv.batch_norm:
         yield Parameter(f"{conv.name}.gamma", (conv.outputs,), "no_decay", 1.0)
         yield Parameter(f"{conv.name}.beta", (conv.outputs,), "no_decay", 0.0)
         yield Parameter(f"{conv.name}.moving_mean", (conv.outputs,), "statistic", 0.0)
         yield Parameter(f"{conv.name}.moving_variance", (conv.outputs,), "statistic", 1.0)
-    else:
+    elif conv.bias:
         yield Parameter(f"{conv.name}.bias", (conv.outputs,), "bias", 0.0)
 
 
@@ -157,23 +173,29 @@ def parameter_table(config: Config) -> list[Parameter]:
     Convolution weights are (outputs, inputs, rows, columns); those of the 2x2
     upsampling are (inputs, outputs, rows, columns).
     """
+    net = config.network
     levels = range(len(SOURCES))
-    table = [p for conv in backbone_convs(config) for p in _conv_parameters(conv)]
+
+    def of(convs: list[Conv]) -> list[Parameter]:
+        return [p for conv in convs for p in _conv_parameters(conv, net.initialiser)]
+
+    table = of(backbone_convs(config))
     for level in range(NORMALISED):
         channels = source_channels(config)[level]
-        scale = config.network.l2_scales[level]
+        scale = net.l2_scales[level] if net.initialiser == "xavier" else net.initialiser
         table.append(Parameter(f"{SOURCES[level]}.l2_scale", (channels,), "decay", scale))
-    inside = config.network.channels(config.network.tcb_channels)
+    inside = net.channels(net.tcb_channels)
     for level in levels:
-        table += [p for conv in tcb_convs(level, config) for p in _conv_parameters(conv)]
+        table += of(tcb_convs(level, config))
         if level < len(SOURCES) - 1:
-            shape = (inside, inside, 2, 2)
-            table.append(Parameter(f"tcb.{level}.upsample.weight", shape, "decay", "xavier"))
-            table.append(Parameter(f"tcb.{level}.upsample.bias", (inside,), "bias", 0.0))
+            name, shape = f"tcb.{level}.upsample", (inside, inside, 2, 2)
+            table.append(Parameter(f"{name}.weight", shape, "decay", net.initialiser))
+            if net.conv_bias:
+                table.append(Parameter(f"{name}.bias", (inside,), "bias", 0.0))
     for module in ("arm", "odm"):
         for level in levels:
-            for conv in head_convs(module, level, config):
-                table += _conv_parameters(conv)
+            for convs in head_convs(module, level, config):
+                table += of(convs)
     return table
 
 
@@ -191,9 +213,11 @@ def initial_parameters(config: Config, seed: int) -> Parameters:
     """Fresh parameters, float32; the same seed gives the same bits.
 
     ``xavier`` draws uniformly from -b to b, b = sqrt(3 / fan-in), where the
-    fan-in is the numbers that one output adds up.
+    fan-in is the numbers that one output adds up. ``normal`` has a deviation of 0.02
+    before what lies beyond two of them is drawn again.
 
-    Source: Caffe's "xavier" filler, after Glorot and Bengio, AISTATS 2010.
+    Source: Caffe's "xavier" filler, after Glorot and Bengio, AISTATS 2010; the model
+        zoo's ``init_params.py``, which draws the L2 scales, too.
     """
     rng = np.random.default_rng(seed)
     parameters = {}
@@ -202,6 +226,11 @@ def initial_parameters(config: Config, seed: int) -> Parameters:
             fan_in = p.shape[0] if ".upsample." in p.name else np.prod(p.shape[1:])
             bound = np.sqrt(3 / fan_in)
             parameters[p.name] = rng.uniform(-bound, bound, p.shape).astype(np.float32)
+        elif p.initialiser == "normal":
+            drawn = rng.normal(size=p.shape)
+            while (far := np.abs(drawn) > 2).any():
+                drawn[far] = rng.normal(size=int(far.sum()))
+            parameters[p.name] = (0.02 * drawn).astype(np.float32)
         else:
             parameters[p.name] = np.full(p.shape, p.initialiser, np.float32)
     return parameters
@@ -296,10 +325,13 @@ def _run(
 
     def apply(conv: Conv, x: Array) -> Array:
         weight = parameters[f"{conv.name}.weight"]
-        shape = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
-        x = run(conv2d, x, weight, **shape)
+        if conv.depthwise:
+            x = run(depthwise_conv2d, x, weight, padding=conv.padding)
+        else:
+            shape = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+            x = run(conv2d, x, weight, **shape)
         if not conv.batch_norm:
-            return run(add_bias, x, parameters[f"{conv.name}.bias"])
+            return run(add_bias, x, parameters[f"{conv.name}.bias"]) if conv.bias else x
         gamma, beta, mean, variance = (
             parameters[f"{conv.name}.{part}"]
             for part in ("gamma", "beta", "moving_mean", "moving_variance")
@@ -313,43 +345,56 @@ def _run(
             statistics[f"{conv.name}.moving_variance"] = keep * old[1] + (1 - keep) * unbiased
         return run(batch_normalise, x, gamma, beta, mean, variance, eps=net.batch_norm_eps)
 
-    sources: list[Array] = []
+    for_arm: list[Array] = []
+    for_tcb: list[Array] = []
     x = pictures
     last_of_block = {f"backbone.conv{b}_{n}" for b, (_, n) in enumerate(VGG16_BLOCKS, start=1)}
     for conv in backbone_convs(config):
-        x = run(relu, apply(conv, x))
+        plain = apply(conv, x)
+        x = run(relu, plain)
         if conv.name in SOURCES:
-            level = len(sources)
+            level = len(for_tcb)
+            source = plain if conv.name == "backbone.fc7" and not net.fc7_relu else x
+            normalised = source
             if level < NORMALISED:
                 scale = parameters[f"{conv.name}.l2_scale"]
-                sources.append(run(l2_normalise, x, scale, eps=net.l2_eps))
-            else:
-                sources.append(x)
+                normalised = run(l2_normalise, source, scale, eps=net.l2_eps, floor=net.l2_floor)
+            for_tcb.append(normalised)
+            for_arm.append(normalised if net.l2_in_arm else source)
         if conv.name in last_of_block:
             x = run(max_pool2x2, x)
 
+    def upsampled(level: int, coarser: Array) -> Array:
+        name = f"tcb.{level}.upsample"
+        y = run(upsample2x2, coarser, parameters[f"{name}.weight"])
+        return run(add_bias, y, parameters[f"{name}.bias"]) if net.conv_bias else y
+
     blocks: list[Array] = []
     for level in reversed(range(len(SOURCES))):
-        lateral1, lateral2, output = tcb_convs(level, config)
-        x = apply(lateral2, run(relu, apply(lateral1, sources[level])))
-        if blocks:
-            name = f"tcb.{level}.upsample"
-            coarser = run(upsample2x2, blocks[0], parameters[f"{name}.weight"])
-            x = run(add, x, run(add_bias, coarser, parameters[f"{name}.bias"]))
-        blocks.insert(0, run(relu, apply(output, run(relu, x))))
+        lateral1, lateral2, *outputs = tcb_convs(level, config)
+        x = apply(lateral2, run(relu, apply(lateral1, for_tcb[level])))
+        if not blocks:
+            x = run(relu, x)
+        elif net.tcb == "sum_relu_conv":
+            x = run(relu, run(add, x, upsampled(level, blocks[0])))
+        else:
+            x = run(add, x, run(relu, upsampled(level, blocks[0])))
+        for conv in outputs:
+            x = run(relu, apply(conv, x))
+        blocks.insert(0, x)
 
     cell = len(config.anchors.aspect_ratios)
 
-    def head(module: str, features: list[Array]) -> tuple[Array, Array]:
-        convs = [head_convs(module, level, config) for level in range(len(features))]
-        offsets, logits = (
-            [apply(conv, x) for conv, x in zip(column, features, strict=True)]
-            for column in zip(*convs, strict=True)
-        )
-        classes = convs[0][1].outputs // cell
-        return (
-            run(anchor_rows, *offsets, per_anchor=4),
-            run(anchor_rows, *logits, per_anchor=classes),
-        )
+    def head(module: str, features: list[Array]) -> list[Array]:
+        rows = []
+        for output in range(2):  # offsets, logits
+            levels = []
+            for level, y in enumerate(features):
+                *before, last = head_convs(module, level, config)[output]
+                for conv in before:
+                    y = run(relu6, apply(conv, y))
+                levels.append(apply(last, y))
+            rows.append(run(anchor_rows, *levels, per_anchor=last.outputs // cell))
+        return rows
 
-    return Heads(*head("arm", sources), *head("odm", blocks)), statistics
+    return Heads(*head("arm", for_arm), *head("odm", blocks)), statistics

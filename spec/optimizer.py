@@ -2,7 +2,7 @@
 
 1. Divide by the loss scale. 2. If ``clip_norm`` is set and the L2 norm over all
 gradients is larger, scale all of them down to it. 3. Add weight decay to the
-parameters of the group "decay". 4. Momentum: ``velocity = momentum * velocity +
+parameters of the group "decay", or to all. 4. Momentum: ``velocity = momentum * velocity +
 gradient``, ``parameter -= rate * velocity``; the rate of biases times ``bias_rate``.
 """
 
@@ -61,7 +61,7 @@ def momentum_step(
     for entry in trained:
         p = parameters[entry.name].astype(np.float64)
         g = gradients[entry.name].astype(np.float64)
-        if entry.group == "decay":
+        if entry.group == "decay" or options.decay_all:
             g = g + options.weight_decay * p
         v = options.momentum * velocities[entry.name].astype(np.float64) + g
         step = rate * options.bias_rate if entry.group == "bias" else rate

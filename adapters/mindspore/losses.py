@@ -18,14 +18,18 @@ from refinedet.adapters.mindspore.network import (
 from refinedet.spec.config import Config
 
 
-def pairwise_iou(boxes: ms.Tensor, anchors: ms.Tensor) -> ms.Tensor:
-    """Overlap (N, T, A) of boxes (N, T, 4) with anchors (N, A, 4), corner form."""
+def pairwise_iou(
+    boxes: ms.Tensor, anchors: ms.Tensor, pixel: tuple[float, float] = (0.0, 0.0)
+) -> ms.Tensor:
+    """Overlap (N, T, A) of boxes (N, T, 4) with anchors (N, A, 4); see ``spec.boxes.box_iou``."""
     bx0, by0, bx1, by1 = ops.split(boxes, 1, 2)  # each (N, T, 1)
     ax0, ay0, ax1, ay1 = ops.split(anchors.transpose((0, 2, 1)), 1, 1)  # each (N, 1, A)
-    wide = ops.relu(ops.minimum(bx1, ax1) - ops.maximum(bx0, ax0))
-    high = ops.relu(ops.minimum(by1, ay1) - ops.maximum(by0, ay0))
+    more_x, more_y = pixel
+    wide = ops.relu(ops.minimum(bx1, ax1) - ops.maximum(bx0, ax0) + more_x)
+    high = ops.relu(ops.minimum(by1, ay1) - ops.maximum(by0, ay0) + more_y)
     shared = wide * high
-    union = (bx1 - bx0) * (by1 - by0) + (ax1 - ax0) * (ay1 - ay0) - shared
+    area_b = (bx1 - bx0 + more_x) * (by1 - by0 + more_y)
+    union = area_b + (ax1 - ax0 + more_x) * (ay1 - ay0 + more_y) - shared
     some = union > 0
     return ops.select(some, shared / ops.select(some, union, ops.ones_like(union)), shared)
 
@@ -66,6 +70,24 @@ def match(iou: ms.Tensor, threshold: float, lowest: float) -> ms.Tensor:
     best = ops.argmax(overlap, 1).astype(ms.int32)
     by_threshold = ops.select(ops.amax(overlap, 1) >= threshold, best, ops.full_like(best, -1))
     return ops.select(matched >= 0, matched, by_threshold)
+
+
+def match_in_order(iou: ms.Tensor, threshold: float, lowest: float) -> ms.Tensor:
+    """``match`` by the model zoo's rule: object after object, which is a loop over places."""
+    n, t, a = iou.shape
+    anchors = ops.arange(a).astype(ms.int32).reshape((1, a))
+    matched = ops.full((n, a), -1, dtype=ms.int32)
+    held = ops.zeros((n, a), ms.float32)
+    for place in range(t):
+        overlap = iou[:, place]
+        best = ops.argmax(overlap, 1).astype(ms.int32).reshape((n, 1))
+        some = ops.amax(overlap, 1, True) > lowest
+        forced = ops.select(anchors == best, ops.full_like(overlap, 2.0), overlap)
+        taken = ops.logical_and(forced > threshold, forced > held)
+        taken = ops.logical_and(taken, ops.broadcast_to(some, taken.shape))
+        matched = ops.select(taken, ops.full_like(matched, place), matched)
+        held = ops.select(taken, forced, held)
+    return matched
 
 
 def encode(boxes: ms.Tensor, anchors: ms.Tensor, centre: float, size: float) -> ms.Tensor:
@@ -137,6 +159,33 @@ def module_loss(
     return box_loss / divisor, (class_loss * counted).sum() / divisor
 
 
+def focal(logits: ms.Tensor, labels: ms.Tensor, alpha: float, gamma: float) -> ms.Tensor:
+    """``spec.losses.focal``, logits (N, A, K) and labels (N, A) to (N, A)."""
+    here = labels.expand_dims(2) == ops.arange(logits.shape[2]).astype(labels.dtype)
+    x = ops.select(here, logits, -logits)  # of the probability of being right
+    # log(1 + exp(-|x|)) has no overflow; MindSpore's softplus and log-sigmoid are approximate.
+    tail = ops.log(1 + ops.exp(-ops.abs(x)))
+    log_p, log_wrong = ops.minimum(x, 0) - tail, ops.minimum(-x, 0) - tail
+    weight = ops.select(here, ops.full_like(x, alpha), ops.full_like(x, 1 - alpha))
+    return -(weight * ops.exp(gamma * log_wrong) * log_p).sum(2)
+
+
+def focal_module_loss(
+    offsets: ms.Tensor,
+    logits: ms.Tensor,
+    wanted: ms.Tensor,
+    labels: ms.Tensor,
+    alpha: float,
+    gamma: float,
+) -> tuple[ms.Tensor, ms.Tensor]:
+    """``spec.losses.focal_module_loss``: the loss of the offsets and that of the classes."""
+    positive = labels > 0
+    paid = ops.broadcast_to(positive.expand_dims(2), offsets.shape)
+    box_loss = smooth_l1(ops.select(paid, offsets, wanted), wanted).sum()
+    divisor = ops.maximum(positive.astype(ms.float32).sum(), 1.0)
+    return box_loss / divisor, focal(logits, labels, alpha, gamma).sum() / divisor
+
+
 def targets(
     anchors: ms.Tensor, boxes: ms.Tensor, labels: ms.Tensor, config: Config
 ) -> tuple[ms.Tensor, ms.Tensor]:
@@ -149,7 +198,8 @@ def targets(
     n, a, _ = anchors.shape
     iou = pairwise_iou(boxes, to_corners(anchors))
     iou = iou * (labels > 0).astype(iou.dtype).expand_dims(2)
-    matched = match(iou, config.matching.iou, config.matching.lowest_iou)
+    rule = match if config.matching.rule == "bipartite" else match_in_order
+    matched = rule(iou, config.matching.iou, config.matching.lowest_iou)
     positive = matched >= 0
     index = ops.maximum(matched, 0)
     box = ops.gather_elements(boxes, 1, ops.broadcast_to(index.expand_dims(2), (n, a, 4)))
@@ -173,8 +223,11 @@ class HeadsLoss(nn.Cell):
         self.config = config
         self.anchors = centre_anchors(config)
         self.centre, self.size = config.anchors.variances
-        self.ratio = config.loss.negatives_per_positive
-        self.objectness = config.loss.objectness
+        self.refined = config.anchors.refined
+        options = config.loss
+        self.ratio, self.objectness = options.negatives_per_positive, options.objectness
+        self.focal, self.arm_first_class = options.classes == "sigmoid", options.arm_first_class
+        self.alpha, self.gamma = options.focal_alpha, options.focal_gamma
         self.scale = config.optimizer.loss_scale
 
     def construct(
@@ -188,25 +241,22 @@ class HeadsLoss(nn.Cell):
         arm_wanted: ms.Tensor,
         arm_labels: ms.Tensor,
     ) -> tuple[ms.Tensor, ms.Tensor]:
-        refined = ops.stop_gradient(decode(arm_offsets, self.anchors, self.centre, self.size))
-        odm_wanted, odm_labels = targets(refined, boxes, labels, self.config)
-        objectness = ops.stop_gradient(ops.softmax(arm_logits, 2)[:, :, 1])
-        arm_box, arm_class = module_loss(
-            arm_offsets,
-            arm_logits,
-            arm_wanted,
-            ops.minimum(arm_labels, 1),
-            objectness >= 0,
-            self.ratio,
-        )
-        odm_box, odm_class = module_loss(
-            odm_offsets,
-            odm_logits,
-            ops.stop_gradient(odm_wanted),
-            odm_labels,
-            objectness >= self.objectness,
-            self.ratio,
-        )
+        odm_wanted, odm_labels = arm_wanted, arm_labels
+        if self.refined:
+            anchors = decode(arm_offsets, self.anchors, self.centre, self.size)
+            odm_wanted, odm_labels = targets(ops.stop_gradient(anchors), boxes, labels, self.config)
+        odm_wanted = ops.stop_gradient(odm_wanted)
+        if not self.arm_first_class:
+            arm_labels = ops.minimum(arm_labels, 1)
+        arm = arm_offsets, arm_logits, arm_wanted, arm_labels
+        odm = odm_offsets, odm_logits, odm_wanted, odm_labels
+        if self.focal:
+            arm_box, arm_class = focal_module_loss(*arm, self.alpha, self.gamma)
+            odm_box, odm_class = focal_module_loss(*odm, self.alpha, self.gamma)
+        else:
+            objectness = ops.stop_gradient(ops.softmax(arm_logits, 2)[:, :, 1])
+            arm_box, arm_class = module_loss(*arm, objectness >= 0, self.ratio)
+            odm_box, odm_class = module_loss(*odm, objectness >= self.objectness, self.ratio)
         parts = ops.stack((arm_box, arm_class, odm_box, odm_class))
         return parts.sum() * self.scale, parts
 

@@ -30,7 +30,8 @@ class ConvLayer(nn.Cell):
             pad_mode="pad",
             padding=conv.padding,
             dilation=conv.dilation,
-            has_bias=not conv.batch_norm,
+            group=conv.inputs if conv.depthwise else 1,
+            has_bias=conv.bias and not conv.batch_norm,
             weight_init="zeros",
             bias_init="zeros",
         )
@@ -45,9 +46,9 @@ class ConvLayer(nn.Cell):
 
 
 class Upsample(nn.Cell):
-    """``spec.network.upsample2x2``."""
+    """``spec.network.upsample2x2``, and its bias."""
 
-    def __init__(self, name: str, channels: int) -> None:
+    def __init__(self, name: str, channels: int, bias: bool) -> None:
         super().__init__()
         self.canonical = name
         self.conv = nn.Conv2dTranspose(
@@ -56,7 +57,7 @@ class Upsample(nn.Cell):
             2,
             stride=2,
             pad_mode="valid",
-            has_bias=True,
+            has_bias=bias,
             weight_init="zeros",
             bias_init="zeros",
         )
@@ -66,24 +67,28 @@ class Upsample(nn.Cell):
 
 
 class L2Normalise(nn.Cell):
-    """``spec.network.l2_normalise`` in plain operations.
+    """``spec.layers.l2_normalise`` in plain operations.
 
     The fused operation's gradient takes a thousand times as long on CPU.
     """
 
-    def __init__(self, name: str, channels: int, eps: float) -> None:
+    def __init__(self, name: str, channels: int, net: NetworkConfig) -> None:
         super().__init__()
         self.canonical = name
         self.l2_scale = ms.Parameter(np.zeros(channels, np.float32))
-        self.eps = eps
+        self.eps, self.floor = net.l2_eps, net.l2_floor
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        norm = ops.sqrt((x * x).sum(1, keepdims=True) + self.eps)
-        return x / norm * self.l2_scale.reshape((1, -1, 1, 1))
+        squares = (x * x).sum(1, keepdims=True)
+        squares = ops.maximum(squares, self.eps) if self.floor else squares + self.eps
+        return x / ops.sqrt(squares) * self.l2_scale.reshape((1, -1, 1, 1))
 
 
 class Backbone(nn.Cell):
-    """VGG16 with fc6 and fc7 as convolutions, conv6_1 and conv6_2; gives the sources."""
+    """VGG16 with fc6 and fc7 as convolutions, conv6_1 and conv6_2.
+
+    Gives what the ARM reads, and what the transfer blocks read.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -93,29 +98,36 @@ class Backbone(nn.Cell):
         stages: list[nn.Cell] = []
         layers: list[nn.Cell] = []
         for conv in spec.backbone_convs(config):
-            layers += [ConvLayer(conv, net), relu]
-            if conv.name in spec.SOURCES:
+            layers.append(ConvLayer(conv, net))
+            if conv.name in spec.SOURCES:  # a stage ends before the ReLU
                 stages.append(nn.SequentialCell(layers))
                 layers = []
+            layers.append(relu)
             if conv.name in last_of_block:
                 layers.append(pool)
         self.stages = nn.CellList(stages)
+        self.relu = relu
+        self.before_relu = [name == "backbone.fc7" and not net.fc7_relu for name in spec.SOURCES]
+        self.normalised_for_arm = net.l2_in_arm
         channels = spec.source_channels(config)
         self.norms = nn.CellList(
             [
-                L2Normalise(name, channels[level], net.l2_eps)
+                L2Normalise(name, channels[level], net)
                 if level < spec.NORMALISED
                 else nn.Identity()
                 for level, name in enumerate(spec.SOURCES)
             ]
         )
 
-    def construct(self, x: ms.Tensor) -> list[ms.Tensor]:
-        sources = []
-        for stage, norm in zip(self.stages, self.norms):  # noqa: B905 - parsed as a graph
-            x = stage(x)
-            sources.append(norm(x))
-        return sources
+    def construct(self, x: ms.Tensor) -> tuple[list[ms.Tensor], list[ms.Tensor]]:
+        for_arm, for_tcb = [], []
+        for i in range(len(self.stages)):
+            x = self.stages[i](x)
+            source = x if self.before_relu[i] else self.relu(x)
+            normalised = self.norms[i](source)
+            for_tcb.append(normalised)
+            for_arm.append(normalised if self.normalised_for_arm else source)
+        return for_arm, for_tcb
 
 
 class TransferBlock(nn.Cell):
@@ -123,21 +135,27 @@ class TransferBlock(nn.Cell):
 
     def __init__(self, level: int, config: Config) -> None:
         super().__init__()
-        lateral1, lateral2, output = (
-            ConvLayer(conv, config.network) for conv in spec.tcb_convs(level, config)
-        )
+        net = config.network
         relu = nn.ReLU()
+        lateral1, lateral2, *outputs = (
+            ConvLayer(conv, net) for conv in spec.tcb_convs(level, config)
+        )
         self.lateral = nn.SequentialCell([lateral1, relu, lateral2])
-        self.output = nn.SequentialCell([relu, output, relu])
         self.coarsest = level == len(spec.SOURCES) - 1
+        zoo = net.tcb == "relu_sum_conv_conv" and not self.coarsest
+        layers: list[nn.Cell] = [] if zoo else [relu]
+        for output in outputs:
+            layers += [output, relu]
+        self.output = nn.SequentialCell(layers)
         if not self.coarsest:
-            channels = config.network.channels(config.network.tcb_channels)
-            self.upsample = Upsample(f"tcb.{level}.upsample", channels)
+            channels = net.channels(net.tcb_channels)
+            self.upsample = Upsample(f"tcb.{level}.upsample", channels, net.conv_bias)
+            self.activation = relu if zoo else nn.Identity()
 
     def construct(self, source: ms.Tensor, coarser: ms.Tensor) -> ms.Tensor:
         x = self.lateral(source)
         if not self.coarsest:
-            x = x + self.upsample(coarser)
+            x = x + self.activation(self.upsample(coarser))
         return self.output(x)
 
 
@@ -146,13 +164,22 @@ class Head(nn.Cell):
 
     def __init__(self, module: str, output: int, config: Config) -> None:
         super().__init__()
-        convs = [spec.head_convs(module, i, config)[output] for i in range(len(spec.SOURCES))]
-        self.convs = nn.CellList([ConvLayer(conv, config.network) for conv in convs])
+        levels = [spec.head_convs(module, i, config)[output] for i in range(len(spec.SOURCES))]
+        self.convs = nn.CellList([self.layers(convs, config.network) for convs in levels])
         cell = len(config.anchors.aspect_ratios)
         self.shapes = [
-            (-1, rows * columns * cell, convs[0].outputs // cell)
+            (-1, rows * columns * cell, levels[0][-1].outputs // cell)
             for rows, columns in feature_sizes(config)
         ]
+
+    @staticmethod
+    def layers(convs: list[Conv], net: NetworkConfig) -> nn.Cell:
+        """One level's: all but the last convolution have a ReLU6 behind them."""
+        *before, last = convs
+        cells: list[nn.Cell] = []
+        for conv in before:
+            cells += [ConvLayer(conv, net), nn.ReLU6()]
+        return nn.SequentialCell([*cells, ConvLayer(last, net)])
 
     def construct(self, features: list[ms.Tensor]) -> ms.Tensor:
         outputs = []
@@ -180,15 +207,15 @@ class Detector(nn.Cell):
                     parameter.name = f"{cell.canonical}.{last}"
 
     def construct(self, pictures: ms.Tensor) -> tuple[ms.Tensor, ...]:
-        sources = self.backbone(pictures)
-        block3 = self.blocks[3](sources[3], sources[3])
-        block2 = self.blocks[2](sources[2], block3)
-        block1 = self.blocks[1](sources[1], block2)
-        block0 = self.blocks[0](sources[0], block1)
+        for_arm, for_tcb = self.backbone(pictures)
+        block3 = self.blocks[3](for_tcb[3], for_tcb[3])
+        block2 = self.blocks[2](for_tcb[2], block3)
+        block1 = self.blocks[1](for_tcb[1], block2)
+        block0 = self.blocks[0](for_tcb[0], block1)
         blocks = [block0, block1, block2, block3]
         return (
-            self.arm_offsets(sources),
-            self.arm_logits(sources),
+            self.arm_offsets(for_arm),
+            self.arm_logits(for_arm),
             self.odm_offsets(blocks),
             self.odm_logits(blocks),
         )
@@ -202,6 +229,8 @@ class Scoring(nn.Cell):
         self.anchors = centre_anchors(config)
         self.centre, self.size = config.anchors.variances
         self.objectness = config.loss.objectness
+        self.refined = config.anchors.refined
+        self.softmax = config.loss.classes == "softmax"
 
     def construct(
         self,
@@ -210,10 +239,14 @@ class Scoring(nn.Cell):
         odm_offsets: ms.Tensor,
         odm_logits: ms.Tensor,
     ) -> tuple[ms.Tensor, ms.Tensor]:
-        boxes = cascade(arm_offsets, odm_offsets, self.anchors, self.centre, self.size)
+        if self.refined:
+            boxes = cascade(arm_offsets, odm_offsets, self.anchors, self.centre, self.size)
+        else:
+            boxes = decode(odm_offsets, self.anchors, self.centre, self.size)
         objectness = ops.softmax(arm_logits, -1)[:, :, 1:2]
         seen = (objectness >= self.objectness).astype(odm_logits.dtype)
-        return to_corners(boxes), ops.softmax(odm_logits, -1) * seen
+        scores = ops.softmax(odm_logits, -1) if self.softmax else ops.sigmoid(odm_logits)
+        return to_corners(boxes), scores * seen
 
 
 class ScoredBoxes(nn.Cell):

@@ -75,10 +75,14 @@ def centres_to_corners(boxes: Array) -> Array:
     return _one(network.to_corners, boxes)
 
 
-def box_iou(anchors: Array, truths: Array) -> Array:
+def box_iou(anchors: Array, truths: Array, pixel: tuple[float, float] = (0.0, 0.0)) -> Array:
     if len(anchors) == 0 or len(truths) == 0:
         return np.zeros((len(anchors), len(truths)), np.float32)
-    return np.ascontiguousarray(_one(losses.pairwise_iou, truths, anchors).T)
+
+    def run(b: ms.Tensor, a: ms.Tensor) -> ms.Tensor:
+        return losses.pairwise_iou(b, a, pixel)
+
+    return np.ascontiguousarray(_one(run, truths, anchors).T)
 
 
 def clip_boxes(boxes: Array) -> Array:
@@ -121,9 +125,9 @@ def match(iou: Array, config: MatchingConfig) -> Array:
         return np.zeros(0, np.int64)
     padded = np.zeros((1, max(objects, 1), anchors), np.float32)
     padded[0, :objects] = iou.T
-    return _numpy(losses.match(ms.Tensor(padded), config.iou, config.lowest_iou)[0]).astype(
-        np.int64
-    )
+    rule = losses.match if config.rule == "bipartite" else losses.match_in_order
+    matched = rule(ms.Tensor(padded), config.iou, config.lowest_iou)
+    return _numpy(matched[0]).astype(np.int64)
 
 
 def targets(anchors: Array, boxes: Array, labels: Array, config: Config) -> tuple[Array, Array]:
@@ -176,6 +180,17 @@ def _with_gradient(
 
 def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     return _with_gradient(losses.cross_entropy, logits, labels.astype(np.int32))
+
+
+def sigmoid(logits: Array) -> Array:
+    return _one(ops.sigmoid, logits)
+
+
+def focal(logits: Array, labels: Array, alpha: float, gamma: float) -> tuple[Array, Array]:
+    def run(x: ms.Tensor, y: ms.Tensor) -> ms.Tensor:
+        return losses.focal(x, y, alpha, gamma)
+
+    return _with_gradient(run, logits, labels.astype(np.int32))
 
 
 def smooth_l1(predicted: Array, wanted: Array) -> tuple[Array, Array]:
@@ -242,14 +257,16 @@ def scored_boxes(heads: Heads, config: Config) -> tuple[Array, Array]:
     return _numpy(boxes), _numpy(scores)
 
 
-def nms(boxes: Array, scores: Array, iou: float) -> Array:
+def nms(boxes: Array, scores: Array, iou: float, pixel: tuple[float, float] = (0.0, 0.0)) -> Array:
     order = np.argsort(-scores, kind="stable")
     config = DetectionConfig(nms_iou=iou)
-    return order[suppress(boxes[order], np.ones(len(order), np.int64), config)]
+    return order[suppress(boxes[order], np.ones(len(order), np.int64), config, pixel)]
 
 
-def detect(boxes: Array, scores: Array, config: DetectionConfig) -> Detections:
-    return postprocess(boxes, scores, config)
+def detect(
+    boxes: Array, scores: Array, config: DetectionConfig, size: tuple[int, int] | None = None
+) -> Detections:
+    return postprocess(boxes, scores, config, size)
 
 
 # Training

@@ -24,10 +24,11 @@ def momentum(detector: Detector, config: Config) -> nn.Momentum:
     """``spec.optimizer.momentum_step``: groups, decay, and the rate of every step."""
     options, rates = config.optimizer, learning_rates(config.schedule)
     groups = {p.name: p.group for p in parameter_table(config)}
+    rest = options.weight_decay if options.decay_all else 0.0
     settings = {
         "decay": (options.weight_decay, 1.0),
-        "no_decay": (0.0, 1.0),
-        "bias": (0.0, options.bias_rate),
+        "no_decay": (rest, 1.0),
+        "bias": (rest, options.bias_rate),
     }
     members = {
         group: [p for p in detector.trainable_params() if groups[p.name] == group]

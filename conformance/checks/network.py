@@ -16,7 +16,7 @@ from refinedet.conformance import inputs
 from refinedet.conformance.judge import Subject
 from refinedet.conformance.margin import moved
 from refinedet.conformance.registry import check
-from refinedet.spec.config import Config, preset, replace
+from refinedet.spec.config import NETWORK_CHOICES, Config, preset, replace
 from refinedet.spec.detection import scored_boxes
 from refinedet.spec.errors import Array
 from refinedet.spec.network import forward
@@ -34,6 +34,22 @@ WITH_BIASES = replace(
     network={"batch_norm": False, "width": 1 / 16, "tcb_channels": 128},
     anchors={"aspect_ratios": (1.0, 2.0)},
 )
+ZOO = {
+    "network": {
+        "l2_floor": True,
+        "l2_in_arm": False,
+        "conv_bias": False,
+        "fc7_relu": False,
+        "tcb": "relu_sum_conv_conv",
+        "heads": "separable",
+    },
+    "anchors": {"square_sides": (8.0, 32.0, 64.0, 128.0), "refined": False},
+    "loss": {"classes": "sigmoid", "objectness": 0.0, "arm_first_class": True},
+}
+"""What the model zoo's family has of its own in the network and around it."""
+LIKE_THE_ZOO = replace(
+    replace(WITH_BATCH_NORM, network={"batch_norm": False, "width": 1 / 16}), **ZOO
+)
 FULL_SIZE = preset("refinedet_vgg16_320")
 
 
@@ -49,6 +65,12 @@ def detectors(draw: st.DrawFn) -> Config:
             "batch_norm": draw(st.booleans()),
             "l2_scales": draw(st.sampled_from([(2.0, 2.0), (3.0, 1.0)])),
             "l2_eps": draw(st.sampled_from([1e-10, 0.5])),
+            "l2_floor": draw(st.booleans()),
+            "l2_in_arm": draw(st.booleans()),
+            "conv_bias": draw(st.booleans()),
+            "fc7_relu": draw(st.booleans()),
+            "tcb": draw(st.sampled_from(NETWORK_CHOICES["tcb"])),
+            "heads": draw(st.sampled_from(NETWORK_CHOICES["heads"])),
         },
         anchors={"aspect_ratios": draw(st.sampled_from([(1.0,), (1.0, 2.0, 0.5)]))},
     )
@@ -73,7 +95,7 @@ def cases() -> st.SearchStrategy[Case]:
     "network",
     "network.heads",
     cases(),
-    [(WITH_BATCH_NORM, 0, 1), (WITH_BIASES, 0, 2)],
+    [(WITH_BATCH_NORM, 0, 1), (WITH_BIASES, 0, 2), (LIKE_THE_ZOO, 0, 1)],
     share=0.06,
 )
 def heads(subject: Subject, case: Case) -> None:
@@ -85,13 +107,17 @@ def heads(subject: Subject, case: Case) -> None:
     subject.compare("heads", got, wanted)
 
 
-@check("network", "network.full_size", pinned=[(FULL_SIZE, 0, 1)])
+@check(
+    "network",
+    "network.full_size",
+    pinned=[(FULL_SIZE, 0, 1), (preset("modelzoo_vgg16_320"), 0, 1)],
+)
 def full_size(subject: Subject, case: Case) -> None:
-    """The outputs of the paper's detector at full size are the contract's."""
+    """The outputs of the paper's and the model zoo's detector at full size are the contract's."""
     heads(subject, case)
 
 
-@check("network", "network.blank_picture", pinned=[WITH_BATCH_NORM, WITH_BIASES])
+@check("network", "network.blank_picture", pinned=[WITH_BATCH_NORM, WITH_BIASES, LIKE_THE_ZOO])
 def blank(subject: Subject, config: Config) -> None:
     """A picture of zeros, and one with a single bright pixel, give the contract's outputs."""
     parameters = inputs.seeded_parameters(config, 0)
@@ -119,7 +145,7 @@ def pictures_apart(subject: Subject, case: Case) -> None:
     "network",
     "network.scored_boxes",
     cases(),
-    [(replace(WITH_BATCH_NORM, loss={"objectness": 0.5}), 1, 2)],
+    [(replace(WITH_BATCH_NORM, loss={"objectness": 0.5}), 1, 2), (LIKE_THE_ZOO, 0, 1)],
     share=0.04,
     masked=0.02,
 )

@@ -80,6 +80,7 @@ parity(
     [
         (preset("refinedet_vgg16_320"),),
         (preset("refinedet_vgg16_512"),),
+        (preset("modelzoo_vgg16_320"),),
         (replace(preset("refinedet_vgg16_320"), image_size=(320, 512)),),
     ],
 )
@@ -101,6 +102,7 @@ def first_cell(subject: Subject, config: Config) -> None:
 @check("operations", "anchors.area", inputs.anchor_configs(), share=0.5)
 def equal_areas(subject: Subject, config: Config) -> None:
     """All anchors of a level have the area of its square one, in pixels."""
+    config = replace(config, anchors={"square_sides": None})
     found = subject.call("anchors", config).astype(np.float64)
     height, width = config.image_size
     sizes = (found[:, 2:] - found[:, :2]) * (width, height)
@@ -132,8 +134,9 @@ parity(
 )
 parity(
     "box_iou",
-    inputs.box_pairs(),
+    st.tuples(inputs.box_pairs(), inputs.PIXELS).map(lambda case: (*case[0], case[1])),
     [
+        (box(POINT, (0.25, 0.5, 0.5, 0.75)), box(POINT, LEFT), (0.25, 0.125)),
         (NONE, NONE),
         (NONE, box(WHOLE)),
         (box(WHOLE, LEFT), NONE),
@@ -233,6 +236,7 @@ def cascade_is_two_steps(subject: Subject, case: tuple[Array, Array, Array, Any]
 # Matching
 
 EIGHTHS = MatchingConfig(0.5, 0.0)
+IN_ORDER = MatchingConfig(0.5, 0.0, "in_order")
 parity(
     "match",
     inputs.overlaps(),
@@ -247,6 +251,10 @@ parity(
         (numbers([0.5, 0.5, 0.5]), EIGHTHS),  # more objects than anchors
         (numbers([0.125], [0.25]), MatchingConfig(0.125, 0.125)),
         (numbers([0.75, 0.125], [0.125, 0.75], [0.5, 0.5]), EIGHTHS),  # objects tie
+        (numbers([0.5, 0.75], [0.25, 0.875]), IN_ORDER),  # the earlier keeps its anchor
+        (numbers([0.75, 0.625], [0.875, 0.625], [0.625, 0.75]), IN_ORDER),  # taken and retaken
+        (numbers([0.5], [0.25], [0.125]), IN_ORDER),  # more than the threshold
+        (numbers([0.125], [0.0]), MatchingConfig(0.5, 0.125, "in_order")),
     ],
 )
 
@@ -269,11 +277,17 @@ def match_permutation(subject: Subject, case: tuple[Array, list[int]]) -> None:
     subject.require(bool((back == found).all()), "another order, another match", back, found)
 
 
+def replace_rule(config: MatchingConfig) -> MatchingConfig:
+    """The same thresholds with the rule of the paper."""
+    return MatchingConfig(config.iou, config.lowest_iou)
+
+
 @check("operations", "match.every_object", inputs.overlaps())
 def match_serves(subject: Subject, case: tuple[Array, MatchingConfig]) -> None:
     """An object that touches as many anchors as there are objects gets one of its own."""
     iou, config = case
-    found = subject.call("match", *case)
+    config = replace_rule(config)
+    found = subject.call("match", iou, config)
     touched = (iou > config.lowest_iou).sum(axis=0)
     for t in np.flatnonzero(touched >= max(1, iou.shape[1])):
         subject.require(bool((found == t).any()), f"object {t} gets no anchor", found)
@@ -325,6 +339,24 @@ parity(
         (numbers([0, 0, 0, 0]),),
         (numbers([1000, 999], [-1000, -1000], [88, -88]),),
         (np.arange(12, dtype=np.float32).reshape(2, 2, 3),),
+    ],
+)
+parity(
+    "sigmoid",
+    st.tuples(st.integers(0, 5), st.integers(2, 5)).flatmap(
+        lambda shape: st.tuples(inputs.logits(*shape))
+    ),
+    [(np.zeros((0, 3), np.float32),), (numbers([1000, -1000], [0, 1], [88, -88]),)],
+)
+parity(
+    "focal",
+    st.tuples(
+        inputs.labelled_logits(), st.sampled_from([0.75, 0.25]), st.sampled_from([2.0, 0.0, 1.5])
+    ).map(lambda case: (*case[0], *case[1:])),
+    [
+        (np.zeros((0, 3), np.float32), np.zeros(0, np.int64), 0.75, 2.0),
+        (numbers([0, 0], [1, -2], [3, 0.5]), np.array([0, 1, 2]), 0.75, 2.0),  # 2: no column
+        (numbers([100, -100], [100, -100]), np.array([0, 1]), 0.75, 2.0),
     ],
 )
 parity(
@@ -426,26 +458,33 @@ def is_loss_decided(
 
 
 LOSSY = replace(inputs.SMALL, image_size=(64, 128))
+ZOO_LOSSY = replace(
+    LOSSY,
+    anchors={"refined": False},
+    matching={"rule": "in_order"},
+    loss={"classes": "sigmoid", "objectness": 0.0, "arm_first_class": True},
+)
 COUNTS = st.lists(st.integers(0, 4), min_size=1, max_size=3)
 
 
 @check(
     "operations",
     "detector_loss.parity",
-    st.tuples(COUNTS, st.integers(0, 2**16)),
-    [([0], 0), ([0, 2], 1)],
+    st.tuples(COUNTS, st.integers(0, 2**16), st.booleans()),
+    [([0], 0, False), ([0, 2], 1, False), ([2, 0], 3, True)],
     share=0.3,
     masked=0.25,
 )
-def whole_loss(subject: Subject, case: tuple[list[int], int]) -> None:
+def whole_loss(subject: Subject, case: tuple[list[int], int, bool]) -> None:
     """The loss of both modules and its gradients by the heads are the contract's."""
-    counts, seed = case
-    heads = inputs.seeded_heads(LOSSY, len(counts), seed)
-    boxes, labels = inputs.seeded_objects(LOSSY, tuple(counts), seed)
-    got = subject.call("detector_loss", heads, boxes, labels, LOSSY)
+    counts, seed, like_the_zoo = case
+    config = ZOO_LOSSY if like_the_zoo else LOSSY
+    heads = inputs.seeded_heads(config, len(counts), seed)
+    boxes, labels = inputs.seeded_objects(config, tuple(counts), seed)
+    got = subject.call("detector_loss", heads, boxes, labels, config)
     subject.cases += 1
-    if is_loss_decided(heads, boxes, labels, LOSSY, seed):
-        subject.compare("detector_loss", got, detector_loss(heads, boxes, labels, LOSSY))
+    if is_loss_decided(heads, boxes, labels, config, seed):
+        subject.compare("detector_loss", got, detector_loss(heads, boxes, labels, config))
     else:
         subject.masked += 1
 
@@ -456,14 +495,15 @@ def whole_loss(subject: Subject, case: tuple[list[int], int]) -> None:
 @check(
     "operations",
     "scored_boxes.parity",
-    st.tuples(st.integers(1, 2), st.integers(0, 2**16)),
+    st.tuples(st.integers(1, 2), st.integers(0, 2**16), st.booleans()),
+    [(1, 0, False), (1, 0, True)],
     share=0.2,
     masked=0.01,
 )
-def scoring(subject: Subject, case: tuple[int, int]) -> None:
+def scoring(subject: Subject, case: tuple[int, int, bool]) -> None:
     """Boxes, scores, and which anchors the ARM silences, are the contract's."""
-    count, seed = case
-    config = replace(LOSSY, loss={"objectness": 0.3})
+    count, seed, like_the_zoo = case
+    config = replace(ZOO_LOSSY if like_the_zoo else LOSSY, loss={"objectness": 0.3})
     heads = inputs.seeded_heads(config, count, seed)
     boxes, scores = scored_boxes(heads, config)
     silent = (scores == 0).all(axis=2)
@@ -482,6 +522,7 @@ parity(
     [
         (NONE, numbers(), 0.5),
         (box(WHOLE, LEFT), numbers(0.5, 0.75), 0.5),  # an overlap of exactly the threshold
+        (box(POINT, LINE), numbers(0.5, 0.75), 0.0, (0.125, 0.25)),  # a pixel gives them area
         (box(LEFT, LEFT, LEFT), numbers(0.5, 0.5, 0.5), 0.5),  # all tie
         (box(POINT, POINT), numbers(0.5, 0.25), 0.0),  # no area, no overlap
         (box(LEFT, WHOLE, RIGHT), numbers(0.25, 0.5, 0.75), 0.25),  # a chain
@@ -499,6 +540,17 @@ parity(
             box(LEFT, LEFT),
             numbers([0, 0.5, 0.75], [0, 0.75, 0.5]),
             DetectionConfig(),
+        ),
+        (  # a pixel more on each side makes neighbours overlap
+            box((0, 0, 0.5, 0.25), (0.5, 0, 1, 0.25)),
+            numbers([0, 0.5], [0, 0.75]),
+            DetectionConfig(nms_iou=0.0, pixel=1.0),
+            (16, 8),
+        ),
+        (  # clipped before: both are the same then
+            box((-1, 0, 0.5, 1), (0, 0, 0.5, 1)),
+            numbers([0, 0.5], [0, 0.75]),
+            DetectionConfig(clip_first=True),
         ),
         (  # the best candidate alone
             box(LEFT, RIGHT),
@@ -520,21 +572,21 @@ parity(
 
 
 @check("operations", "nms.twice_is_once", inputs.suppressions())
-def nms_twice(subject: Subject, case: tuple[Array, Array, float]) -> None:
+def nms_twice(subject: Subject, case: tuple[Array, Array, float, Any]) -> None:
     """What survives once survives again."""
-    boxes, scores, iou = case
+    boxes, scores, iou, pixel = case
     kept = subject.call("nms", *case)
-    again = subject.call("nms", boxes[kept], scores[kept], iou)
+    again = subject.call("nms", boxes[kept], scores[kept], iou, pixel)
     wanted = np.arange(len(kept))
     subject.require(np.array_equal(again, wanted), "a survivor is suppressed", again, wanted)
 
 
 @check("operations", "nms.separation", inputs.suppressions())
-def nms_separates(subject: Subject, case: tuple[Array, Array, float]) -> None:
+def nms_separates(subject: Subject, case: tuple[Array, Array, float, Any]) -> None:
     """No two survivors overlap by more than the threshold; the best box survives."""
-    boxes, scores, iou = case
+    boxes, scores, iou, pixel = case
     kept = subject.call("nms", *case)
-    shared = box_iou(boxes[kept], boxes[kept])
+    shared = box_iou(boxes[kept], boxes[kept], pixel)
     np.fill_diagonal(shared, 0)
     subject.require(bool((shared <= iou).all()), "survivors overlap", kept)
     best = [int(scores.argmax())] if len(scores) else []
@@ -547,7 +599,7 @@ def nms_separates(subject: Subject, case: tuple[Array, Array, float]) -> None:
     inputs.detection_cases(),
     [(box(LEFT, RIGHT), numbers([0, 0.5, 0.75], [0, 0.625, 0.875]), DetectionConfig())],
 )
-def detections_in_order(subject: Subject, case: tuple[Array, Array, DetectionConfig]) -> None:
+def detections_in_order(subject: Subject, case: tuple[Any, ...]) -> None:
     """Detections are best first, above the threshold, and none is of the background."""
     config = case[2]
     _, scores, labels = subject.call("detect", *case)
@@ -590,6 +642,7 @@ def updates(draw: st.DrawFn) -> tuple[int, Config]:
     options = {
         "momentum": draw(st.sampled_from([0.0, 0.5, 0.9])),
         "weight_decay": draw(st.sampled_from([0.0, 0.25])),
+        "decay_all": draw(st.booleans()),
         "bias_rate": draw(st.sampled_from([1.0, 2.0])),
         "clip_norm": draw(st.sampled_from([None, 1.0, 1e6])),
         "loss_scale": draw(st.sampled_from([1.0, 8.0])),
@@ -615,6 +668,7 @@ PLAIN = replace(
         (1, replace(PLAIN, optimizer={"clip_norm": 1.0, "loss_scale": 8.0})),
         (2, replace(PLAIN, network={"batch_norm": False}, optimizer={"loss_scale": 8.0})),
         (3, replace(PLAIN, optimizer={"clip_norm": 1e6})),
+        (4, replace(PLAIN, optimizer={"decay_all": True})),
     ],
     share=0.1,
 )

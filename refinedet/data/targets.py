@@ -5,7 +5,7 @@ grids, so that along each axis there are few different intervals: the overlaps o
 pairs are products of short tables. They are found roughly, in float32. Only the pairs
 that could matter, those near the threshold or above it and those near the best of
 their object, are then computed as the contract does. Ties and thresholds thus fall as in
-the contract.
+the contract. That is the rule ``bipartite``; ``in_order`` is left to the contract.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.boxes import area, corners_to_centres
 from refinedet.spec.config import Config, feature_sizes
 from refinedet.spec.errors import Array, ContractError, check_boxes, check_labels, check_shape
+from refinedet.spec.matching import targets
 
 DOUBT = np.float32(0.999)
 """A pair may be the better one if its rough overlap is this part of the other's.
@@ -30,6 +31,7 @@ class ArmTargets:
     def __init__(self, config: Config) -> None:
         self.anchors = all_anchors(config)
         """(A, 4) float32, corner form."""
+        self._config = config
         self._classes = config.num_classes
         self._matching = config.matching
         self._variances = config.anchors.variances
@@ -54,6 +56,9 @@ class ArmTargets:
             raise ContractError(f"boxes: wants float32, got {boxes.dtype}")
         check_shape(labels, "labels", len(boxes))
         check_labels(labels, "labels", self._classes, lowest=1)
+        if self._matching.rule == "in_order":
+            offsets, classes = targets(self.anchors, boxes, labels, self._config)
+            return offsets, classes.astype(np.int32)
         offsets = np.zeros((len(self.anchors), 4), np.float32)
         classes = np.zeros(len(self.anchors), np.int32)
         if len(boxes):

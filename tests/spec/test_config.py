@@ -74,6 +74,19 @@ FIELDS = [
         [(0, 0), (20.0, 1)],
         [(10,), (10, 8, 6), (10, -1e-9), [10, 8], (10, INF), 10],
     ),
+    ("network", "l2_floor", "true or false", [True, False], [0, 1, None]),
+    ("network", "l2_in_arm", "true or false", [True, False], [0, 1, None]),
+    ("network", "conv_bias", "true or false", [True, False], [0, 1, None]),
+    ("network", "fc7_relu", "true or false", [True, False], [0, 1, None]),
+    (
+        "network",
+        "tcb",
+        "'sum_relu_conv' or 'relu_sum_conv_conv'",
+        ["sum_relu_conv", "relu_sum_conv_conv"],
+        ["paper", None, True],
+    ),
+    ("network", "heads", "'conv' or 'separable'", ["conv", "separable"], ["depthwise", None]),
+    ("network", "initialiser", "'xavier' or 'normal'", ["xavier", "normal"], ["he", None, 0.02]),
     ("network", "l2_eps", "1e-30 to 1", [1e-30, 1], [0, 9e-31, 1.1, NAN]),
     (
         "anchors",
@@ -103,6 +116,21 @@ FIELDS = [
         [(1e-6, 1e-6), (1, 1)],
         [(0.1,), (0.1, 0.0), (0.1, 0.1, 0.2), (9e-7, 0.2), [0.1, 0.2]],
     ),
+    (
+        "anchors",
+        "square_sides",
+        "4 numbers from 1, one for each stride, or null",
+        [None, (1, 1, 1, 1), (32.5, 64, 128, 256)],
+        [(32, 64, 128), (0.9, 64, 128, 256), (), [1, 2, 3, 4], 32.0],
+    ),
+    ("anchors", "refined", "true or false", [True, False], [0, 1, None]),
+    (
+        "matching",
+        "rule",
+        "'bipartite' or 'in_order'",
+        ["bipartite", "in_order"],
+        ["greedy", None],
+    ),
     ("matching", "iou", "1e-6 to 1", [1e-6, 0.5, 1], [0, 9e-7, 1.01, NAN, None, "0.5"]),
     ("matching", "lowest_iou", "0 to matching.iou", [0, 0.5], [-1e-9, 0.51, NAN]),
     (
@@ -113,15 +141,28 @@ FIELDS = [
         [-1e-9, INF, NAN, None],
     ),
     ("loss", "objectness", "0 to 1", [0, 0.01, 1], [-1e-9, 1.01, NAN]),
+    ("loss", "classes", "'softmax' or 'sigmoid'", ["softmax", "sigmoid"], ["focal", None, True]),
+    ("loss", "focal_alpha", "0 to 1", [0, 0.75, 1], [-1e-9, 1.01, NAN, None]),
+    ("loss", "focal_gamma", "0 to 10", [0, 2, 10], [-1e-9, 10.1, NAN, None]),
+    (
+        "loss",
+        "arm_first_class",
+        "true or false, and false unless loss.classes is 'sigmoid'",
+        [False],
+        [True, 0, None],
+    ),
     ("detection", "score", "0 to 1", [0, 1], [-1e-9, 1.01, NAN, None]),
     ("detection", "nms_iou", "0 to 1", [0, 1], [-1e-9, 1.01, NAN, None]),
     ("detection", "clip", "true or false", [True, False], [0, 1, None]),
+    ("detection", "clip_first", "true or false", [True, False], [0, 1, None]),
+    ("detection", "pixel", "0 to 1", [0, 0.5, 1], [-1e-9, 1.01, NAN, None]),
     ("detection", "top_before_nms", COUNT, *COUNTS),
     ("detection", "top_before_nms_per_class", COUNT, *COUNTS),
     ("detection", "top_per_class", COUNT, *COUNTS),
     ("detection", "top", COUNT, *COUNTS),
     ("optimizer", "momentum", "0 to 1", [0, 0.9, 1], [-1e-9, 1.01, NAN]),
     ("optimizer", "weight_decay", "0 to 1", [0, 1], [-1e-9, 1.01, NAN]),
+    ("optimizer", "decay_all", "true or false", [True, False], [0, 1, None]),
     ("optimizer", "bias_rate", "0 to 100", [0, 2, 100], [-1e-9, 100.1, NAN]),
     (
         "optimizer",
@@ -282,7 +323,8 @@ def test_replace_knows_its_fields(name):
         replace(Config(), **{name: 1})
     with refused(f"{name}: no such field; there are {', '.join(FIELD_NAMES)}"):
         replace(Config(), **{name: {"x": 1}})
-    with refused(f"loss.{name}: no such field; there are negatives_per_positive, objectness"):
+    known = ", ".join(f.name for f in dataclasses.fields(LossConfig))
+    with refused(f"loss.{name}: no such field; there are {known}"):
         replace(Config(), loss={name: 1})
 
 
@@ -302,7 +344,10 @@ def test_every_preset_is_one_that_can_run(name):
 
 
 def test_an_unknown_preset_lists_the_known():
-    known = "refinedet_vgg16_320, refinedet_vgg16_512, refinedet_quarter_320, refinedet_eighth_128"
+    known = (
+        "refinedet_vgg16_320, refinedet_vgg16_512, modelzoo_vgg16_320, modelzoo_vgg16_512, "
+        "refinedet_quarter_320, refinedet_eighth_128"
+    )
     with refused(f"preset: no 'refinedet_320'; there are {known}"):
         preset("refinedet_320")
 
