@@ -40,6 +40,7 @@ from refinedet.spec.config import PRESETS, preset
 from refinedet.spec.errors import Array, ContractError
 from refinedet.spec.network import parameter_count
 from refinedet.training import TrainingError, evaluate, scoring_bar, train, write_evaluation
+from refinedet.weights.loading import patterns, with_backbone
 
 FAILURES = (
     BackendError,
@@ -219,6 +220,13 @@ def train_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")
     ] = False,
+    backbone: Annotated[
+        Path | None,
+        typer.Option(help="Begin with the trunk of this file: .caffemodel, .pth, .safetensors."),
+    ] = None,
+    partial: Annotated[
+        str | None, typer.Option(help="Its tensors that may be missing; commas, * and layers.")
+    ] = None,
 ) -> None:
     """Train, and evaluate if told on what."""
     source = _source(layout, root, annotations, pictures, split, classes)
@@ -235,7 +243,15 @@ def train_command(
         )
         evaluation = _say_skips(read_dataset(other, check_pictures=True))
     settings = resolve(preset_name, settings_file, assignments or (), training.class_names)
-    train(find_backend(backend, *TRAINS), training, evaluation, settings, run, resume=resume)
+    engine, initial = find_backend(backend, *TRAINS), None
+    if backbone is not None:
+        if resume:
+            raise TrainingError("--backbone: begins a run; leave it out, --resume has its weights")
+        initial, said = with_backbone(backbone, settings, patterns(partial))
+        typer.echo(said)
+    elif partial is not None:
+        raise TrainingError("--partial: says what may be missing from --backbone; give that too")
+    train(engine, training, evaluation, settings, run, resume=resume, initial=initial)
 
 
 @app.command("eval")

@@ -47,7 +47,7 @@ from refinedet.files import write_atomically, write_json
 from refinedet.prediction import Predictor, confident
 from refinedet.settings import Settings, to_yaml
 from refinedet.spec.errors import Array
-from refinedet.spec.network import initial_parameters
+from refinedet.spec.network import Parameters, initial_parameters
 from refinedet.spec.schedule import learning_rate
 
 SAMPLES = 12
@@ -56,6 +56,8 @@ SAMPLE_SCORE = 0.5
 """Detections below this are not drawn on it."""
 PATIENCE = 15.0
 """Seconds between two lines of progress where there is no terminal."""
+BEGUN = "step-00000000"
+"""Name of the checkpoint from which a run with foreign weights begins."""
 
 
 class TrainingError(RuntimeError):
@@ -136,6 +138,7 @@ def train(
     folder: Path,
     *,
     resume: bool = False,
+    initial: Parameters | None = None,
 ) -> Checkpoint:
     """Train to the end of the schedule, or from the newest checkpoint on.
 
@@ -144,6 +147,8 @@ def train(
         evaluation: pictures to evaluate on, or None.
         settings: ``model.num_classes`` is that of ``training``.
         folder: of the run; new or empty unless ``resume``.
+        initial: parameters to begin with; None for fresh ones. They are kept as the
+            checkpoint of step 0, so that ``resume`` never begins with others.
     Returns:
         The last checkpoint, which is also in the folder.
     Raises:
@@ -155,21 +160,24 @@ def train(
         evaluation.require_usable()
     places(training_objects(training), settings.input.max_objects)
     new = not folder.exists()
-    start = _start(settings, folder, resume)
+    start = _start(settings, folder, resume, initial)
     write_atomically(folder / "settings.yaml", to_yaml(settings))
     journal = Journal(folder, start.steps_done)
     try:
         return _train(backend, training, evaluation, settings, folder, start, journal)
     except (BackendError, DataError, MemoryError):
-        if new and not checkpoints(folder / "checkpoints"):  # nothing came of it
+        made = [path for path in checkpoints(folder / "checkpoints") if path.stem != BEGUN]
+        if new and not made:  # nothing came of it
             shutil.rmtree(folder)
         raise
     finally:
         journal.close()
 
 
-def _start(settings: Settings, folder: Path, resume: bool) -> Checkpoint:
-    """The checkpoint from which to go on; at the beginning, fresh parameters."""
+def _start(
+    settings: Settings, folder: Path, resume: bool, initial: Parameters | None
+) -> Checkpoint:
+    """The checkpoint from which to go on; at the beginning, the initial or fresh parameters."""
     if resume:
         if not (folder / "settings.yaml").exists():
             raise TrainingError(f"{folder}: no run to resume; leave out --resume to begin one")
@@ -179,6 +187,10 @@ def _start(settings: Settings, folder: Path, resume: bool) -> Checkpoint:
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise TrainingError(f"{folder}: is not empty; choose another --run, or --resume")
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    if initial is not None:
+        start = Checkpoint(settings, initial, None, 0)
+        save_checkpoint(folder / "checkpoints", start, settings.train.keep)
+        return start
     parameters = initial_parameters(settings.model, settings.input.seed)
     return Checkpoint(settings, parameters, None, 0)
 

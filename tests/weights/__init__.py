@@ -1,0 +1,1 @@
+"""Tests of foreign weights: files are made here, in the formats of Caffe and PyTorch."""
