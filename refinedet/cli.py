@@ -17,7 +17,7 @@ from tqdm import tqdm
 from typer.core import TyperGroup
 
 from refinedet import __version__
-from refinedet.backend import BackendError, backend_names, find_backend
+from refinedet.backend import Backend, BackendError, backend_names, find_backend
 from refinedet.bench import bench as run_bench
 from refinedet.bench import table as bench_table
 from refinedet.checkpoint import CheckpointError
@@ -28,13 +28,24 @@ from refinedet.data.source import DataSource, read_dataset
 from refinedet.demo import demo as run_demo
 from refinedet.drawing import detections_json, draw_detections, write_picture
 from refinedet.evaluation import (
+    FIGURES,
+    Evaluation,
     evaluation_table,
     score_results,
     write_results,
 )
 from refinedet.files import write_json
+from refinedet.ledger import Ledger, describe
 from refinedet.models import export_model, open_model
 from refinedet.prediction import Predictor, confident
+from refinedet.protocols import PROTOCOLS, Protocol, chosen_pictures, find_protocol, under
+from refinedet.published import (
+    ExpectationError,
+    compare,
+    comparison_table,
+    find_published,
+    require_agreement,
+)
 from refinedet.settings import SettingsError, resolve, to_yaml
 from refinedet.spec.config import PRESETS, preset
 from refinedet.spec.errors import Array, ContractError
@@ -47,6 +58,7 @@ FAILURES = (
     CheckpointError,
     ContractError,
     DataError,
+    ExpectationError,
     MemoryError,
     OSError,
     SettingsError,
@@ -273,41 +285,94 @@ def eval_command(
     output: Annotated[
         Path | None, typer.Option(help="Folder for the tables, results.json and samples.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted evaluation of --output.")
+    ] = False,
+    protocol_name: Annotated[
+        str | None,
+        typer.Option(
+            "--protocol",
+            help=f"Pictures and detection settings: {', '.join(PROTOCOLS)}. "
+            "Without it all pictures, and the model's own settings.",
+        ),
+    ] = None,
+    expect: Annotated[
+        str | None,
+        typer.Option(help="Published figures to reach, as modelzoo-ascend910; status 1 if not."),
+    ] = None,
+    retrained: Annotated[
+        bool,
+        typer.Option("--retrained", help="--expect no more of a detector than one trained anew."),
+    ] = False,
     by_class: Annotated[bool, typer.Option("--by-class", help="Show each class too.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
     backend: BackendName = "mindspore-cpu",
 ) -> None:
     """Print COCO's twelve figures and VOC's, of a model or of a results file."""
+    protocol = None if protocol_name is None else find_protocol(protocol_name)
+    row = None if expect is None else find_published(expect)
+    if retrained and row is None:
+        raise DataError("--retrained: needs --expect, the name of published figures")
+    if resume and (output is None or results is not None):
+        raise DataError("--resume: needs --model, and --output of the evaluation to go on with")
     if results is not None:
         if annotations is None:
             raise DataError("--results: needs --annotations, the COCO JSON with the truth")
-        evaluation = score_results(results, annotations, scoring_bar)
-        typer.echo(evaluation_table(evaluation, by_class))
-        return
-    if model is None:
+        if row is not None and row.main not in FIGURES:
+            raise DataError(f"--expect {row.name}: has {row.main}, --results gives COCO's alone")
+        evaluation = score_results(results, annotations, scoring_bar, protocol)
+    elif model is not None:
+        source = _source(layout, root, annotations, pictures, split, classes)
+        engine = find_backend(backend, "network")
+        evaluation = _evaluate(engine, model, source, protocol, output, resume, batch_size)
+    else:
         raise DataError("--model: say what to evaluate, or give --results and --annotations")
-    opened = open_model(find_backend(backend, "network"), model)
-    source = _source(layout, root, annotations, pictures, split, classes)
+    typer.echo(evaluation_table(evaluation, by_class))
+    if row is not None:
+        compared = compare(evaluation.figures, row, retrained)
+        typer.echo(f"\n{comparison_table(compared, row, retrained)}")
+        require_agreement(compared, row, retrained, protocol_name)
+
+
+def _evaluate(
+    backend: Backend,
+    path: Path,
+    source: DataSource,
+    protocol: Protocol | None,
+    output: Path | None,
+    resume: bool,
+    batch_size: int,
+) -> Evaluation:
+    """Evaluate a model; write tables and detections if there is an output folder."""
+    opened = open_model(backend, path)
     names = source.class_names or opened.class_names
     try:
         dataset = read_dataset(replace(source, class_names=names), check_pictures=True)
     except DataError as error:
         shown = ", ".join(opened.class_names)
-        raise DataError(f"{error} ({model} detects {shown})") from error
+        raise DataError(f"{error} ({path} detects {shown})") from error
     _say_skips(dataset).require_usable()
     if dataset.class_names != opened.class_names:
         raise DataError(
-            f"{model}: detects {', '.join(opened.class_names)}; the data set has "
+            f"{path}: detects {', '.join(opened.class_names)}; the data set has "
             f"{', '.join(dataset.class_names)}; name the model's with --classes"
         )
-    evaluator = evaluate(opened.network, dataset, batch_size)
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        write_results(output / "results.json", dataset.category_ids, evaluator.found)
-        evaluation = write_evaluation(output, evaluator)
-    else:
-        evaluation = evaluator.result(scoring_bar)
-    typer.echo(evaluation_table(evaluation, by_class))
+    network = opened.network
+    if protocol is not None:
+        network, dataset = under(protocol, network), chosen_pictures(protocol, dataset)
+    if output is None:
+        return evaluate(network, dataset, batch_size).result(scoring_bar)
+    output.mkdir(parents=True, exist_ok=True)
+    subject = describe(path, network.config, backend.name, dataset)
+    ledger = Ledger(output / "unfinished.jsonl", subject, resume)
+    try:
+        evaluator = evaluate(network, dataset, batch_size, ledger)
+    finally:
+        ledger.close()
+    write_results(output / "results.json", dataset.category_ids, evaluator.found)
+    evaluation = write_evaluation(output, evaluator)
+    ledger.remove()
+    return evaluation
 
 
 @app.command("detect")
@@ -478,7 +543,10 @@ def main() -> None:
             shown = f"not enough memory: {error}"
         _fail(shown)
     except KeyboardInterrupt:
-        print("refinedet: interrupted; a training goes on with --resume", file=sys.stderr)
+        print(
+            "refinedet: interrupted; train, and eval with --output, go on with --resume",
+            file=sys.stderr,
+        )
         sys.exit(130)
     except Exception as error:
         # Typer's own exceptions for a wrong option; their module is not public.

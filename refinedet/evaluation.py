@@ -35,7 +35,8 @@ from pycocotools.cocoeval import COCOeval
 
 from refinedet.data.checks import read_bytes
 from refinedet.data.dataset import DataError, Dataset, is_class_name
-from refinedet.files import write_atomically
+from refinedet.files import replacing
+from refinedet.protocols import Protocol, chosen_ids
 from refinedet.spec.detection import Detections
 from refinedet.spec.errors import (
     Array,
@@ -423,24 +424,36 @@ def write_results(path: Path, category_ids: Sequence[int], found: Mapping[int, D
     Source: cocodataset.org, "results format": image_id, category_id, bbox of x_min,
         y_min, width, height, and score.
     """
-    lines = []
-    for image_id in sorted(found):
-        boxes, scores, labels = found[image_id]
-        corners = boxes.astype(np.float64)
-        sides = corners[:, 2:] - corners[:, :2]
-        rows = np.hstack([corners[:, :2], sides]).tolist()
-        for box, score, label in zip(rows, scores.tolist(), labels.tolist(), strict=True):
-            entry = {
-                "image_id": image_id,
-                "category_id": category_ids[label - 1],
-                "bbox": box,
-                "score": score,
-            }
-            lines.append(json.dumps(entry, allow_nan=False))
-    write_atomically(path, "[" + ",\n".join(lines) + "]\n")
+    with replacing(path) as draft, draft.open("w", encoding="utf-8") as file:
+        before = "["
+        for image_id in sorted(found):
+            for entry in _result_entries(image_id, category_ids, found[image_id]):
+                file.write(before + json.dumps(entry, allow_nan=False))
+                before = ",\n"
+        file.write("[]\n" if before == "[" else "]\n")
 
 
-def score_results(results: Path, annotations: Path, progress: Progress = iter) -> Evaluation:
+def _result_entries(
+    image_id: int, category_ids: Sequence[int], found: Detections
+) -> Iterator[dict[str, Any]]:
+    """The entries of one picture in a results file."""
+    corners = found.boxes.astype(np.float64)
+    boxes = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]]).tolist()
+    for box, score, label in zip(boxes, found.scores.tolist(), found.labels.tolist(), strict=True):
+        yield {
+            "image_id": image_id,
+            "category_id": category_ids[label - 1],
+            "bbox": box,
+            "score": score,
+        }
+
+
+def score_results(
+    results: Path,
+    annotations: Path,
+    progress: Progress = iter,
+    protocol: Protocol | None = None,
+) -> Evaluation:
     """COCO's figures of a results file against an annotation file, without pictures.
 
     A results file with an empty list is legal: nothing was found, all figures are 0.
@@ -451,6 +464,7 @@ def score_results(results: Path, annotations: Path, progress: Progress = iter) -
             fields are not read.
         annotations: COCO's ``instances`` file. "area" may be missing (then it is the
             box's), "iscrowd" too (then 0).
+        protocol: says which pictures count; None is all. The results are taken as they are.
     Raises:
         DataError: one line, the first fault: unreadable, not JSON, not a list, a field
             that is missing or of another kind, unknown or repeated ids, numbers that are
@@ -462,6 +476,12 @@ def score_results(results: Path, annotations: Path, progress: Progress = iter) -
     categories = _ids(annotations, content, "categories")
     truths = _read_truths(annotations, content, images, categories)
     found = _read_found(results, images, categories)
+    if protocol is not None:
+        ids = np.asarray(list(images), np.int64)
+        chosen = chosen_ids(protocol, ids, truths.pictures, truths.crowd, str(annotations))
+        real, claimed = np.isin(truths.pictures, chosen), np.isin(found.pictures, chosen)
+        truths = Truths(*(column[real] for column in truths))
+        found = Found(*(column[claimed] for column in found))
     names = tuple(
         _class_name(entry, where) for where, entry in _entries(annotations, content, "categories")
     )
@@ -608,17 +628,17 @@ def evaluation_table(evaluation: Evaluation, by_class: bool = False) -> str:
     rows = [("figure", "IoU", "size", "detections", "value")]
     for name, x in evaluation.figures.items():
         rows.append((name, *FIGURES.get(name, ("0.50", "all", "all")), _cell(x)))
-    table = _aligned(rows, left=3)
+    table = aligned(rows, left=3)
     if by_class:
         classes = [(name, row) for name, row in evaluation.rows_by_class()]
         head = ("class", *(classes[0][1] if classes else ()))
         body = [(name, *map(_cell, row.values())) for name, row in classes]
-        table += "\n\n" + _aligned([head, *body], left=1)
+        table += "\n\n" + aligned([head, *body], left=1)
     return table
 
 
-def _aligned(rows: Sequence[tuple[str, ...]], left: int) -> str:
-    """Columns two spaces apart, the first ``left`` set to the left, others to the right."""
+def aligned(rows: Sequence[tuple[str, ...]], left: int) -> str:
+    """Rows of cells as lines: columns two spaces apart, the first ``left`` set to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

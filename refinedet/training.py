@@ -44,6 +44,7 @@ from refinedet.data.training import places, training_objects
 from refinedet.drawing import curves, draw_detections, read_metrics, sheet
 from refinedet.evaluation import Evaluation, Evaluator, evaluation_table
 from refinedet.files import write_atomically, write_json
+from refinedet.ledger import Ledger
 from refinedet.prediction import Predictor, confident
 from refinedet.settings import Settings, to_yaml
 from refinedet.spec.errors import Array
@@ -94,15 +95,35 @@ class Journal:
         self.metrics.close()
 
 
-def evaluate(network: Network, dataset: Dataset, batch_size: int = 8) -> Evaluator:
-    """Detect on every picture of a data set; keeps the final detections alone."""
+def evaluate(
+    network: Network, dataset: Dataset, batch_size: int = 8, ledger: Ledger | None = None
+) -> Evaluator:
+    """Detect on every picture of a data set; keeps the final detections alone.
+
+    Args:
+        ledger: pictures that are done according to it are not run again; is told the others.
+    """
     evaluator = Evaluator(dataset)
+    for image_id, detections in ledger.finished() if ledger else ():
+        evaluator.add(image_id, detections)
+    done = len(evaluator.found)
+    remaining = [r for r in dataset.records if r.image_id not in evaluator.found]
     predictor = Predictor(network, min(batch_size, len(dataset)))
-    pictures = (read_picture(record.path) for record in dataset.records)
-    found = predictor.predict(pictures)
-    bar = tqdm(dataset.records, "evaluating", disable=None, delay=2, unit="picture", leave=False)
+    found = predictor.predict(read_picture(record.path) for record in remaining)
+    bar = tqdm(
+        remaining,
+        "evaluating",
+        total=len(dataset),
+        initial=done,
+        disable=None,
+        delay=2,
+        unit="picture",
+        leave=False,
+    )
     for record, detections in zip(bar, found, strict=True):
         evaluator.add(record.image_id, detections)
+        if ledger:
+            ledger.add(record.image_id, detections)
     return evaluator
 
 
