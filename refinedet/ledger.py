@@ -39,12 +39,14 @@ class Ledger:
             resume: go on with the file if there is one.
         Raises:
             DataError: there is a ledger and ``resume`` is not given, or it is of
-                something else.
+                something else, or no file.
         """
         self.path = path
         self._done = 0
         header = {"format": FORMAT, "version": __version__, **subject}
         if path.exists():
+            if not path.is_file():  # a device would be read for ever
+                raise DataError(f"{path}: not a file; remove it, or choose another --output")
             if not resume:
                 raise DataError(
                     f"{path}: an evaluation was interrupted here; go on with --resume, "
