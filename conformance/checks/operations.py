@@ -251,9 +251,11 @@ parity(
         (numbers([0.5, 0.5, 0.5]), EIGHTHS),  # more objects than anchors
         (numbers([0.125], [0.25]), MatchingConfig(0.125, 0.125)),
         (numbers([0.75, 0.125], [0.125, 0.75], [0.5, 0.5]), EIGHTHS),  # objects tie
+        (numbers([0.875, 0.5], [0.75, 0.125]), EIGHTHS),  # its own, though another overlaps more
         (numbers([0.5, 0.75], [0.25, 0.875]), IN_ORDER),  # the earlier keeps its anchor
         (numbers([0.75, 0.625], [0.875, 0.625], [0.625, 0.75]), IN_ORDER),  # taken and retaken
-        (numbers([0.5], [0.25], [0.125]), IN_ORDER),  # more than the threshold
+        (numbers([0.75], [0.5], [0.125]), IN_ORDER),  # more than the threshold
+        (numbers([0.875, 0.125], [0.125, 0.875], [0.75, 0.75]), IN_ORDER),  # the earlier of equals
         (numbers([0.125], [0.0]), MatchingConfig(0.5, 0.125, "in_order")),
     ],
 )
@@ -544,7 +546,7 @@ parity(
         (  # a pixel more on each side makes neighbours overlap
             box((0, 0, 0.5, 0.25), (0.5, 0, 1, 0.25)),
             numbers([0, 0.5], [0, 0.75]),
-            DetectionConfig(nms_iou=0.0, pixel=1.0),
+            DetectionConfig(nms_iou=0.08, pixel=1.0),
             (16, 8),
         ),
         (  # clipped before: both are the same then

@@ -62,6 +62,27 @@ def wrong_backend(defect: Defect, folder: Path) -> Any:
 
 _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     # (check that is meant, module): (name, old, new)
+    ("network.blank_picture", "layers"): [
+        ("no end at 6", "return x.clip(0, 6)", "return x.clip(0)"),
+    ],
+    ("sigmoid.parity", "losses"): [
+        (
+            "large logits overflow",
+            "np.exp(-np.logaddexp(0, -logits.astype(np.float64)))",
+            "1 / (1 + np.exp(-logits))",
+        ),
+        ("of the other sign", "np.logaddexp(0, -logits", "np.logaddexp(0, logits"),
+    ],
+    ("focal.parity", "losses"): [
+        (
+            "alpha on the other columns",
+            "np.where(here, alpha, 1 - alpha)",
+            "np.where(here, 1 - alpha, alpha)",
+        ),
+        ("the focus held constant", "(gamma * np.exp(log_p) * log_p - wrong)", "(-wrong)"),
+        ("mean over columns", "losses.sum(axis=1)", "losses.mean(axis=1)"),
+        ("focus on what is known", "wrong**gamma * log_p", "np.exp(log_p)**gamma * log_p"),
+    ],
     ("normalise.parity", "pictures"): [
         ("RGB for BGR", '== "BGR"', '== "RGB"'),
         (
@@ -91,14 +112,15 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ("x by the height", "x[..., None] / width", "x[..., None] / height"),
     ],
     ("anchors.area", "anchors"): [
-        ("sides grow together", "side / root / height", "side * root / height"),
-        ("sides by the width", "side / root / height", "side / root / width"),
+        ("sides grow together", "sides / root / height", "sides * root / height"),
+        ("sides by the width", "sides / root / height", "sides / root / width"),
     ],
     ("anchors.parity", "anchors"): [
+        ("squares like the others", "side if square_side is None else square_side", "side"),
         (
             "ratio without its root",
-            "np.sqrt(np.asarray(aspect_ratios, np.float64))",
-            "np.asarray(aspect_ratios, np.float64)",
+            "np.sqrt(ratios)",
+            "ratios",
         ),
         (
             "rows and columns exchanged",
@@ -107,8 +129,8 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         (
             "ratio is height over width",
-            "root = np.sqrt(np.asarray(aspect_ratios, np.float64))",
-            "root = 1 / np.sqrt(np.asarray(aspect_ratios, np.float64))",
+            "root = np.sqrt(ratios)",
+            "root = 1 / np.sqrt(ratios)",
         ),
         (
             "anchors clipped",
@@ -117,8 +139,8 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         (
             "coarsest level first",
-            "for size, stride, side in levels",
-            "for size, stride, side in reversed(list(levels))",
+            "for size, stride, side, square in levels",
+            "for size, stride, side, square in reversed(list(levels))",
         ),
         (
             "ratio by ratio",
@@ -132,14 +154,23 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
     ],
     ("box_iou.parity", "boxes"): [
+        ("the pixel in areas alone", "(high - low + pixel)", "(high - low)"),
         ("+ 1 in areas", "boxes[..., 2:] - boxes[..., :2]", "boxes[..., 2:] - boxes[..., :2] + 1"),
         (
             "negative sides multiply",
-            "(high - low).clip(0).prod(axis=-1)",
-            "(high - low).prod(axis=-1)",
+            "(high - low + pixel).clip(0).prod(axis=-1)",
+            "(high - low + pixel).prod(axis=-1)",
         ),
-        ("union counts the shared part twice", "area(a) + area(t) - shared", "area(a) + area(t)"),
-        ("over the smaller area", "area(a) + area(t) - shared", "np.minimum(area(a), area(t))"),
+        (
+            "union counts the shared part twice",
+            "area(a, pixel) + area(t, pixel) - shared",
+            "area(a, pixel) + area(t, pixel)",
+        ),
+        (
+            "over the smaller area",
+            "area(a, pixel) + area(t, pixel) - shared",
+            "np.minimum(area(a, pixel), area(t, pixel))",
+        ),
         (
             "an empty union divides",
             "np.divide(shared, union, out=np.zeros_like(union), where=union > 0)",
@@ -152,8 +183,8 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         (
             "width for height",
-            "(high - low).clip(0).prod(axis=-1)",
-            "(high - low).clip(0)[..., 0] ** 2",
+            "(high - low + pixel).clip(0).prod(axis=-1)",
+            "(high - low + pixel).clip(0)[..., 0] ** 2",
         ),
         ("double precision comes out", "return iou.astype(anchors.dtype)", "return iou"),
     ],
@@ -239,6 +270,9 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
     ],
     ("match.parity", "matching"): [
+        (">= for > in order", "(overlaps > config.iou)", "(overlaps >= config.iou)"),
+        ("the later takes ties", "(overlaps > held)", "(overlaps >= held)"),
+        ("in order, without an anchor of one's own", "overlaps[best] = 2", "pass"),
         ("> for >= at the threshold", "(overlap >= config.iou)", "(overlap > config.iou)"),
         (
             "the threshold takes served anchors",
@@ -354,9 +388,21 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "np.stack(\n        [hard_negatives(*row, ratio) for row in zip(class_loss, positive, eligible, strict=True)]\n    )",
             "hard_negatives(\n        class_loss.ravel(), positive.ravel(), eligible.ravel(), ratio\n    ).reshape(positive.shape)",
         ),
-        ("divided by the pictures", "max(1, int(positive.sum()))", "len(labels)"),
-        ("no positives divide by 0", "max(1, int(positive.sum()))", "int(positive.sum())"),
-        ("divided by all that counts", "max(1, int(positive.sum()))", "max(1, int(counted.sum()))"),
+        (
+            "divided by the pictures",
+            "max(1, int(positive.sum()))\n    return ModuleLoss(\n        float(box_loss[positive].sum",
+            "len(labels)\n    return ModuleLoss(\n        float(box_loss[positive].sum",
+        ),
+        (
+            "no positives divide by 0",
+            "max(1, int(positive.sum()))\n    return ModuleLoss(\n        float(box_loss[positive].sum",
+            "int(positive.sum())\n    return ModuleLoss(\n        float(box_loss[positive].sum",
+        ),
+        (
+            "divided by all that counts",
+            "max(1, int(positive.sum()))\n    return ModuleLoss(\n        float(box_loss[positive].sum",
+            "max(1, int(counted.sum()))\n    return ModuleLoss(\n        float(box_loss[positive].sum",
+        ),
         ("filtered positives", "counted = positive | np", "counted = (positive & eligible) | np"),
         (
             "negatives pay for offsets",
@@ -381,14 +427,24 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ],
     ("detector_loss.parity", "losses"): [
         (
+            "the ARM holds all classes for one",
+            "arm_labels if config.loss.arm_first_class else arm_labels.clip(0, 1)",
+            "arm_labels.clip(0, 1)",
+        ),
+        (
+            "focal loss of positives alone",
+            "float(class_loss.sum(dtype=np.float64) / divisor)",
+            "float(class_loss[positive.ravel()].sum(dtype=np.float64) / divisor)",
+        ),
+        (
             "the ARM tells classes apart",
-            "np.stack([classes for _, classes in arm]).clip(0, 1)",
-            "(np.stack([classes for _, classes in arm]) == 1).astype(np.int64)",
+            "arm_labels.clip(0, 1)",
+            "(arm_labels == 1).astype(np.int64)",
         ),
         (
             "the ODM coded against plain anchors",
-            "targets(coding.decode(offsets, anchors, config.anchors.variances), b, c, config)",
-            "targets(anchors, b, c, config)",
+            "    if config.anchors.refined:\n        odm",
+            "    if False:\n        odm",
         ),
         (
             "the filter turned round",
@@ -405,17 +461,18 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "return loss_on_targets(heads, detector_targets(heads, boxes, labels, config), config)",
             "loss = loss_on_targets(heads, detector_targets(heads, boxes, labels, config), config)\n    through = loss.arm.offsets_gradient - loss.odm.offsets_gradient\n    return Loss(loss.arm._replace(offsets_gradient=through), loss.odm)",
         ),
-        (
-            "the ODM is not filtered",
-            "            wanted.odm_eligible,\n",
-            "            everything,\n",
-        ),
+        ("the ODM is not filtered", "*odm, wanted.odm_eligible,", "*odm, everything,"),
     ],
     ("scored_boxes.parity", "detection"): [
         (
+            "two steps where there is one",
+            "    if config.anchors.refined:\n        boxes",
+            "    if True:\n        boxes",
+        ),
+        (
             "sigmoid for softmax",
-            "scores = softmax(heads.odm_logits)",
-            "scores = 1 / (1 + np.exp(-heads.odm_logits))",
+            'softmax if config.loss.classes == "softmax" else sigmoid',
+            "sigmoid",
         ),
         ("no filter", " * (objectness >= config.loss.objectness)[..., None]", ""),
         (
@@ -425,8 +482,8 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         (
             "one step of the cascade",
-            "coding.cascaded_decode(arm, odm, anchors, config.anchors.variances)",
-            "coding.decode(odm, anchors, config.anchors.variances)",
+            "coding.cascaded_decode(arm, odm, anchors, variances)",
+            "coding.decode(odm, anchors, variances)",
         ),
         (
             "the background is the object",
@@ -465,6 +522,13 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
     ],
     ("detect.parity", "detection"): [
+        ("no pixel", "pixel = pixel_sides(config, size)", "pixel = (0.0, 0.0)"),
+        (
+            "the pixel's width for its height",
+            "config.pixel / width, config.pixel / height",
+            "config.pixel / height, config.pixel / width",
+        ),
+        ("clipped at the end alone", "if config.clip_first:", "if False:"),
         (
             ">= for > at the threshold",
             "scores[:, 1:] > config.score",
@@ -535,8 +599,17 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
     ],
     ("momentum_step.parity", "optimizer"): [
-        ("weight decay on biases", 'if entry.group == "decay":', 'if entry.group != "no_decay":'),
-        ("weight decay on batch norm", 'if entry.group == "decay":', 'if entry.group != "bias":'),
+        ("not everything decays", " or options.decay_all", ""),
+        (
+            "weight decay on biases",
+            'if entry.group == "decay" or options.decay_all:',
+            'if entry.group != "no_decay":',
+        ),
+        (
+            "weight decay on batch norm",
+            'if entry.group == "decay" or options.decay_all:',
+            'if entry.group != "bias":',
+        ),
         ("no weight decay", "g = g + options.weight_decay * p", "g = g + 0 * p"),
         (
             "dampened momentum",
@@ -565,19 +638,29 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ],
     ("network.heads", "layers"): [
         (
+            "the floor is added",
+            "np.maximum(squares, least) if floor else squares + least",
+            "squares + least",
+        ),
+        (
+            "channels mixed in the heads",
+            "out += weight[:, :, i, j, None] * x[part]",
+            "out += weight[:, :, i, j, None] * x[part][:, ::-1]",
+        ),
+        (
             "L2 epsilon outside the root",
-            "+ x.dtype.type(eps))\n    normalised",
-            "+ 0) + x.dtype.type(eps)\n    normalised",
+            "norm: Array = np.sqrt(np.maximum(squares, least) if floor else squares + least)",
+            "norm: Array = np.sqrt(np.maximum(squares, least) if floor else squares) + (0 if floor else least)",
         ),
         (
             "L2 over the whole picture",
-            "np.square(x).sum(axis=1, keepdims=True) + x.dtype.type(eps))\n    normalised",
-            "np.square(x).sum(axis=(1, 2, 3), keepdims=True) + x.dtype.type(eps))\n    normalised",
+            "    squares = np.square(x).sum(axis=1, keepdims=True)\n    least",
+            "    squares = np.square(x).sum(axis=(1, 2, 3), keepdims=True)\n    least",
         ),
         (
             "L2 without its scale",
-            "x / norm * scale[:, None, None]",
-            "x / norm + 0 * scale[:, None, None]",
+            "x / _norm(x, eps, floor) * scale[:, None, None]",
+            "x / _norm(x, eps, floor) + 0 * scale[:, None, None]",
         ),
         (
             "deviation plus epsilon",
@@ -620,23 +703,43 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
     ],
     ("network.heads", "network"): [
+        (
+            "fc7 after its ReLU",
+            'plain if conv.name == "backbone.fc7" and not net.fc7_relu else x',
+            "x",
+        ),
+        (
+            "the ARM reads what is normalised",
+            "normalised if net.l2_in_arm else source",
+            "normalised",
+        ),
+        (
+            "no ReLU on what is upsampled",
+            "run(add, x, run(relu, upsampled(level, blocks[0])))",
+            "run(add, x, upsampled(level, blocks[0]))",
+        ),
+        ("no ReLU6 in the heads", "y = run(relu6, apply(conv, y))", "y = apply(conv, y)"),
         ("dilation ignored", "padding=3, dilation=3,", "padding=1, dilation=1,"),
         (
             "ReLU before the sum",
-            "x = apply(lateral2, run(relu, apply(lateral1, sources[level])))",
-            "x = run(relu, apply(lateral2, run(relu, apply(lateral1, sources[level]))))",
+            "x = apply(lateral2, run(relu, apply(lateral1, for_tcb[level])))",
+            "x = run(relu, apply(lateral2, run(relu, apply(lateral1, for_tcb[level]))))",
         ),
-        ("no ReLU after the sum", "apply(output, run(relu, x))", "apply(output, x)"),
+        (
+            "no ReLU after the sum",
+            "x = run(relu, run(add, x, upsampled(level, blocks[0])))",
+            "x = run(add, x, upsampled(level, blocks[0]))",
+        ),
         (
             "no ReLU after a block",
-            "blocks.insert(0, run(relu, apply(output, run(relu, x))))",
-            "blocks.insert(0, apply(output, run(relu, x)))",
+            "        for conv in outputs:\n            x = run(relu, apply(conv, x))",
+            "        for conv in outputs:\n            x = apply(conv, x)",
         ),
         ("one source not normalised", "if level < NORMALISED:", "if level < 1:"),
         (
             "the coarser block is not added",
-            "x = run(add, x, run(add_bias, coarser,",
-            "x = run(add, x, 0 * run(add_bias, coarser,",
+            "x = run(relu, run(add, x, upsampled(level, blocks[0])))",
+            "x = run(relu, x)",
         ),
     ],
     ("network.pictures_apart", "reference"): [
@@ -654,6 +757,11 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
     ],
     ("training.gradient", "layers"): [
+        (
+            "gradient of a depthwise kernel with rows for columns",
+            "by_weight[:, 0, i, j] =",
+            "by_weight[:, 0, j, i] =",
+        ),
         ("statistics held constant", "return (d - common) * gamma", "return d * gamma"),
         (
             "pooling spreads the gradient",

@@ -15,7 +15,13 @@ from refinedet.spec.anchors import anchors
 from refinedet.spec.boxes import box_iou, corners_to_centres
 from refinedet.spec.config import DetectionConfig, MatchingConfig, preset, replace
 from refinedet.spec.detection import detect, nms, scored_boxes
-from refinedet.spec.layers import depthwise_conv2d, l2_normalise, l2_normalise_gradient, relu6
+from refinedet.spec.layers import (
+    depthwise_conv2d,
+    l2_normalise,
+    l2_normalise_gradient,
+    relu6,
+    relu6_gradient,
+)
 from refinedet.spec.losses import (
     detector_loss,
     detector_targets,
@@ -227,7 +233,9 @@ def test_layers_by_hand():
     w[0, 0, 1, 1], w[1, 0, 0, 1] = 10, 1
     got = depthwise_conv2d(x, w, padding=1)
     assert got.tolist() == [[[[10, 20], [30, 40]], [[0, 0], [1, 1]]]]
-    assert relu6(np.float64([-1, 0, 3, 6, 7])).tolist() == [0, 0, 3, 6, 6]
+    ends = np.float64([-1, 0, 3, 6, 7])
+    assert relu6(ends).tolist() == [0, 0, 3, 6, 6]
+    assert relu6_gradient(np.ones(5), ends)[0].tolist() == [0, 0, 1, 0, 0]
     # Sum of squares 25 above the floor of 4; 1 below it, where the norm is 2.
     x = np.float64([[[[3, 1]], [[4, 0]]]])
     got = l2_normalise(x, np.float64([1, 1]), 4.0, floor=True)

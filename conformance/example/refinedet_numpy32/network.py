@@ -36,6 +36,14 @@ def conv2d(
     return out
 
 
+def depthwise(x: Array, weight: Array, bias: Array) -> Array:
+    """3x3 cross-correlation of every channel alone, with zero padding."""
+    x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))
+    out: Array = np.einsum("ncrsij,cij->ncrs", windows, weight[:, 0])
+    return out + bias[:, None, None]
+
+
 def upsample(x: Array, weight: Array, bias: Array) -> Array:
     """Transposed convolution, kernel 2, stride 2."""
     n, channels, h, w = x.shape
@@ -78,8 +86,11 @@ class Float32Network:
                 scale = gamma / np.sqrt(variance + F(config.network.batch_norm_eps))
                 bias = beta - mean * scale
                 weight *= scale[:, None, None, None]
-            else:
+            elif f"{name}.bias" in parameters:
                 bias = parameters[f"{name}.bias"].copy()
+            else:
+                outputs = 1 if name.endswith(".upsample") else 0
+                bias = np.zeros(weight.shape[outputs], F)
             self.layers[name] = weight, bias
 
     def _conv(self, name: str, x: Array, stride: int = 1, dilation: int = 1) -> Array:
@@ -88,54 +99,70 @@ class Float32Network:
         return conv2d(x, weight, bias, stride, padding, dilation)
 
     def _normalised(self, name: str, x: Array) -> Array:
-        squares = (x * x).sum(axis=1, keepdims=True)
-        norm = np.sqrt(squares + F(self.config.network.l2_eps))
+        net, squares = self.config.network, (x * x).sum(axis=1, keepdims=True)
+        least = F(net.l2_eps)
+        norm = np.sqrt(np.maximum(squares, least) if net.l2_floor else squares + least)
         normalised: Array = x * (self.scales[name] / norm)
         return normalised
 
-    def sources(self, pictures: Array) -> list[Array]:
-        """What the ARM and the transfer connection blocks read, finest first."""
-        x, found = pictures, []
+    def sources(self, pictures: Array) -> tuple[list[Array], list[Array]]:
+        """What the ARM and what the transfer connection blocks read, finest first."""
+        x, plain, normalised = pictures, [], []
         for block, (_, count) in enumerate(VGG16_BLOCKS, start=1):
             for index in range(1, count + 1):
                 name = f"backbone.conv{block}_{index}"
                 x = relu(self._conv(name, x))
                 if name in self.scales:
-                    found.append(self._normalised(name, x))
+                    plain.append(x)
+                    normalised.append(self._normalised(name, x))
             x = max_pool(x)
         x = relu(self._conv("backbone.fc6", x, dilation=3))
-        x = relu(self._conv("backbone.fc7", x))
-        found.append(x)
-        x = relu(self._conv("backbone.conv6_1", x))
-        found.append(relu(self._conv("backbone.conv6_2", x, stride=2)))
-        return found
+        fc7 = self._conv("backbone.fc7", x)
+        x = relu(self._conv("backbone.conv6_1", relu(fc7)))
+        coarse = [
+            relu(fc7) if self.config.network.fc7_relu else fc7,
+            relu(self._conv("backbone.conv6_2", x, stride=2)),
+        ]
+        fine = normalised if self.config.network.l2_in_arm else plain
+        return fine + coarse, normalised + coarse
 
     def blocks(self, sources: list[Array]) -> list[Array]:
         """What the ODM reads: each source, and what the next coarser block says of it."""
         found: list[Array] = []
         for level in reversed(range(len(sources))):
-            x = relu(self._conv(f"tcb.{level}.lateral1", sources[level]))
-            x = self._conv(f"tcb.{level}.lateral2", x)
-            if found:
-                x = x + upsample(found[0], *self.layers[f"tcb.{level}.upsample"])
-            found.insert(0, relu(self._conv(f"tcb.{level}.output", relu(x))))
+            name = f"tcb.{level}"
+            x = relu(self._conv(f"{name}.lateral1", sources[level]))
+            x = self._conv(f"{name}.lateral2", x)
+            if not found:
+                x = relu(x)
+            else:
+                coarser = upsample(found[0], *self.layers[f"{name}.upsample"])
+                zoo = self.config.network.tcb == "relu_sum_conv_conv"
+                x = x + relu(coarser) if zoo else relu(x + coarser)
+            for output in (f"{name}.output", f"{name}.output2"):
+                if output in self.layers:
+                    x = relu(self._conv(output, x))
+            found.insert(0, x)
         return found
 
     def _rows(self, module: str, part: str, features: list[Array], per_anchor: int) -> Array:
         """One kind of head at all levels as rows, one an anchor."""
         rows = []
         for level, x in enumerate(features):
-            y = self._conv(f"{module}.{level}.{part}", x)
+            name = f"{module}.{level}.{part}"
+            if alone := self.layers.get(f"{name}.depthwise"):
+                x = np.minimum(relu(depthwise(x, *alone)), F(6))
+            y = self._conv(name, x)
             rows.append(y.transpose(0, 2, 3, 1).reshape(len(x), -1, per_anchor))
         return np.ascontiguousarray(np.concatenate(rows, axis=1))
 
     def heads(self, pictures: Array) -> Heads:
         """The raw outputs."""
-        sources = self.sources(pictures)
-        blocks = self.blocks(sources)
+        for_arm, for_blocks = self.sources(pictures)
+        blocks = self.blocks(for_blocks)
         return Heads(
-            self._rows("arm", "offsets", sources, 4),
-            self._rows("arm", "logits", sources, 2),
+            self._rows("arm", "offsets", for_arm, 4),
+            self._rows("arm", "logits", for_arm, 2),
             self._rows("odm", "offsets", blocks, 4),
             self._rows("odm", "logits", blocks, self.config.num_classes),
         )

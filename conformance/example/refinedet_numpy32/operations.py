@@ -12,6 +12,7 @@ import numpy as np
 from refinedet.spec.config import (
     Config,
     DetectionConfig,
+    LossConfig,
     MatchingConfig,
     PictureConfig,
     ScheduleConfig,
@@ -41,13 +42,16 @@ def anchors(config: Config) -> Array:
     """All anchors, finest level first."""
     height, width = config.image_size
     picture = np.array([width, height], F)
-    root = np.sqrt(np.array(config.anchors.aspect_ratios, F))
-    levels = []
-    for stride, side in zip(config.anchors.strides, config.anchors.sides, strict=True):
+    options, levels = config.anchors, []
+    ratios = np.array(options.aspect_ratios, F)
+    root = np.sqrt(ratios)
+    squares = options.square_sides or options.sides
+    for stride, side, square in zip(options.strides, options.sides, squares, strict=True):
         rows, columns = height // stride, width // stride
         cells = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1)
         centres = (cells.astype(F) + HALF) * F(stride)  # pixels: (rows, columns, x and y)
-        half = np.stack([root, ONE / root], axis=1) * F(side / 2)  # (ratios, x and y)
+        sides = np.where(ratios == 1, F(square / 2), F(side / 2))
+        half = np.stack([root, ONE / root], axis=1) * sides[:, None]  # (ratios, x and y)
         low, high = centres[:, :, None] - half, centres[:, :, None] + half
         levels.append(np.concatenate([low / picture, high / picture], axis=3).reshape(-1, 4))
     return np.concatenate(levels)
@@ -68,14 +72,15 @@ def centres_to_corners(boxes: Array) -> Array:
     return np.concatenate([centre - half, centre + half], axis=1)
 
 
-def box_iou(anchors: Array, truths: Array) -> Array:
-    """Overlap of every anchor with every truth."""
+def box_iou(anchors: Array, truths: Array, pixel: tuple[float, float] = (0.0, 0.0)) -> Array:
+    """Overlap of every anchor with every truth, sides a pixel longer."""
+    x, y = F(pixel[0]), F(pixel[1])
     ax, ay, ax2, ay2 = (column[:, None] for column in anchors.T)
     tx, ty, tx2, ty2 = truths.T
-    wide = np.maximum(np.minimum(ax2, tx2) - np.maximum(ax, tx), F(0))
-    high = np.maximum(np.minimum(ay2, ty2) - np.maximum(ay, ty), F(0))
+    wide = np.maximum(np.minimum(ax2, tx2) - np.maximum(ax, tx) + x, F(0))
+    high = np.maximum(np.minimum(ay2, ty2) - np.maximum(ay, ty) + y, F(0))
     shared = wide * high
-    union = (ax2 - ax) * (ay2 - ay) + (tx2 - tx) * (ty2 - ty) - shared
+    union = (ax2 - ax + x) * (ay2 - ay + y) + (tx2 - tx + x) * (ty2 - ty + y) - shared
     return np.where(union > 0, shared / np.where(union > 0, union, ONE), F(0))
 
 
@@ -119,6 +124,8 @@ def match(iou: Array, config: MatchingConfig) -> Array:
     matched = np.full(count, -1, np.int64)
     if iou.size == 0:
         return matched
+    if config.rule == "in_order":
+        return _match_in_order(iou, config)
     touches = iou > F(config.lowest_iou)
     # All pairs, best first; a stable sort leaves ties to the lowest anchor, then object.
     pairs = np.argsort(-iou, axis=None, kind="stable")[: np.count_nonzero(touches)]
@@ -132,6 +139,17 @@ def match(iou: Array, config: MatchingConfig) -> Array:
     best = iou.argmax(axis=1)
     enough = ((iou >= F(config.iou)) & touches).any(axis=1)
     return np.where((matched < 0) & enough, best, matched)
+
+
+def _match_in_order(iou: Array, config: MatchingConfig) -> Array:
+    matched, held = np.full(len(iou), -1, np.int64), np.zeros(len(iou), F)
+    for truth, overlaps in enumerate(iou.T):
+        best = overlaps.argmax()
+        if overlaps[best] > F(config.lowest_iou):
+            claim = np.where(np.arange(len(iou)) == best, F(2), overlaps)
+            taken = (claim > F(config.iou)) & (claim > held)
+            matched[taken], held[taken] = truth, claim[taken]
+    return matched
 
 
 def targets(anchors: Array, boxes: Array, labels: Array, config: Config) -> tuple[Array, Array]:
@@ -156,6 +174,24 @@ def _log_softmax(logits: Array) -> Array:
 def softmax(logits: Array) -> Array:
     """Probabilities over the last axis."""
     return np.exp(_log_softmax(logits))
+
+
+def sigmoid(logits: Array) -> Array:
+    """The probability of each logit by itself."""
+    tail = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, ONE, tail) / (ONE + tail)
+
+
+def focal(logits: Array, labels: Array, alpha: float, gamma: float) -> tuple[Array, Array]:
+    """Sigmoid focal loss of each row, and its gradient by the logits."""
+    hot = labels[:, None] == np.arange(logits.shape[1])
+    sign = np.where(hot, ONE, -ONE)
+    weight = np.where(hot, F(alpha), ONE - F(alpha))
+    x = logits * sign
+    log_p = np.minimum(x, F(0)) - np.log1p(np.exp(-np.abs(x)))
+    p, wrong = sigmoid(x), sigmoid(-x)
+    focus = weight * wrong ** F(gamma)
+    return -(focus * log_p).sum(axis=1), sign * focus * (F(gamma) * p * log_p - wrong)
 
 
 def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
@@ -201,23 +237,42 @@ def module_loss(
     )
 
 
+def focal_module_loss(
+    offsets: Array, logits: Array, wanted: Array, labels: Array, options: LossConfig
+) -> ModuleLoss:
+    """Loss of one module whose anchors all pay for every class."""
+    positive = labels.ravel() > 0
+    box_loss, by_offsets = smooth_l1(offsets.reshape(-1, 4), wanted.reshape(-1, 4))
+    rows = logits.reshape(-1, logits.shape[2])
+    class_loss, by_logits = focal(rows, labels.ravel(), options.focal_alpha, options.focal_gamma)
+    weight = ONE / F(max(1, np.count_nonzero(positive)))
+    return ModuleLoss(
+        float(box_loss[positive].sum() * weight),
+        float(class_loss.sum() * weight),
+        (by_offsets * (positive * weight)[:, None]).reshape(offsets.shape),
+        (by_logits * weight).reshape(logits.shape),
+    )
+
+
 def detector_loss(heads: Heads, boxes: list[Array], labels: list[Array], config: Config) -> Loss:
     """The whole loss of a batch, from the network's outputs."""
-    base, ratio = anchors(config), config.loss.negatives_per_positive
-    arm, odm = [], []
-    for offsets, b, c in zip(heads.arm_offsets, boxes, labels, strict=True):
-        arm.append(targets(base, b, c, config))
-        refined = decode(offsets, base, config.anchors.variances)
-        odm.append(targets(refined, b, c, config))
-    arm_wanted, arm_classes = (np.stack(part) for part in zip(*arm, strict=True))
-    odm_wanted, odm_classes = (np.stack(part) for part in zip(*odm, strict=True))
-    objects = np.minimum(arm_classes, 1)
-    seen = softmax(heads.arm_logits)[..., 1] >= F(config.loss.objectness)
-    every = np.ones_like(seen)
-    return Loss(
-        module_loss(heads.arm_offsets, heads.arm_logits, arm_wanted, objects, every, ratio),
-        module_loss(heads.odm_offsets, heads.odm_logits, odm_wanted, odm_classes, seen, ratio),
-    )
+    base, options = anchors(config), config.loss
+    found = [targets(base, b, c, config) for b, c in zip(boxes, labels, strict=True)]
+    wanted, classes = (np.stack(part) for part in zip(*found, strict=True))
+    objects = classes if options.arm_first_class else np.minimum(classes, 1)
+    arm = heads.arm_offsets, heads.arm_logits, wanted, objects
+    if config.anchors.refined:
+        found = [
+            targets(decode(offsets, base, config.anchors.variances), b, c, config)
+            for offsets, b, c in zip(heads.arm_offsets, boxes, labels, strict=True)
+        ]
+        wanted, classes = (np.stack(part) for part in zip(*found, strict=True))
+    odm = heads.odm_offsets, heads.odm_logits, wanted, classes
+    if options.classes == "sigmoid":
+        return Loss(focal_module_loss(*arm, options), focal_module_loss(*odm, options))
+    seen = softmax(heads.arm_logits)[..., 1] >= F(options.objectness)
+    ratio = options.negatives_per_positive
+    return Loss(module_loss(*arm, np.ones_like(seen), ratio), module_loss(*odm, seen, ratio))
 
 
 # Detection
@@ -226,20 +281,19 @@ def detector_loss(heads: Heads, boxes: list[Array], labels: list[Array], config:
 def scored_boxes(heads: Heads, config: Config) -> tuple[Array, Array]:
     """Boxes and class scores of every anchor."""
     count = len(heads.arm_offsets)
-    flat = (
-        heads.arm_offsets.reshape(-1, 4),
-        heads.odm_offsets.reshape(-1, 4),
-        np.tile(anchors(config), (count, 1)),
-    )
-    boxes = cascaded_decode(*flat, config.anchors.variances)
+    variances, boxes = config.anchors.variances, np.tile(anchors(config), (count, 1))
+    if config.anchors.refined:
+        boxes = decode(heads.arm_offsets.reshape(-1, 4), boxes, variances)
+    boxes = decode(heads.odm_offsets.reshape(-1, 4), boxes, variances)
     seen = softmax(heads.arm_logits)[..., 1:] >= F(config.loss.objectness)
-    return boxes.reshape(count, -1, 4), softmax(heads.odm_logits) * seen
+    probability = softmax if config.loss.classes == "softmax" else sigmoid
+    return boxes.reshape(count, -1, 4), probability(heads.odm_logits) * seen
 
 
-def nms(boxes: Array, scores: Array, iou: float) -> Array:
+def nms(boxes: Array, scores: Array, iou: float, pixel: tuple[float, float] = (0.0, 0.0)) -> Array:
     """Rows that survive within one class, by falling score."""
     order = np.argsort(-scores, kind="stable")
-    suppresses = box_iou(boxes[order], boxes[order]) > F(iou)
+    suppresses = box_iou(boxes[order], boxes[order], pixel) > F(iou)
     alive = np.ones(len(order), bool)
     for i in range(len(order)):
         if alive[i]:
@@ -248,8 +302,14 @@ def nms(boxes: Array, scores: Array, iou: float) -> Array:
     return kept
 
 
-def detect(boxes: Array, scores: Array, config: DetectionConfig) -> Detections:
+def detect(
+    boxes: Array, scores: Array, config: DetectionConfig, size: tuple[int, int] | None = None
+) -> Detections:
     """The detections of one picture."""
+    height, width = size or (1, 1)  # without a size nothing is added
+    pixel = (config.pixel / width, config.pixel / height)
+    if config.clip_first:
+        boxes = clip_boxes(boxes)
     foreground = np.ascontiguousarray(scores[:, 1:]).ravel()  # by anchor, then class
     candidates = np.flatnonzero(foreground > F(config.score))
     best = np.argsort(-foreground[candidates], kind="stable")[: config.top_before_nms]
@@ -258,7 +318,7 @@ def detect(boxes: Array, scores: Array, config: DetectionConfig) -> Detections:
     keep = np.zeros(len(candidates), bool)
     for c in np.unique(label):
         rows = np.flatnonzero(label == c)[: config.top_before_nms_per_class]
-        alive = nms(boxes[anchor[rows]], foreground[candidates[rows]], config.nms_iou)
+        alive = nms(boxes[anchor[rows]], foreground[candidates[rows]], config.nms_iou, pixel)
         keep[rows[alive[: config.top_per_class]]] = True
     rows = np.flatnonzero(keep)[: config.top]
     found = boxes[anchor[rows]]
@@ -306,7 +366,7 @@ def momentum_step(
             new[name] = p.copy()
             continue
         step = F(rate * options.bias_rate) if group == "bias" else F(rate)
-        decay = F(options.weight_decay) if group == "decay" else F(0)
+        decay = F(options.weight_decay) if group == "decay" or options.decay_all else F(0)
         moved[name] = velocities[name] * F(options.momentum) + gradients[name] * scale + decay * p
         new[name] = p - step * moved[name]
     return new, moved
