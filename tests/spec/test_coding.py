@@ -124,8 +124,8 @@ def test_computed_in_float64():
 
 @pytest.mark.parametrize("side", [[0.5, 0, 0.5, 1], [0, 0.5, 1, 0.5]])
 def test_encoding_refuses_a_side_of_length_0(side):
-    good = np.float64([[0, 0, 1, 1], [0, 0, 1, 1]])
-    bad = np.float64([[0, 0, 1, 1], side])
+    good = np.float64([[0, 0, 1, 1]] * 3)
+    bad = np.float64([[0, 0, 1, 1], side, side])
     with refused("boxes: row 1 has a side of length 0"):
         encode(bad, good, VARIANCES)
     with refused("anchors: row 1 has a side of length 0"):
@@ -171,8 +171,8 @@ def test_decoding_names_the_argument_it_refuses():
     ],
 )
 def test_decoding_refuses_what_overflows(dtype, offset):
-    rows = np.array([[0, 0, 0, 0], offset], dtype)
-    anchors = np.array([[0, 0, 1, 1], [0, 0, 100, 100]], dtype)
+    rows = np.array([[0, 0, 0, 0], offset, offset], dtype)
+    anchors = np.array([[0, 0, 1, 1], [0, 0, 100, 100], [0, 0, 100, 100]], dtype)
     with refused(f"offsets: row 1 overflows {np.dtype(dtype)}"):
         decode(rows, anchors, VARIANCES)
 

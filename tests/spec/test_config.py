@@ -66,7 +66,13 @@ FIELDS = [
     ("network", "batch_norm", "true or false", [True, False], [0, 1, "true", None]),
     ("network", "batch_norm_eps", "1e-12 to 1", [1e-12, 1e-3, 1], [0, 9e-13, 1.1, NAN, True]),
     ("network", "batch_norm_momentum", "0 to 1", [0, 0.97, 1], [-0.1, 1.1, NAN, None]),
-    ("network", "tcb_channels", "a whole number from 1", [1, 256], [0, -1, 1.0, True, "256"]),
+    (
+        "network",
+        "tcb_channels",
+        "a whole number from 1",
+        [1, 256, 10**9],
+        [0, -1, 1.0, True, "256", 10**9 + 1],
+    ),
     (
         "network",
         "l2_scales",
@@ -194,7 +200,7 @@ FIELDS = [
         "milestones",
         "whole numbers above schedule.warmup_steps, rising",
         [(), (1,), (1, 2, 10**9)],
-        [(0,), (2, 1), (1, 1), [1, 2], (1.0,), (True,), 1],
+        [(0,), (2, 1), (1, 1), (1, 1, 2), [1, 2], (1.0,), (True,), 1],
     ),
     ("schedule", "factor", "0 to 1", [0, 0.1, 1], [-1e-9, 1.01, NAN]),
     ("schedule", "final_rate", "0 to schedule.rate", [0, 1e-3], [-1e-9, 1.1e-3, NAN]),
@@ -227,13 +233,17 @@ def test_replace_checks_again(section, field, wanted, value):
         replace(Config(), **{section: {field: value}})
 
 
-@pytest.mark.parametrize("value", [(64, 64), (128, 64), (320, 512)])
+@pytest.mark.parametrize("value", [(64, 64), (128, 64), (320, 512), (64, 8192)])
 def test_image_sizes_need_not_be_square(value):
     assert Config(image_size=value).image_size == value
 
 
 @pytest.mark.parametrize(
-    "value", [(64,), (64, 64, 64), [64, 64], (64.0, 64), (64, 0), (-64, 64), (True, 64), 64, None]
+    "value",
+    [
+        *((64,), (64, 64, 64), [64, 64], (64.0, 64), (True, 64), 64, None),
+        *((64, 0), (-64, 64), (8193, 64)),
+    ],
 )
 def test_an_image_size_is_two_whole_numbers(value):
     wanted = "height and width, whole numbers from 1 to 8192"
@@ -241,17 +251,18 @@ def test_an_image_size_is_two_whole_numbers(value):
         Config(image_size=value)
 
 
-@pytest.mark.parametrize("value", [(63, 64), (64, 96), (300, 300)])
+@pytest.mark.parametrize("value", [(63, 64), (64, 96), (300, 300), (64, 1)])
 def test_an_image_size_is_a_multiple_of_the_coarsest_stride(value):
     with refused(f"image_size: wants multiples of 64, the coarsest stride, got {value!r}"):
         Config(image_size=value)
 
 
-@pytest.mark.parametrize("value", [1, 0, -1, 2.0, True, "2", None])
+@pytest.mark.parametrize("value", [1, 0, -1, 10**5 + 1, 2.0, True, "2", None])
 def test_there_is_a_class_besides_the_background(value):
     with refused(f"num_classes: wants a whole number from 2 to 10**5, got {value!r}"):
         Config(num_classes=value)
     assert Config(num_classes=2).num_classes == 2
+    assert Config(num_classes=10**5).num_classes == 10**5
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -264,8 +275,9 @@ def test_a_section_is_of_its_kind(section, value):
 
 def test_anchors_and_feature_maps_agree():
     wanted = "(8, 16, 32, 64), the strides of the network's feature maps"
-    with refused(f"anchors.strides: wants {wanted}, got (4, 8, 16, 32)"):
-        replace(Config(), anchors={"strides": (4, 8, 16, 32)})
+    for strides in ((4, 8, 16, 32), (8, 16, 32, 128)):
+        with refused(f"anchors.strides: wants {wanted}, got {strides}"):
+            replace(Config(), anchors={"strides": strides})
     with refused(f"anchors.strides: wants {wanted}, got (8, 16, 32)"):
         replace(Config(), anchors={"strides": (8, 16, 32), "sides": (32.0, 64.0, 128.0)})
 
@@ -277,6 +289,8 @@ def test_width_keeps_every_channel_count_whole():
         NetworkConfig(width=0.5, tcb_channels=3)  # 1.5 channels
     with refused(f"network.width: wants {wanted}, got 0.1"):
         NetworkConfig(width=0.1, tcb_channels=10)  # 6.4 channels of conv1
+    with refused(f"network.width: wants {wanted}, got {3 / 128}"):
+        NetworkConfig(width=3 / 128, tcb_channels=128)  # 1.5 channels of conv1, 3 of conv2
 
 
 def test_one_field_bounds_another():

@@ -21,6 +21,7 @@ def test_a_contract_error_is_a_value_error():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_check_float_takes_finite_floats_of_one_dtype(dtype):
     check_float(a=np.zeros((2, 3), dtype), b=np.ones(0, dtype))
+    check_float()
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,8 @@ def test_check_shape():
 
 
 @pytest.mark.parametrize(
-    ("shape", "got"), [((2, 3), "(2, 3)"), ((4,), "(4,)"), ((2, 1, 4), "(2, 1, 4)")]
+    ("shape", "got"),
+    [((2, 3), "(2, 3)"), ((4,), "(4,)"), ((2, 1, 4), "(2, 1, 4)"), ((2, 4, 1), "(2, 4, 1)")],
 )
 def test_check_shape_says_what_it_wants(shape, got):
     with refused(f"x: wants shape (any, 4), got {got}"):
@@ -102,6 +104,8 @@ def test_check_labels_names_the_first_out_of_range():
         check_labels(np.array([[0, 2], [3, -1]]), "y", 3)
     with refused("y: -1 at (0,) is outside 0..2"):
         check_labels(np.array([-1]), "y", 3)
+    with refused("y: 9 at (1,) is outside 0..2"):
+        check_labels(np.array([0, 9]), "y", 3)
     with refused("y: 0 at (2,) is outside 1..2"):
         check_labels(np.array([1, 2, 0]), "y", 3, lowest=1)
 

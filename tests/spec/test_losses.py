@@ -603,7 +603,11 @@ def test_perfect_heads_cost_almost_nothing():
 
 def test_what_the_detector_refuses():
     heads, (boxes, labels) = heads_of(6), objects_of()
-    for b, c in ((boxes[:2], labels), (boxes, labels[:2]), (boxes[:2], labels[:2])):
+    more_boxes, more_labels = [*boxes, boxes[0]], [*labels, labels[0]]
+    for b, c in (
+        *((boxes[:2], labels), (boxes, labels[:2]), (boxes[:2], labels[:2])),
+        *((more_boxes, labels), (boxes, more_labels), (more_boxes, more_labels)),
+    ):
         with refused("boxes, labels: want one entry for each picture, at least one"):
             detector_targets(heads, b, c, CONFIG)
     with refused("boxes, labels: want one entry for each picture, at least one"):

@@ -106,6 +106,13 @@ def test_an_overlap_of_exactly_the_lowest_is_none():
     assert match(np.float32([[0.5], [0.25], [0.26]]), both).tolist() == [0, -1, 0]
 
 
+def test_in_order_a_best_anchor_outdoes_any_overlap_and_the_lowest_is_none():
+    config = MatchingConfig(iou=0.5, lowest_iou=0.25, rule="in_order")
+    # Anchor 1 is object 0's by an overlap of 1, and then object 1's as its best.
+    assert match(np.float32([[1.0, 0.1], [1.0, 0.9]]), config).tolist() == [0, 1]
+    assert match(np.float32([[0.25]]), config).tolist() == [-1]
+
+
 @pytest.mark.parametrize("threshold", [0.1, 0.3, 0.7])
 def test_overlaps_are_compared_in_their_own_dtype(threshold):
     # A float32 overlap equal to the threshold as float32 is neither above nor below it,

@@ -429,6 +429,16 @@ def test_one_number_a_channel_has_no_variance():
     assert all(np.isfinite(head).all() for head in heads)
 
 
+def test_two_numbers_a_channel_have_a_variance_divided_by_one():
+    # conv6_2 of two pictures of 64 x 64 is two pixels.
+    config = tiny(image_size=(64, 64), network={"width": 1 / 64, "batch_norm": True})
+    parameters, pictures = lively(config, 0), numbers(1, 2, 3, 64, 64)
+    _, statistics = forward(parameters, pictures, config, training=True)
+    _, want = other_opinion(parameters, pictures, config, training=True)
+    name = "backbone.conv6_2.moving_variance"
+    assert_allclose(statistics[name], want[name], rtol=1e-9)
+
+
 def test_what_the_network_refuses():
     config = tiny()
     parameters = initial_parameters(config, 0)

@@ -65,6 +65,8 @@ def test_mirroring_before_or_after_is_the_same(height, width):
         (np.zeros((3, 2, 2), np.uint8), "picture: wants shape (any, any, 3), got (3, 2, 2)"),
         (np.zeros((2, 2, 3), np.float32), "picture: wants uint8, got float32"),
         (np.zeros((2, 2, 3), np.uint16), "picture: wants uint8, got uint16"),
+        (np.zeros((2, 2, 3), np.int8), "picture: wants uint8, got int8"),
+        (np.zeros((2, 2, 3), bool), "picture: wants uint8, got bool"),
         ([[[1, 2, 3]]], "picture: wants an array, got list"),
     ],
 )
