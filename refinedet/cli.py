@@ -31,8 +31,6 @@ from refinedet.evaluation import (
     FIGURES,
     Evaluation,
     evaluation_table,
-    score_results,
-    write_results,
 )
 from refinedet.files import write_json
 from refinedet.ledger import Ledger, describe
@@ -46,6 +44,7 @@ from refinedet.published import (
     find_published,
     require_agreement,
 )
+from refinedet.results import score_results, write_results
 from refinedet.settings import SettingsError, resolve, to_yaml
 from refinedet.spec.config import PRESETS, preset
 from refinedet.spec.errors import Array, ContractError

@@ -18,14 +18,13 @@ from refinedet.evaluation import (
     Found,
     dataset_truths,
     evaluation_table,
-    score_results,
     voc07_average_precision,
     voc12_average_precision,
     voc_figures,
     voc_overlap,
-    write_results,
 )
 from refinedet.files import WriteError
+from refinedet.results import score_results, write_results
 from refinedet.spec.detection import Detections
 from refinedet.spec.errors import ContractError
 

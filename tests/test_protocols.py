@@ -16,8 +16,9 @@ from refinedet.checkpoint import Checkpoint, write_checkpoint
 from refinedet.cli import main
 from refinedet.data.coco import read_coco
 from refinedet.data.dataset import DataError
-from refinedet.evaluation import FIGURES, Evaluator, score_results
+from refinedet.evaluation import FIGURES, Evaluator
 from refinedet.protocols import PROTOCOLS, chosen_pictures, find_protocol, under
+from refinedet.results import score_results
 from refinedet.settings import resolve
 from refinedet.spec.config import DetectionConfig, preset
 from refinedet.spec.detection import Detections
