@@ -41,8 +41,8 @@ def boxes(
 @st.composite
 def wide_boxes(draw: st.DrawFn) -> Array:
     """Boxes of which some reach outside the picture."""
-    inside = draw(boxes())
-    return inside * np.float32(2) - np.float32(0.5)
+    wide: Array = draw(boxes()) * np.float32(2) - np.float32(0.5)
+    return wide
 
 
 def offsets(rows: int, dtype: type = np.float32) -> st.SearchStrategy[Array]:
