@@ -19,6 +19,7 @@ from refinedet.checkpoint import (
 from refinedet.data.dataset import DataError
 from refinedet.files import write_atomically
 from refinedet.settings import to_yaml
+from refinedet.weights.ckpt import written_ckpt
 from refinedet.weights.errors import brief
 from refinedet.weights.loading import import_weights, patterns, renamed
 from refinedet.weights.reading import read_weights
@@ -27,7 +28,7 @@ app = typer.Typer(
     no_args_is_help=True, help="Weights of other programs: import, export, look into a file."
 )
 FileArgument = Annotated[
-    Path, typer.Argument(metavar="FILE", help="A .caffemodel, .pth, .safetensors or checkpoint.")
+    Path, typer.Argument(metavar="FILE", help="A .caffemodel, .pth, .ckpt, .safetensors or ours.")
 ]
 
 
@@ -36,6 +37,7 @@ class Names(str, Enum):
 
     canonical = "canonical"
     port = "port"
+    modelzoo = "modelzoo"
 
 
 def _require_another(source: Path, output: Path) -> None:
@@ -48,7 +50,7 @@ def import_command(
     file: FileArgument,
     output: Annotated[Path, typer.Option(help="The file to write, as vgg.safetensors.")],
     preset: Annotated[
-        str | None, typer.Option(help="The detector; refinedet_vgg16_320 if not given.")
+        str | None, typer.Option(help="The detector; if not given, the file's, of 320x320.")
     ] = None,
     classes: Annotated[
         str | None, typer.Option(help="Class names with commas, in order; no background.")
@@ -71,13 +73,15 @@ def import_command(
 @app.command("export")
 def export_command(
     model: Annotated[Path, typer.Option(help="Folder of a run, a checkpoint or weights.")],
-    output: Annotated[Path, typer.Option(help="The safetensors file to write.")],
+    output: Annotated[Path, typer.Option(help="The file to write; a .ckpt for modelzoo.")],
     names: Annotated[
-        Names, typer.Option(help="Whose names: ours, or the PyTorch port's.")
+        Names, typer.Option(help="Whose names: ours, the PyTorch port's, the model zoo's.")
     ] = Names.canonical,
 ) -> None:
-    """Write the weights alone as safetensors, which other programs can read."""
+    """Write the weights alone, which other programs can read: safetensors, or a .ckpt."""
     _require_another(model, output)
+    if names is Names.modelzoo and output.suffix != ".ckpt":
+        raise DataError(f"{output}: MindSpore reads it only as .ckpt; choose such an --output")
     if model.is_dir():
         found = newest_checkpoint(model / "checkpoints")
         if found is None:
@@ -87,9 +91,11 @@ def export_command(
         checkpoint = load_checkpoint(model)
     tensors = renamed(checkpoint.parameters, names.value)
     tensors = {name: np.ascontiguousarray(value, "<f4") for name, value in tensors.items()}
-    # "pt" is what PyTorch's own readers look for.
-    metadata = {"format": "pt", "settings": to_yaml(checkpoint.settings)}
-    write_atomically(output, save(tensors, metadata))
+    if names is Names.modelzoo:
+        content = written_ckpt(tensors)
+    else:  # "pt" is what PyTorch's own readers look for
+        content = save(tensors, {"format": "pt", "settings": to_yaml(checkpoint.settings)})
+    write_atomically(output, content)
     typer.echo(f"wrote {output}: {len(tensors)} tensors, {names.value} names")
 
 

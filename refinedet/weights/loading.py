@@ -14,12 +14,11 @@ from refinedet.settings import Settings, SettingsError, resolve
 from refinedet.spec.config import Config, PictureConfig, preset
 from refinedet.spec.network import Parameters, initial_parameters
 from refinedet.weights.errors import brief
-from refinedet.weights.mapping import CLASSIFIER, PORT
+from refinedet.weights.mapping import CLASSIFIER, EXPORTED
 from refinedet.weights.reading import WeightsFile, read_weights
 
 FIRST = 5
 """So many misfits are told; the others are counted."""
-PRESET = "refinedet_vgg16_320"
 COCO_CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
     "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog",
@@ -146,8 +145,8 @@ def import_weights(
 
     Args:
         path: any file that ``read_weights`` knows, of a whole detector.
-        preset_name: the detector; refinedet_vgg16_320 if None. Not for files that this
-            program wrote, which say it themselves; nor are the next two.
+        preset_name: the detector; if None, that of the file's kind at 320x320. Not for files
+            with settings of this program in them; nor are the next two.
         class_names: without the background; VOC's for 20 classes, COCO's for 80, else
             ``class 1`` and so on.
         assignments: ``KEY=VALUE`` of settings, over those that the file's kind wants.
@@ -165,13 +164,14 @@ def import_weights(
             )
         settings = file.settings
     else:
-        base = preset(preset_name or PRESET)
+        chosen = preset_name or file.scheme.preset
+        base = preset(chosen)
         count = _classes(file, base) or len(class_names) + 1
         names = class_names or _default_names(count)
         if len(names) + 1 != count:
             raise SettingsError(f"--classes: {path} detects {count - 1} classes, got {len(names)}")
         about = _picture_assignments(file.scheme.picture)
-        settings = resolve(preset_name or PRESET, None, [*about, *assignments], names)
+        settings = resolve(chosen, None, [*about, *assignments], names)
     fresh = initial_parameters(settings.model, settings.input.seed)
     taken = fit(file, fresh, list(fresh), partial)
     height, width = settings.model.image_size
@@ -179,6 +179,8 @@ def import_weights(
         f"{file.scheme.kind}, {len(settings.class_names)} classes, {height}x{width}: "
         f"{len(taken)} of {len(fresh)} tensors from {path}"
     )
+    if dropped := file.dropped():
+        said += f"; {dropped} others, which a detector does not need, are dropped"
     return Checkpoint(settings, {**fresh, **taken}, None, 0), said
 
 
@@ -198,15 +200,21 @@ def _default_names(count: int) -> tuple[str, ...]:
 
 
 def renamed(parameters: Parameters, names: str) -> Parameters:
-    """Parameters under ``canonical`` names, or those of the ``port``.
+    """Parameters under ``canonical`` names, or as the ``port`` or the ``modelzoo`` has them.
 
     Raises:
-        CheckpointError: the port has no name for one, as for batch normalisation.
+        CheckpointError: of another network, as with batch normalisation in the trunk.
     """
     if names == "canonical":
         return dict(parameters)
-    if lost := [name for name in parameters if name not in PORT.names]:
+    scheme = EXPORTED[names]
+    if lost := [name for name in parameters if name not in scheme.names]:
         raise CheckpointError(
-            f"{lost[0]}: the PyTorch port has no such tensor; export with --names canonical"
+            f"{lost[0]}: {scheme.kind} has no such tensor; export with --names canonical"
         )
-    return {PORT.names[name]: value for name, value in parameters.items()}
+    if lost := [name for name in scheme.names if name not in parameters]:
+        raise CheckpointError(
+            f"{lost[0]}: {scheme.kind} has it, this detector does not; "
+            "export with --names canonical"
+        )
+    return {scheme.names[name]: scheme.revert(name, value) for name, value in parameters.items()}

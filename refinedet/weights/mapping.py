@@ -2,7 +2,7 @@
 
 Sources: sfzhang15/RefineDet, examples/refinedet/VGG16_*.py and python/caffe/model_libs.py;
 luuuyi/RefineDet.PyTorch, models/refinedet.py and data/voc0712.py; torchvision,
-models/vgg.py and its weights' transforms.
+models/vgg.py and its weights' transforms; the MindSpore model zoo, research/cv/RefineDet.
 """
 
 from __future__ import annotations
@@ -79,6 +79,65 @@ def _port() -> dict[str, str]:
     return {**_torch(layers), **scales}
 
 
+ZOO_PREFIX = "network."
+
+
+def _zoo() -> Iterator[tuple[str, str]]:
+    """Canonical name, and that in checkpoints of the model zoo's training."""
+    layers = {}
+    for block, (_, count) in enumerate(VGG16_BLOCKS, start=1):
+        for index in range(count):
+            layers[f"backbone.conv{block}_{index + 1}"] = f"backbone.b{block}.{2 * index}"
+    layers |= {f"backbone.{name}": f"backbone.{name}" for name in ("fc6", "fc7")}
+    layers |= {f"backbone.conv6_{n}": f"backbone.b6_{n}.0" for n in (1, 2)}
+    last = len(SOURCES) - 1
+    for level in range(last):
+        first = int(level < NORMALISED)  # after the L2 normalisation
+        layers[f"tcb.{level}.lateral1"] = f"tcb.tcb{level}.{first}"
+        layers[f"tcb.{level}.lateral2"] = f"tcb.tcb{level}.{first + 2}"
+        layers[f"tcb.{level}.output"] = f"tcb.p{level}.0"
+        layers[f"tcb.{level}.output2"] = f"tcb.p{level}.2"
+        layers[f"tcb.{level}.upsample"] = f"tcb.deconv{level}.0"
+    layers[f"tcb.{last}.lateral1"] = f"tcb.tcb{last}.0"
+    layers[f"tcb.{last}.lateral2"] = f"tcb.p{last}.0"
+    layers[f"tcb.{last}.output"] = f"tcb.p{last}.2"
+    for ours, theirs in layers.items():
+        yield f"{ours}.weight", f"{ZOO_PREFIX}{theirs}.weight"
+    for level in range(NORMALISED):
+        yield f"{SOURCES[level]}.l2_scale", f"{ZOO_PREFIX}tcb.tcb{level}.0.weight"
+    for module in ("arm", "odm"):
+        for level in range(len(SOURCES)):
+            for ours, theirs in (("offsets", "loc"), ("logits", "cls")):
+                head = f"{module}.{level}.{ours}"
+                cells = f"{ZOO_PREFIX}{module}.multi_box.multi_{theirs}_layers.{level}"
+                yield f"{head}.depthwise.weight", f"{cells}.0.weight"
+                for part in ("gamma", "beta", "moving_mean", "moving_variance"):
+                    yield f"{head}.depthwise.{part}", f"{cells}.1.{part}"
+                yield f"{head}.weight", f"{cells}.3.weight"
+                yield f"{head}.bias", f"{cells}.3.bias"
+
+
+def zoo_plain(name: str) -> str:
+    """A name without ``network.``, or with the trunk inside the ARM, as the others have it."""
+    name = name.removeprefix(ZOO_PREFIX)
+    return ZOO_PREFIX + (name.removeprefix("arm.") if name.startswith("arm.backbone.") else name)
+
+
+def zoo_offsets(name: str, array: Array) -> Array:
+    """The outputs of an offsets' head from y, x, h, w an anchor to x, y, w, h, or back.
+
+    Args:
+        name: canonical; any other tensor is returned as it is.
+        array: weight or bias, outputs first.
+    """
+    if not re.fullmatch(r"(arm|odm)\.\d\.offsets\.(weight|bias)", name):
+        return array
+    if array.ndim == 0 or len(array) % 4:
+        return array
+    by_anchor = array.reshape(-1, 4, *array.shape[1:])
+    return by_anchor[:, [1, 0, 3, 2]].reshape(array.shape)
+
+
 def reduced(name: str, array: Array) -> Array:
     """fc6 and fc7 of a classifier as the thinned convolutions that detectors use.
 
@@ -110,6 +169,10 @@ def _unchanged(name: str, array: Array) -> Array:
     return array
 
 
+def _same(name: str) -> str:
+    return name
+
+
 @dataclass(frozen=True)
 class Scheme:
     """How one program names its tensors.
@@ -120,6 +183,9 @@ class Scheme:
         picture: what its network wants to see; None where nobody has said.
         ignored: pattern of names that are known, and of no use here.
         convert: from the canonical name and the file's tensor to ours.
+        revert: from the canonical name and our tensor to the file's.
+        plain: a name of the file as ``names`` has it.
+        preset: the detector that the tensors are of, where no other is asked for.
     """
 
     kind: str
@@ -127,10 +193,13 @@ class Scheme:
     picture: PictureConfig | None
     ignored: str = r"(?!)"
     convert: Callable[[str, Array], Array] = field(default=_unchanged)
+    revert: Callable[[str, Array], Array] = field(default=_unchanged)
+    plain: Callable[[str], str] = field(default=_same)
+    preset: str = "refinedet_vgg16_320"
 
     def canonical(self, name: str) -> str | None:
         """The canonical name of a name in the file; None where there is none."""
-        return self._back.get(name)
+        return self._back.get(self.plain(name))
 
     def is_ignored(self, name: str) -> bool:
         """Whether the tensor is known, and of no use here."""
@@ -163,14 +232,26 @@ TORCHVISION = Scheme(
     ignored=r"classifier\.6\.(weight|bias)",
     convert=reduced,
 )
-SCHEMES = (CANONICAL, CAFFE, PORT, REDUCED, TORCHVISION)
+ZOO = Scheme(
+    "RefineDet of the MindSpore model zoo",
+    dict(_zoo()),
+    PRESETS["modelzoo_vgg16_320"].picture,
+    ignored=r"moments\..+|momentum|learning_rate|global_step",
+    convert=zoo_offsets,
+    revert=zoo_offsets,
+    plain=zoo_plain,
+    preset="modelzoo_vgg16_320",
+)
+SCHEMES = (CANONICAL, CAFFE, PORT, REDUCED, TORCHVISION, ZOO)
+EXPORTED = {"port": PORT, "modelzoo": ZOO}
+"""Schemes that weights are written in, by the name for ``export --names``."""
 
 
 def recognise(names: list[str]) -> Scheme | None:
     """The scheme that knows most of the names; None if none knows any."""
 
     def known(scheme: Scheme) -> int:
-        return len(set(names) & set(scheme.names.values()))
+        return sum(scheme.canonical(name) is not None for name in names)
 
     best = max(SCHEMES, key=known)
     return best if known(best) else None

@@ -18,6 +18,7 @@ from refinedet.settings import Settings, SettingsError, from_yaml
 from refinedet.spec.errors import Array
 from refinedet.spec.network import Parameters
 from refinedet.weights.caffe import read_caffemodel
+from refinedet.weights.ckpt import is_ckpt, read_ckpt
 from refinedet.weights.errors import FormatError, brief
 from refinedet.weights.mapping import Scheme, recognise
 from refinedet.weights.pytorch import read_legacy, read_zip
@@ -54,6 +55,10 @@ class WeightsFile:
                     found[ours] = np.array(self.scheme.convert(ours, tensor), np.float32, order="C")
         return found
 
+    def dropped(self) -> int:
+        """How many tensors are known, and of no use here."""
+        return sum(map(self.scheme.is_ignored, self.tensors))
+
     def unexpected(self) -> list[str]:
         """Names that mean nothing here, and should not be there."""
         scheme = self.scheme
@@ -79,6 +84,12 @@ def read_weights(path: Path) -> WeightsFile:
         raise CheckpointError(
             f"{path}: {container} with {len(tensors)} tensors of no network known here, as {names}"
         )
+    theirs: dict[str, str] = {}
+    for name in tensors:
+        ours = scheme.canonical(name)
+        if ours is not None and theirs.setdefault(ours, name) != name:
+            both = f"{brief(theirs[ours])} and {brief(name)}"
+            raise CheckpointError(f"{path}: {both} are both {ours}")
     return WeightsFile(path, container, tensors, scheme, settings)
 
 
@@ -102,11 +113,16 @@ def _read(path: Path) -> tuple[str, dict[str, Array], Settings | None]:
         return "PyTorch's format before 1.6", read_legacy(data), None
     if start[257:262] == b"ustar":
         raise FormatError("a tar archive; unpack it, or save the weights with a newer PyTorch")
+    if is_ckpt(start):
+        try:
+            return "a MindSpore checkpoint", read_ckpt(memoryview(data)), None
+        except FormatError as error:
+            raise FormatError(f"a MindSpore checkpoint: {error}") from error
     try:
         return "a caffemodel", read_caffemodel(memoryview(data)), None
     except FormatError as error:
         raise FormatError(
-            f"neither safetensors nor PyTorch's; read as a caffemodel: {error}"
+            f"neither safetensors nor PyTorch's nor MindSpore's; read as a caffemodel: {error}"
         ) from error
 
 

@@ -9,7 +9,6 @@ from safetensors.numpy import load_file
 
 from refinedet.backend import StepLosses
 from refinedet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_checkpoint
-from refinedet.cli import main
 from refinedet.settings import resolve
 from refinedet.spec.network import initial_parameters
 from refinedet.training import train
@@ -27,23 +26,6 @@ from .writers import (
 )
 
 SET = [part for text in SMALL for part in ("--set", text)]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the program; gives its status, what it printed, and its errors."""
-
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["refinedet", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as stop:
-            status = stop.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 def refused(result, message):
@@ -112,7 +94,9 @@ def test_export_of_a_run_and_of_batch_normalisation(run, tmp_path):
     assert load_checkpoint(tmp_path / "y.safetensors").settings == settings
     before = output.read_bytes()
     arguments = ("--model", tmp_path / "run", "--output", output, "--names", "port")
-    refused(run("weights", "export", *arguments), "the PyTorch port has no such tensor")
+    refused(
+        run("weights", "export", *arguments), "RefineDet of the PyTorch port has no such tensor"
+    )
     assert output.read_bytes() == before
 
 
