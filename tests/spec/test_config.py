@@ -390,6 +390,40 @@ def test_the_papers_presets(name, size):
     assert config.schedule == ScheduleConfig("multistep", 120_000, 1e-3, 0, 0, milestones, 0.1, 0)
 
 
+def test_the_papers_presets_have_nothing_of_the_model_zoo():
+    plain = preset("refinedet_vgg16_320")
+    net, anchors, loss, found = plain.network, plain.anchors, plain.loss, plain.detection
+    assert (net.l2_floor, net.l2_in_arm, net.conv_bias, net.fc7_relu) == (False, True, True, True)
+    assert (net.tcb, net.heads, net.initialiser) == ("sum_relu_conv", "conv", "xavier")
+    assert (anchors.square_sides, anchors.refined) == (None, True)
+    assert plain.matching.rule == "bipartite"
+    assert (loss.classes, loss.arm_first_class) == ("softmax", False)
+    assert (loss.focal_alpha, loss.focal_gamma) == (0.75, 2)
+    assert (found.clip_first, found.pixel) == (False, 0)
+    assert plain.optimizer.decay_all is False
+
+
+def test_the_model_zoos_presets():
+    """What ``spec.config`` says of its family, number by number."""
+    zoo, large = preset("modelzoo_vgg16_320"), preset("modelzoo_vgg16_512")
+    assert (zoo.image_size, large.image_size) == ((320, 320), (512, 512))
+    assert zoo.num_classes == 81
+    assert zoo.picture == PictureConfig("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+    net = zoo.network
+    assert (net.width, net.batch_norm, net.tcb_channels) == (1, False, 256)
+    assert (net.batch_norm_eps, net.batch_norm_momentum, net.l2_eps) == (1e-3, 0.97, 1e-10)
+    assert (net.l2_floor, net.l2_in_arm, net.conv_bias, net.fc7_relu) == (True, False, False, False)
+    assert zoo.anchors.sides == (64, 144, 224, 304)
+    assert zoo.anchors.square_sides == (32, 144, 224, 304)
+    assert large.anchors.sides == (102.4, 230.4, 358.4, 486.4)
+    assert large.anchors.square_sides == (51.2, 230.4, 358.4, 486.4)
+    assert not zoo.anchors.refined
+    assert (zoo.loss.objectness, zoo.loss.classes, zoo.loss.arm_first_class) == (0, "sigmoid", True)
+    assert zoo.detection == DetectionConfig(0.1, None, None, 0.6, 100, None, True, True, 1)
+    assert zoo.optimizer == OptimizerConfig(0.9, 1.5e-4, 1, None, 1, True)
+    assert zoo.schedule == ScheduleConfig("cosine", 229_000, 0.05, 916, 0.001, (), 0.1, 5e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "size", "width", "sides"),
     [

@@ -110,6 +110,9 @@ def test_in_order_a_best_anchor_outdoes_any_overlap_and_the_lowest_is_none():
     config = MatchingConfig(iou=0.5, lowest_iou=0.25, rule="in_order")
     # Anchor 1 is object 0's by an overlap of 1, and then object 1's as its best.
     assert match(np.float32([[1.0, 0.1], [1.0, 0.9]]), config).tolist() == [0, 1]
+    # Anchor 1 stays with object 0, which it overlaps more.
+    iou = np.float32([[0.9, 0.1], [0.7, 0.6], [0.1, 0.8]])
+    assert match(iou, config).tolist() == [0, 0, 1]
     assert match(np.float32([[0.25]]), config).tolist() == [-1]
 
 
