@@ -122,7 +122,7 @@ def blank(subject: Subject, config: Config) -> None:
     """A picture of zeros, and one with a single bright pixel, give the contract's outputs."""
     parameters = inputs.seeded_parameters(config, 0)
     pictures = np.zeros((2, 3, *config.image_size), np.float32)
-    pictures[1, 1, 9, 21] = 10_000
+    pictures[1, 1, 9, 21] = 1000
     wanted = forward(parameters, pictures, config)[0]
     network = subject.network(config, parameters)
     subject.compare("heads", subject.sound("heads", network.heads, wanted, pictures), wanted)
