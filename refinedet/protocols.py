@@ -54,7 +54,7 @@ PROTOCOLS = {
                 "top": 200,
                 **_NOTHING_MORE,
             },
-            "arXiv:1711.06897, section 3.4, inference",
+            "arXiv:1711.06897, section 4, 'Inference'",
         ),
         Protocol(
             "modelzoo",
