@@ -60,8 +60,3 @@ def _nested(array: Array) -> str:
     if array.ndim == 0:  # the shortest text that gives the same number in its dtype
         return str(array[()])
     return f"[{', '.join(_nested(part) for part in array)}]"
-
-
-def is_runnable(text: str) -> bool:
-    """Whether no array was too long to be written out."""
-    return "<" not in text
