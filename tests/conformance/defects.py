@@ -154,7 +154,6 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
     ],
     ("box_iou.parity", "boxes"): [
-        ("the pixel in areas alone", "(high - low + pixel)", "(high - low)"),
         ("+ 1 in areas", "boxes[..., 2:] - boxes[..., :2]", "boxes[..., 2:] - boxes[..., :2] + 1"),
         (
             "negative sides multiply",
@@ -490,6 +489,9 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "softmax(heads.arm_logits)[..., 1]",
             "softmax(heads.arm_logits)[..., 0]",
         ),
+    ],
+    ("nms.parity", "boxes"): [
+        ("the pixel in areas alone", "(high - low + pixel)", "(high - low)"),
     ],
     ("nms.parity", "detection"): [
         (
