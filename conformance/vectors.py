@@ -97,6 +97,9 @@ def seeded_arguments() -> dict[str, list[tuple[Any, ...]]]:
     crowd = np.concatenate([twelve, twelve[:6] + np.float32(0.01), others])
     ranks = rng.permutation(len(crowd) * 4).reshape(len(crowd), 4)
     scores = ((ranks + 1) / (ranks.size + 1)).astype(np.float32)
+    other = np.random.default_rng(21)
+    wide = other.normal(0, 3, (12, 5)).astype(np.float32)
+    focus = other.integers(0, 6, 12)  # 5 is in no column
     few = DetectionConfig(0.3, 40, 15, 0.4, 6, 12)
     silent = replace(config, loss={"objectness": 0.3})
     batches = [inputs.seeded_objects(config, counts, 3) for counts in ((3,), (2, 0, 4))]
@@ -116,6 +119,8 @@ def seeded_arguments() -> dict[str, list[tuple[Any, ...]]]:
         "match": [(box_iou(rows, objects), config.matching)],
         "targets": [(rows, objects, labels, config)],
         "softmax": [(draw(12, 21, wide=3),), (draw(2, 5, 4, wide=3),)],
+        "sigmoid": [(wide,)],
+        "focal": [(wide, focus, 0.75, 2.0), (wide, focus, 0.25, 1.5)],
         "cross_entropy": [(draw(12, 21, wide=3), rng.integers(0, 21, 12))],
         "smooth_l1": [(draw(12, 4), draw(12, 4))],
         "hard_negatives": [
@@ -144,19 +149,12 @@ def seeded_arguments() -> dict[str, list[tuple[Any, ...]]]:
 
 def _pinned(name: str) -> list[tuple[Any, ...]]:
     """The arguments that the suite's check of the operation always tries first."""
-    import refinedet.conformance.checks  # noqa: F401 - fills the registry
+    from refinedet.conformance.checks.operations import loss_arguments
     from refinedet.conformance.registry import CHECKS
 
     pinned = CHECKS[f"{name}.parity"].pinned if f"{name}.parity" in CHECKS else ()
     if name == "detector_loss":  # pinned are the objects of each picture, and a seed
-        made = [
-            (inputs.seeded_heads(inputs.SMALL, len(counts), seed), counts, seed)
-            for counts, seed in pinned
-        ]
-        return [
-            (heads, *inputs.seeded_objects(inputs.SMALL, tuple(counts), seed), inputs.SMALL)
-            for heads, counts, seed in made
-        ]
+        return [loss_arguments(*case) for case in pinned]
     if name == "momentum_step":  # a seed, and the options of the update
         return [_update(*case) for case in pinned]
     return list(pinned) if name != "scored_boxes" else []
@@ -185,7 +183,9 @@ def _case(operation: str, name: str, arguments: Sequence[Any]) -> Case:
     function = OPERATIONS[operation]
     values: dict[str, Any] = {}
     tensors: dict[str, Array] = {}
-    for parameter, value in zip(inspect.signature(function).parameters, arguments, strict=True):
+    bound = inspect.signature(function).bind(*arguments)
+    bound.apply_defaults()
+    for parameter, value in bound.arguments.items():
         if any(isinstance(leaf, np.ndarray) for _, leaf in leaves(value)):
             tensors |= _named(value, f"{name}/input/{parameter}")
         else:

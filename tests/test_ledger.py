@@ -212,7 +212,7 @@ main()
 def test_a_killed_evaluation_goes_on_where_it_was(evaluation, tmp_path, monkeypatch, capsys):
     whole, output = tmp_path / "whole", tmp_path / "out"
     assert called(monkeypatch, capsys, [*evaluation, "--output", whole])[0] == 0
-    program = [sys.executable, "-c", KILLED, *evaluation, "--output", str(output)]
+    program = [sys.executable, "-I", "-c", KILLED, *evaluation, "--output", str(output)]
     child = subprocess.run(program, capture_output=True, timeout=100, check=False)
     assert child.returncode == -signal.SIGKILL, child.stderr
     unfinished = output / "unfinished.jsonl"

@@ -465,6 +465,17 @@ ZOO_LOSSY = replace(
     matching={"rule": "in_order"},
     loss={"classes": "sigmoid", "objectness": 0.0, "arm_first_class": True},
 )
+
+
+def loss_arguments(
+    counts: list[int], seed: int, like_the_zoo: bool
+) -> tuple[Heads, list[Array], list[Array], Config]:
+    """Arguments of ``detector_loss``, for so many objects in each picture."""
+    config = ZOO_LOSSY if like_the_zoo else LOSSY
+    boxes, labels = inputs.seeded_objects(config, tuple(counts), seed)
+    return inputs.seeded_heads(config, len(counts), seed), boxes, labels, config
+
+
 COUNTS = st.lists(st.integers(0, 4), min_size=1, max_size=3)
 
 
@@ -478,10 +489,8 @@ COUNTS = st.lists(st.integers(0, 4), min_size=1, max_size=3)
 )
 def whole_loss(subject: Subject, case: tuple[list[int], int, bool]) -> None:
     """The loss of both modules and its gradients by the heads are the contract's."""
-    counts, seed, like_the_zoo = case
-    config = ZOO_LOSSY if like_the_zoo else LOSSY
-    heads = inputs.seeded_heads(config, len(counts), seed)
-    boxes, labels = inputs.seeded_objects(config, tuple(counts), seed)
+    heads, boxes, labels, config = loss_arguments(*case)
+    seed = case[1]
     got = subject.call("detector_loss", heads, boxes, labels, config)
     subject.cases += 1
     if is_loss_decided(heads, boxes, labels, config, seed):
@@ -537,6 +546,7 @@ parity(
         (box(WHOLE), numbers([1, 0.25]), DetectionConfig(score=0.25)),  # equality: no detection
         (box(WHOLE), numbers([1, 0]), DetectionConfig(score=0)),  # background alone
         (box(BESIDE), numbers([0, 0.5]), DetectionConfig()),  # beside: clipped, and stays
+        (box(BESIDE), numbers([0, 0.5]), DetectionConfig(clip=False)),
         (  # classes do not suppress each other
             box(LEFT, LEFT),
             numbers([0, 0.5, 0.75], [0, 0.75, 0.5]),

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from refinedet.conformance import vectors
-from refinedet.conformance.margin import MARGIN, moved
+from refinedet.conformance.margin import MARGIN, TRIES, moved
 from refinedet.conformance.vectors import check_results, write_vectors
 from refinedet.conformance.vectors_cli import app
 from refinedet.data.dataset import DataError
@@ -216,7 +216,7 @@ def near(value, seed):
         return [list(parts) for parts in zip(*(near(v, seed) for v in value), strict=True)]
     if isinstance(value, Heads):
         return list(moved(value, seed))
-    return [value] * 6
+    return [value] * TRIES
 
 
 def same_decisions(one, other):
