@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import faulthandler
 import multiprocessing
 import os
@@ -138,7 +139,7 @@ def _find_smaller(
 
 def _tell_case(check: Check, subject: Subject, case: Any) -> None:
     try:
-        check.run(subject, case)
+        check.run(subject, copy.deepcopy(case))  # a backend may write into what it is given
     except Exception as error:
         error.case = case  # type: ignore[attr-defined]  # of whatever the backend raised
         raise

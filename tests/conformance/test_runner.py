@@ -1,12 +1,25 @@
 """The process of a backend: it may crash, hang, or misdeclare, and each is told."""
 
+import copy
 import os
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from refinedet.backend import BackendError
 from refinedet.conformance.registry import CHECKS
-from refinedet.conformance.runner import FAILED, LIMITED, MISSING, PASSED, Worker, run, select
+from refinedet.conformance.runner import (
+    FAILED,
+    LIMITED,
+    MISSING,
+    PASSED,
+    Worker,
+    outcome,
+    run,
+    select,
+)
+from refinedet.reference import SpecBackend
 
 BACKENDS = """
 import os, sys, time
@@ -227,3 +240,18 @@ def test_select_by_level_and_words():
     assert {c.level for c in select(["operations"])} == {"operations"}
     assert {c.name.split(".")[0] for c in select(text="box_iou nms")} == {"box_iou", "nms"}
     assert select(text="nonsense") == []
+
+
+def test_a_backend_that_writes_into_its_arguments_leaves_the_edges_as_they_are():
+    def clip(boxes):
+        return boxes.clip(0, 1, out=boxes)
+
+    class Writes(SpecBackend):
+        operations = SimpleNamespace(clip_boxes=clip)
+
+    check = CHECKS["clip_boxes.parity"]
+    before = copy.deepcopy(check.pinned)
+    failure = outcome(check, Writes(), "quick").failure
+    assert failure.said == "clip_boxes changes its argument [0]"
+    for (boxes,), (wanted,) in zip(check.pinned, before, strict=True):
+        np.testing.assert_array_equal(boxes, wanted)
