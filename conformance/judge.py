@@ -119,8 +119,7 @@ class Subject:
         try:
             got = function(*arguments)
         except Exception as error:
-            line = (str(error).strip().splitlines() or ["no message"])[0]
-            raise Violation(f"{name} raises {type(error).__name__}: {line}") from error
+            raise Violation(f"{name} raises {in_a_line(error)}") from error
         for (path, old), (_, new) in zip(leaves(before), leaves(arguments), strict=True):
             if not _same(old, new):
                 raise Violation(f"{name} changes its argument {path}", new, old)
@@ -133,8 +132,8 @@ class Subject:
 
     def agrees(self, name: str, *arguments: Any) -> None:
         """The operation gives what the contract gives, within its tolerance."""
-        wanted = OPERATIONS[name](*copy.deepcopy(arguments))
-        self.compare(name, self.call(name, *arguments), wanted)
+        function, wanted = self.operation(name), OPERATIONS[name](*copy.deepcopy(arguments))
+        self.compare(name, self.sound(name, function, wanted, *arguments), wanted)
 
     def compare(self, name: str, got: object, wanted: object, tolerance: str = "") -> None:
         """Sound results are equal: whole numbers exactly, others within the tolerance."""
@@ -210,8 +209,13 @@ class Subject:
         try:
             return make(config, {name: p.copy() for name, p in parameters.items()}, *state)
         except Exception as error:
-            line = (str(error).strip().splitlines() or ["no message"])[0]
-            raise Violation(f"{member} raises {type(error).__name__}: {line}") from error
+            raise Violation(f"{member} raises {in_a_line(error)}") from error
+
+
+def in_a_line(error: Exception) -> str:
+    """Kind and first line of an exception."""
+    line = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {line}"
 
 
 def tolerance_of(name: str) -> Tolerance:

@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 
 from refinedet.spec.boxes import box_iou
-from refinedet.spec.config import MatchingConfig
+from refinedet.spec.config import Config, MatchingConfig
+from refinedet.spec.detection import scored_boxes
+from refinedet.spec.errors import Array
 from refinedet.spec.matching import match
+from refinedet.spec.network import Heads
 
 MARGIN = 1e-5
 """Relative to a number's size, or absolute below 1."""
@@ -38,10 +41,24 @@ def moved(values: Any, seed: int, margin: float = MARGIN) -> Iterator[Any]:
             yield type(values)(*(move(array) for array in values))
 
 
-def is_matched_surely(anchors: Any, boxes: Any, config: MatchingConfig, seed: int) -> Any:
+def is_matched_surely(anchors: Array, boxes: Array, config: MatchingConfig, seed: int) -> Array:
     """For each anchor (A,) bool, whether the contract matches it alike for moved anchors."""
     wanted = match(box_iou(anchors, boxes), config)
     sure = np.ones(len(anchors), bool)
     for other in moved(anchors, seed):
         sure &= match(box_iou(other, boxes), config) == wanted
+    return sure
+
+
+def is_silenced_surely(heads: Heads, config: Config, seed: int) -> Array:
+    """For each anchor (N, A) bool, whether the ARM silences it, or not, for moved outputs, too."""
+
+    def silent(outputs: Heads) -> Array:
+        none: Array = (scored_boxes(outputs, config)[1] == 0).all(axis=2)
+        return none
+
+    now = silent(heads)
+    sure = np.ones_like(now)
+    for other in moved(heads, seed):
+        sure &= silent(other) == now
     return sure

@@ -23,7 +23,7 @@ from hypothesis.errors import Flaky
 
 import refinedet.conformance.checks  # noqa: F401 - fills the registry
 from refinedet.backend import BackendError, Limitation, find_backend
-from refinedet.conformance.judge import NotImplementedByBackend, Subject, Violation
+from refinedet.conformance.judge import NotImplementedByBackend, Subject, Violation, in_a_line
 from refinedet.conformance.registry import CHECKS, LEVELS, Check
 from refinedet.conformance.source import source
 
@@ -216,8 +216,7 @@ def _unsteady(error: Exception) -> Violation:
 
 
 def _raised(error: Exception) -> Violation:
-    line = (str(error).strip().splitlines() or ["no message"])[0]
-    violation = Violation(f"the check cannot judge the answer: {type(error).__name__}: {line}")
+    violation = Violation(f"the check cannot judge the answer: {in_a_line(error)}")
     violation.case = getattr(error, "case", None)
     return violation
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refinedet.spec.boxes import area
+from refinedet.spec.boxes import area, lengthened
 from refinedet.spec.config import DetectionConfig
 from refinedet.spec.detection import Detections, pixel_sides
 from refinedet.spec.errors import Array, ContractError, check_boxes, check_float, check_shape
@@ -87,7 +87,7 @@ def suppress(
 
     ``pixel`` is added to widths and heights where overlaps are measured.
     """
-    rank = _rank(label)
+    rank, longer = _rank(label), lengthened(boxes, pixel)
     kept = [np.zeros(0, np.int64)]
     start = 0
     while start < len(label):
@@ -95,7 +95,7 @@ def suppress(
         last = min(start + GROUP, len(label)) - 1
         stop = int(np.searchsorted(label, label[last], side="right"))
         group = slice(start, stop)
-        kept.append(start + _suppress_group(boxes[group], label[group], rank[group], config, pixel))
+        kept.append(start + _suppress_group(longer[group], label[group], rank[group], config))
         start = stop
     return np.concatenate(kept)
 
@@ -105,10 +105,9 @@ def _suppress_group(
     label: Array,
     rank: Array,
     config: DetectionConfig,
-    pixel: tuple[float, float],
 ) -> Array:
     """``suppress`` for some classes, in rounds of one block of each."""
-    corners = np.ascontiguousarray(boxes.T, np.float64)
+    corners = np.ascontiguousarray(boxes.T)
     limit = _largest_kept(config.nms_iou)
     cap = config.top_per_class or len(label)
     kept = np.zeros(0, np.int64)
@@ -121,7 +120,7 @@ def _suppress_group(
         new = np.flatnonzero(rank[pool] >= first_rank)
         later = np.repeat(new, before[new])
         earlier = later - 1 - _countdown(before[new])
-        clash = _overlaps(corners, pool[earlier], pool[later], pixel) > limit
+        clash = _overlaps(corners, pool[earlier], pool[later]) > limit
         alive = np.ones(len(pool), bool)
         for i, j in zip(earlier[clash].tolist(), later[clash].tolist(), strict=True):
             if alive[i]:  # decided: pairs run by rising j
@@ -136,13 +135,12 @@ def _countdown(counts: Array) -> Array:
     return np.repeat(np.cumsum(counts), counts) - 1 - np.arange(counts.sum())
 
 
-def _overlaps(corners: Array, first: Array, second: Array, pixel: tuple[float, float]) -> Array:
+def _overlaps(corners: Array, first: Array, second: Array) -> Array:
     """IoU of pairs of columns of ``corners``, (4, M) float64, as ``spec.boxes.box_iou``."""
     a, b = corners.take(first, axis=1), corners.take(second, axis=1)
-    union: Array = area(a.T, pixel) + area(b.T, pixel)
+    union: Array = area(a.T) + area(b.T)
     sides = np.minimum(a[2:], b[2:], out=a[2:])
     sides -= np.maximum(a[:2], b[:2], out=a[:2])
-    sides += np.array(pixel)[:, None]
     np.maximum(sides, 0, out=sides)
     shared = sides[0] * sides[1]
     union -= shared

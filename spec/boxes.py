@@ -48,17 +48,14 @@ def centres_to_corners(boxes: Array) -> Array:
     return np.hstack([centre - size / 2, centre + size / 2]).astype(boxes.dtype)
 
 
-def area(boxes: Array, pixel: tuple[float, float] = (0.0, 0.0)) -> Array:
-    """Width times height of corner-form boxes (..., 4); any float dtype, kept.
-
-    ``pixel`` is added to both sides first.
-    """
+def area(boxes: Array) -> Array:
+    """Width times height of corner-form boxes (..., 4); any float dtype, kept."""
     size: Array = boxes[..., 2:] - boxes[..., :2]
-    product: Array = (size[..., 0] + pixel[0]) * (size[..., 1] + pixel[1])
+    product: Array = size[..., 0] * size[..., 1]
     return product
 
 
-def box_iou(anchors: Array, truths: Array, pixel: tuple[float, float] = (0.0, 0.0)) -> Array:
+def box_iou(anchors: Array, truths: Array) -> Array:
     """Overlap of every anchor with every truth, from 0 to 1.
 
     Intersection area over union area; 0 where the union is empty.
@@ -67,7 +64,6 @@ def box_iou(anchors: Array, truths: Array, pixel: tuple[float, float] = (0.0, 0.
     Args:
         anchors: (A, 4) float32 or float64, corner form.
         truths: (T, 4), same dtype and units. A and T may be 0.
-        pixel: added to every width and height, that of the intersection included.
     Returns:
         (A, T), dtype of the arguments.
     Raises:
@@ -80,10 +76,18 @@ def box_iou(anchors: Array, truths: Array, pixel: tuple[float, float] = (0.0, 0.
     t = truths[None].astype(np.float64)  # (1, T, 4)
     low = np.maximum(a[..., :2], t[..., :2])
     high = np.minimum(a[..., 2:], t[..., 2:])
-    shared = (high - low + pixel).clip(0).prod(axis=-1)  # (A, T)
-    union = area(a, pixel) + area(t, pixel) - shared
+    shared = (high - low).clip(0).prod(axis=-1)  # (A, T)
+    union = area(a) + area(t) - shared
     iou: Array = np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
     return iou.astype(anchors.dtype)
+
+
+def lengthened(boxes: Array, pixel: tuple[float, float]) -> Array:
+    """Corner-form boxes (M, 4), so much wider and higher, as float64.
+
+    Overlaps of such boxes are those of systems that count pixels and add 1 to sides.
+    """
+    return boxes.astype(np.float64) + np.array([0, 0, *pixel])
 
 
 def clip_boxes(boxes: Array) -> Array:

@@ -25,7 +25,7 @@ import numpy as np
 
 from refinedet.spec import coding
 from refinedet.spec.anchors import anchors as all_anchors
-from refinedet.spec.boxes import box_iou, clip_boxes
+from refinedet.spec.boxes import box_iou, clip_boxes, lengthened
 from refinedet.spec.config import Config, DetectionConfig
 from refinedet.spec.errors import Array, ContractError, check_boxes, check_float, check_shape
 from refinedet.spec.losses import sigmoid, softmax
@@ -52,7 +52,7 @@ def nms(boxes: Array, scores: Array, iou: float, pixel: tuple[float, float] = (0
     Args:
         boxes: (M, 4) float32 or float64, corner form. M may be 0.
         scores: (M,), same dtype.
-        pixel: as in ``box_iou``.
+        pixel: added to widths and heights where overlaps are measured.
     Returns:
         (D,) int64: rows kept, in order of falling score.
     Raises:
@@ -61,7 +61,8 @@ def nms(boxes: Array, scores: Array, iou: float, pixel: tuple[float, float] = (0
     check_boxes(boxes=boxes)
     check_float(boxes=boxes, scores=scores)
     check_shape(scores, "scores", len(boxes))
-    overlaps = box_iou(boxes, boxes, pixel)
+    longer = lengthened(boxes, pixel)
+    overlaps = box_iou(longer, longer).astype(boxes.dtype)
     kept: list[int] = []
     for row in np.argsort(-scores, kind="stable"):
         if (overlaps[row, kept] <= iou).all():

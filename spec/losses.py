@@ -178,28 +178,52 @@ def module_loss(
     Raises:
         ContractError: shapes, dtypes, non-finite values, or a label out of range.
     """
+    _check_module(offsets, logits, wanted, labels)
+    check_shape(eligible, "eligible", *labels.shape)
+    positive = labels > 0
+    class_loss, class_gradient = cross_entropy(_rows(logits), labels.reshape(-1))
+    by_anchor = class_loss.reshape(labels.shape)
+    counted = positive | np.stack(
+        [hard_negatives(*row, ratio) for row in zip(by_anchor, positive, eligible, strict=True)]
+    )
+    return _module_loss(offsets, logits, wanted, positive, class_loss, class_gradient, counted)
+
+
+def _check_module(offsets: Array, logits: Array, wanted: Array, labels: Array) -> None:
+    """What the loss of a module asks of its arguments."""
     check_float(offsets=offsets, logits=logits, wanted=wanted)
     check_shape(logits, "logits", None, None, None)
-    pictures, anchors, classes = logits.shape
+    pictures, anchors, _ = logits.shape
     if pictures == 0:
         raise ContractError("logits: want at least one picture")
     check_shape(offsets, "offsets", pictures, anchors, 4)
     check_shape(wanted, "wanted", pictures, anchors, 4)
     check_shape(labels, "labels", pictures, anchors)
-    check_shape(eligible, "eligible", pictures, anchors)
-    positive = labels > 0
-    class_loss, class_gradient = cross_entropy(logits.reshape(-1, classes), labels.reshape(-1))
-    box_loss, box_gradient = smooth_l1(offsets.reshape(-1, 4), wanted.reshape(-1, 4))
-    class_loss, box_loss = class_loss.reshape(labels.shape), box_loss.reshape(labels.shape)
-    counted = positive | np.stack(
-        [hard_negatives(*row, ratio) for row in zip(class_loss, positive, eligible, strict=True)]
-    )
+
+
+def _rows(array: Array) -> Array:
+    """(N, A, K) as (N * A, K)."""
+    return array.reshape(-1, array.shape[2])
+
+
+def _module_loss(
+    offsets: Array,
+    logits: Array,
+    wanted: Array,
+    positive: Array,
+    class_loss: Array,
+    class_gradient: Array,
+    counted: Array,
+) -> ModuleLoss:
+    """Offsets of the ``positive`` and classes of the ``counted`` (N, A), over the positives."""
+    box_loss, box_gradient = smooth_l1(_rows(offsets), _rows(wanted))
     divisor = max(1, int(positive.sum()))
+    share = offsets.dtype.type(divisor)
     return ModuleLoss(
-        float(box_loss[positive].sum(dtype=np.float64) / divisor),
-        float(class_loss[counted].sum(dtype=np.float64) / divisor),
-        box_gradient.reshape(offsets.shape) * positive[..., None] / offsets.dtype.type(divisor),
-        class_gradient.reshape(logits.shape) * counted[..., None] / offsets.dtype.type(divisor),
+        float(box_loss[positive.ravel()].sum(dtype=np.float64) / divisor),
+        float(class_loss[counted.ravel()].sum(dtype=np.float64) / divisor),
+        box_gradient.reshape(offsets.shape) * positive[..., None] / share,
+        class_gradient.reshape(logits.shape) * counted[..., None] / share,
     )
 
 
@@ -213,25 +237,10 @@ def focal_module_loss(
         alpha, gamma: as in ``focal``; the others as in ``module_loss``.
     Source: the model zoo's ``refinedet_loss_cell.py``.
     """
-    check_float(offsets=offsets, logits=logits, wanted=wanted)
-    check_shape(logits, "logits", None, None, None)
-    pictures, anchors, classes = logits.shape
-    check_shape(offsets, "offsets", pictures, anchors, 4)
-    check_shape(wanted, "wanted", pictures, anchors, 4)
-    check_shape(labels, "labels", pictures, anchors)
-    positive = labels > 0
-    class_loss, class_gradient = focal(
-        logits.reshape(-1, classes), labels.reshape(-1), alpha, gamma
-    )
-    box_loss, box_gradient = smooth_l1(offsets.reshape(-1, 4), wanted.reshape(-1, 4))
-    divisor = max(1, int(positive.sum()))
-    share = offsets.dtype.type(divisor)
-    return ModuleLoss(
-        float(box_loss[positive.ravel()].sum(dtype=np.float64) / divisor),
-        float(class_loss.sum(dtype=np.float64) / divisor),
-        box_gradient.reshape(offsets.shape) * positive[..., None] / share,
-        class_gradient.reshape(logits.shape) / share,
-    )
+    _check_module(offsets, logits, wanted, labels)
+    class_loss, class_gradient = focal(_rows(logits), labels.reshape(-1), alpha, gamma)
+    every = np.ones(labels.shape, bool)
+    return _module_loss(offsets, logits, wanted, labels > 0, class_loss, class_gradient, every)
 
 
 class Loss(NamedTuple):

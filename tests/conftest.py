@@ -35,3 +35,21 @@ def noise(tmp_path):
         objects = [Object((2.0 + j, 3.0, 30.0 + j, 40.0), 1 + j % 2) for j in range(1 + i % 3)]
         records.append(make_record(i + 1, path, (80, 48), objects))
     return Dataset("noise", ("a", "b"), records)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the program; gives its status, what it printed, and its errors."""
+    from refinedet.cli import main  # the contract's own tests run without OpenCV
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["refinedet", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = stop.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call

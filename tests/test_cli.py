@@ -7,28 +7,10 @@ import numpy as np
 import pytest
 
 from refinedet.checkpoint import Checkpoint, write_checkpoint
-from refinedet.cli import main
 from refinedet.settings import from_yaml, resolve
 from refinedet.spec.network import initial_parameters
 
 SMALL = ["model.image_size=[64, 128]", "model.detection.score=0.3"]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the program; gives its status, what it printed, and its errors."""
-
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["refinedet", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as stop:
-            status = stop.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 def refused(result, message):

@@ -18,18 +18,14 @@ from refinedet.adapters.mindspore.network import (
 from refinedet.spec.config import Config
 
 
-def pairwise_iou(
-    boxes: ms.Tensor, anchors: ms.Tensor, pixel: tuple[float, float] = (0.0, 0.0)
-) -> ms.Tensor:
-    """Overlap (N, T, A) of boxes (N, T, 4) with anchors (N, A, 4); see ``spec.boxes.box_iou``."""
+def pairwise_iou(boxes: ms.Tensor, anchors: ms.Tensor) -> ms.Tensor:
+    """Overlap (N, T, A) of boxes (N, T, 4) with anchors (N, A, 4), corner form."""
     bx0, by0, bx1, by1 = ops.split(boxes, 1, 2)  # each (N, T, 1)
     ax0, ay0, ax1, ay1 = ops.split(anchors.transpose((0, 2, 1)), 1, 1)  # each (N, 1, A)
-    more_x, more_y = pixel
-    wide = ops.relu(ops.minimum(bx1, ax1) - ops.maximum(bx0, ax0) + more_x)
-    high = ops.relu(ops.minimum(by1, ay1) - ops.maximum(by0, ay0) + more_y)
+    wide = ops.relu(ops.minimum(bx1, ax1) - ops.maximum(bx0, ax0))
+    high = ops.relu(ops.minimum(by1, ay1) - ops.maximum(by0, ay0))
     shared = wide * high
-    area_b = (bx1 - bx0 + more_x) * (by1 - by0 + more_y)
-    union = area_b + (ax1 - ax0 + more_x) * (ay1 - ay0 + more_y) - shared
+    union = (bx1 - bx0) * (by1 - by0) + (ax1 - ax0) * (ay1 - ay0) - shared
     some = union > 0
     return ops.select(some, shared / ops.select(some, union, ops.ones_like(union)), shared)
 
@@ -138,6 +134,16 @@ def cross_entropy(logits: ms.Tensor, labels: ms.Tensor) -> ms.Tensor:
     return -picked.squeeze(2)
 
 
+def over_positives(
+    offsets: ms.Tensor, wanted: ms.Tensor, positive: ms.Tensor, class_loss: ms.Tensor
+) -> tuple[ms.Tensor, ms.Tensor]:
+    """The loss of the offsets of ``positive`` (N, A) and ``class_loss``, over their number."""
+    paid = ops.broadcast_to(positive.expand_dims(2), offsets.shape)
+    box_loss = smooth_l1(ops.select(paid, offsets, wanted), wanted).sum()
+    divisor = ops.maximum(positive.astype(ms.float32).sum(), 1.0)
+    return box_loss / divisor, class_loss / divisor
+
+
 def module_loss(
     offsets: ms.Tensor,
     logits: ms.Tensor,
@@ -148,15 +154,12 @@ def module_loss(
 ) -> tuple[ms.Tensor, ms.Tensor]:
     """``spec.losses.module_loss``: the loss of the offsets and that of the classes."""
     positive = labels > 0
-    paid = ops.broadcast_to(positive.expand_dims(2), offsets.shape)
-    box_loss = smooth_l1(ops.select(paid, offsets, wanted), wanted).sum()
     class_loss = cross_entropy(logits, labels)
     candidate = ops.logical_and(eligible, ops.logical_not(positive))
     most = most_negatives(positive, ratio)
     negative = hard_negatives(ops.stop_gradient(class_loss), candidate, most)
     counted = ops.logical_or(positive, negative).astype(ms.float32)
-    divisor = ops.maximum(positive.astype(ms.float32).sum(), 1.0)
-    return box_loss / divisor, (class_loss * counted).sum() / divisor
+    return over_positives(offsets, wanted, positive, (class_loss * counted).sum())
 
 
 def focal(logits: ms.Tensor, labels: ms.Tensor, alpha: float, gamma: float) -> ms.Tensor:
@@ -179,11 +182,8 @@ def focal_module_loss(
     gamma: float,
 ) -> tuple[ms.Tensor, ms.Tensor]:
     """``spec.losses.focal_module_loss``: the loss of the offsets and that of the classes."""
-    positive = labels > 0
-    paid = ops.broadcast_to(positive.expand_dims(2), offsets.shape)
-    box_loss = smooth_l1(ops.select(paid, offsets, wanted), wanted).sum()
-    divisor = ops.maximum(positive.astype(ms.float32).sum(), 1.0)
-    return box_loss / divisor, focal(logits, labels, alpha, gamma).sum() / divisor
+    class_loss = focal(logits, labels, alpha, gamma).sum()
+    return over_positives(offsets, wanted, labels > 0, class_loss)
 
 
 def targets(

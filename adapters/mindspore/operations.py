@@ -75,14 +75,10 @@ def centres_to_corners(boxes: Array) -> Array:
     return _one(network.to_corners, boxes)
 
 
-def box_iou(anchors: Array, truths: Array, pixel: tuple[float, float] = (0.0, 0.0)) -> Array:
+def box_iou(anchors: Array, truths: Array) -> Array:
     if len(anchors) == 0 or len(truths) == 0:
         return np.zeros((len(anchors), len(truths)), np.float32)
-
-    def run(b: ms.Tensor, a: ms.Tensor) -> ms.Tensor:
-        return losses.pairwise_iou(b, a, pixel)
-
-    return np.ascontiguousarray(_one(run, truths, anchors).T)
+    return np.ascontiguousarray(_one(losses.pairwise_iou, truths, anchors).T)
 
 
 def clip_boxes(boxes: Array) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 
 from refinedet.conformance import inputs
 from refinedet.conformance.checks.network import WITH_BATCH_NORM
-from refinedet.conformance.judge import Subject, Violation
+from refinedet.conformance.judge import Subject, Violation, in_a_line
 from refinedet.conformance.margin import MARGIN, moved
 from refinedet.conformance.registry import check
 from refinedet.data.augment import normaliser, resize_only
@@ -83,7 +83,7 @@ def objects(subject: Subject, seed: int) -> None:
     try:
         got = predict(eight_bit_pictures(seed))
     except Exception as error:
-        raise Violation(f"predicting raises {type(error).__name__}: {error}") from error
+        raise Violation(f"predicting raises {in_a_line(error)}") from error
     for n, (one, other, sure) in enumerate(zip(got, wanted, decided, strict=True)):
         subject.cases += 1
         subject.masked += not sure

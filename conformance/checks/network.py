@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from refinedet.conformance import inputs
 from refinedet.conformance.judge import Subject
-from refinedet.conformance.margin import moved
+from refinedet.conformance.margin import is_silenced_surely
 from refinedet.conformance.registry import check
 from refinedet.spec.config import NETWORK_CHOICES, Config, preset, replace
 from refinedet.spec.detection import scored_boxes
@@ -157,10 +157,7 @@ def scores(subject: Subject, case: Case) -> None:
     wanted = scored_boxes(outputs, config)
     network = subject.network(config, parameters)
     got = subject.sound("scored_boxes", network.scored_boxes, wanted, pictures)
-    silent = (wanted[1] == 0).all(axis=2)
-    sure = np.ones_like(silent)
-    for other in moved(outputs, case[1]):
-        sure &= (scored_boxes(other, config)[1] == 0).all(axis=2) == silent
+    sure = is_silenced_surely(outputs, config, case[1])
     subject.cases += sure.size
     subject.masked += int((~sure).sum())
     subject.compare(

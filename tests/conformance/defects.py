@@ -157,18 +157,18 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ("+ 1 in areas", "boxes[..., 2:] - boxes[..., :2]", "boxes[..., 2:] - boxes[..., :2] + 1"),
         (
             "negative sides multiply",
-            "(high - low + pixel).clip(0).prod(axis=-1)",
-            "(high - low + pixel).prod(axis=-1)",
+            "(high - low).clip(0).prod(axis=-1)",
+            "(high - low).prod(axis=-1)",
         ),
         (
             "union counts the shared part twice",
-            "area(a, pixel) + area(t, pixel) - shared",
-            "area(a, pixel) + area(t, pixel)",
+            "area(a) + area(t) - shared",
+            "area(a) + area(t)",
         ),
         (
             "over the smaller area",
-            "area(a, pixel) + area(t, pixel) - shared",
-            "np.minimum(area(a, pixel), area(t, pixel))",
+            "area(a) + area(t) - shared",
+            "np.minimum(area(a), area(t))",
         ),
         (
             "an empty union divides",
@@ -182,8 +182,8 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         (
             "width for height",
-            "(high - low + pixel).clip(0).prod(axis=-1)",
-            "(high - low + pixel).clip(0)[..., 0] ** 2",
+            "(high - low).clip(0).prod(axis=-1)",
+            "(high - low).clip(0)[..., 0] ** 2",
         ),
         ("double precision comes out", "return iou.astype(anchors.dtype)", "return iou"),
     ],
@@ -384,38 +384,38 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("module_loss.parity", "losses"): [
         (
             "mining over the batch",
-            "np.stack(\n        [hard_negatives(*row, ratio) for row in zip(class_loss, positive, eligible, strict=True)]\n    )",
-            "hard_negatives(\n        class_loss.ravel(), positive.ravel(), eligible.ravel(), ratio\n    ).reshape(positive.shape)",
+            "np.stack(\n        [hard_negatives(*row, ratio) for row in zip(by_anchor, positive, eligible, strict=True)]\n    )",
+            "hard_negatives(\n        by_anchor.ravel(), positive.ravel(), eligible.ravel(), ratio\n    ).reshape(positive.shape)",
         ),
         (
             "divided by the pictures",
-            "max(1, int(positive.sum()))\n    return ModuleLoss(\n        float(box_loss[positive].sum",
-            "len(labels)\n    return ModuleLoss(\n        float(box_loss[positive].sum",
+            "max(1, int(positive.sum()))",
+            "len(positive)",
         ),
         (
             "no positives divide by 0",
-            "max(1, int(positive.sum()))\n    return ModuleLoss(\n        float(box_loss[positive].sum",
-            "int(positive.sum())\n    return ModuleLoss(\n        float(box_loss[positive].sum",
+            "max(1, int(positive.sum()))",
+            "int(positive.sum())",
         ),
         (
             "divided by all that counts",
-            "max(1, int(positive.sum()))\n    return ModuleLoss(\n        float(box_loss[positive].sum",
-            "max(1, int(counted.sum()))\n    return ModuleLoss(\n        float(box_loss[positive].sum",
+            "max(1, int(positive.sum()))",
+            "max(1, int(counted.sum()))",
         ),
         ("filtered positives", "counted = positive | np", "counted = (positive & eligible) | np"),
         (
             "negatives pay for offsets",
-            "box_loss[positive].sum(dtype=np.float64)",
+            "box_loss[positive.ravel()].sum(dtype=np.float64)",
             "box_loss.sum(dtype=np.float64)",
         ),
         (
             "mean for sum",
-            "float(class_loss[counted].sum(dtype=np.float64) / divisor)",
-            "float(class_loss[counted].mean()) if counted.any() else 0.0",
+            "float(class_loss[counted.ravel()].sum(dtype=np.float64) / divisor)",
+            "float(class_loss[counted.ravel()].mean()) if counted.any() else 0.0",
         ),
         (
             "gradient not divided",
-            "* positive[..., None] / offsets.dtype.type(divisor)",
+            "* positive[..., None] / share",
             "* positive[..., None]",
         ),
         (
@@ -432,8 +432,8 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         (
             "focal loss of positives alone",
-            "float(class_loss.sum(dtype=np.float64) / divisor)",
-            "float(class_loss[positive.ravel()].sum(dtype=np.float64) / divisor)",
+            "every = np.ones(labels.shape, bool)",
+            "every = labels > 0",
         ),
         (
             "the ARM tells classes apart",
@@ -491,7 +491,7 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
     ],
     ("nms.parity", "boxes"): [
-        ("the pixel in areas alone", "(high - low + pixel)", "(high - low)"),
+        ("the pixel at the wrong corner", "[0, 0, *pixel]", "[*pixel, 0, 0]"),
     ],
     ("nms.parity", "detection"): [
         (

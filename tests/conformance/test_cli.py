@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from refinedet.cli import main
-
 BACKENDS = """
 from types import SimpleNamespace
 from refinedet.backend import Limitation
@@ -38,22 +36,11 @@ STATES = {
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Runs the program; gives its status, what it printed, and its errors."""
+def run(run, tmp_path, monkeypatch):
+    """Runs the program beside the backend above."""
     (tmp_path / "mixed_backend.py").write_text(BACKENDS)
     monkeypatch.syspath_prepend(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["refinedet", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as stop:
-            status = stop.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+    return run
 
 
 def test_what_passes_is_status_0(run):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from refinedet.spec.anchors import anchors
-from refinedet.spec.boxes import box_iou, corners_to_centres
+from refinedet.spec.boxes import box_iou, corners_to_centres, lengthened
 from refinedet.spec.config import DetectionConfig, MatchingConfig, preset, replace
 from refinedet.spec.detection import detect, nms, scored_boxes
 from refinedet.spec.layers import (
@@ -398,7 +398,8 @@ def test_a_pixel_more_on_every_side():
     # Two boxes of 4x2 pixels side by side share a column of 1x3 where a pixel is added.
     boxes = np.float64([[0, 0, 4, 2], [4, 0, 8, 2]]) / 8
     assert box_iou(boxes, boxes)[0, 1] == 0
-    shared = box_iou(boxes, boxes, (1 / 8, 1 / 8))
+    longer = lengthened(boxes, (1 / 8, 1 / 8))
+    shared = box_iou(longer, longer)
     assert_allclose(shared, [[1, 3 / 27], [3 / 27, 1]])
     assert nms(boxes, np.float64([1, 0.5]), 0.1).tolist() == [0, 1]
     assert nms(boxes, np.float64([1, 0.5]), 0.1, (1 / 8, 1 / 8)).tolist() == [0]

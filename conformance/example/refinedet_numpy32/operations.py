@@ -72,15 +72,14 @@ def centres_to_corners(boxes: Array) -> Array:
     return np.concatenate([centre - half, centre + half], axis=1)
 
 
-def box_iou(anchors: Array, truths: Array, pixel: tuple[float, float] = (0.0, 0.0)) -> Array:
-    """Overlap of every anchor with every truth, sides a pixel longer."""
-    x, y = F(pixel[0]), F(pixel[1])
+def box_iou(anchors: Array, truths: Array) -> Array:
+    """Overlap of every anchor with every truth."""
     ax, ay, ax2, ay2 = (column[:, None] for column in anchors.T)
     tx, ty, tx2, ty2 = truths.T
-    wide = np.maximum(np.minimum(ax2, tx2) - np.maximum(ax, tx) + x, F(0))
-    high = np.maximum(np.minimum(ay2, ty2) - np.maximum(ay, ty) + y, F(0))
+    wide = np.maximum(np.minimum(ax2, tx2) - np.maximum(ax, tx), F(0))
+    high = np.maximum(np.minimum(ay2, ty2) - np.maximum(ay, ty), F(0))
     shared = wide * high
-    union = (ax2 - ax + x) * (ay2 - ay + y) + (tx2 - tx + x) * (ty2 - ty + y) - shared
+    union = (ax2 - ax) * (ay2 - ay) + (tx2 - tx) * (ty2 - ty) - shared
     return np.where(union > 0, shared / np.where(union > 0, union, ONE), F(0))
 
 
@@ -293,7 +292,8 @@ def scored_boxes(heads: Heads, config: Config) -> tuple[Array, Array]:
 def nms(boxes: Array, scores: Array, iou: float, pixel: tuple[float, float] = (0.0, 0.0)) -> Array:
     """Rows that survive within one class, by falling score."""
     order = np.argsort(-scores, kind="stable")
-    suppresses = box_iou(boxes[order], boxes[order], pixel) > F(iou)
+    longer = boxes[order] + np.array([0, 0, *pixel], F)
+    suppresses = box_iou(longer, longer) > F(iou)
     alive = np.ones(len(order), bool)
     for i in range(len(order)):
         if alive[i]:
