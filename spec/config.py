@@ -72,11 +72,24 @@ class PictureConfig:
 
 
 NETWORK_CHOICES = {
-    "backbone": ("vgg16",),
+    "backbone": ("vgg16", "resnet"),
+    "bottleneck_stride": ("1x1", "3x3"),
     "tcb": ("sum_relu_conv", "relu_sum_conv_conv"),
-    "heads": ("conv", "separable"),
-    "initialiser": ("xavier", "normal"),
+    "heads": ("conv", "separable", "bottleneck"),
+    "initialiser": ("xavier", "gaussian", "normal"),
 }
+
+
+NETWORK_SWITCHES = (
+    "same_padding",
+    "pool_centred",
+    "batch_norm",
+    "upsample_batch_norm",
+    "l2_floor",
+    "l2_in_arm",
+    "conv_bias",
+    "fc7_relu",
+)
 
 
 @dataclass(frozen=True)
@@ -84,14 +97,28 @@ class NetworkConfig:
     """The shape of the network.
 
     Attributes:
-        backbone: ``vgg16``, with fc6 and fc7 as convolutions and two extra layers.
-        width: multiplies every channel count except those of the heads.
+        backbone: ``vgg16``, with fc6 and fc7 as convolutions and two extra layers;
+            ``resnet``, of bottlenecks, with an extra one.
+        width: multiplies every channel count except those of the heads' outputs.
+        blocks: bottlenecks of res2 to res5; those of ResNet-101. This and the next five
+            are read of a ResNet alone.
+        bottleneck_stride: which of a bottleneck's convolutions makes the map smaller.
+        same_padding: a strided convolution has less of its border of zeros before the
+            first row and column, and one more behind the last: TensorFlow's "same".
+        pool_centred: the windows of the 3x3 pooling are centred on the even rows and
+            columns, as torchvision's; without, on the odd ones, as Caffe's.
+        extra_width: channels inside the extra bottleneck, before ``width``.
+        residual_gamma: initial gamma of a bottleneck's last batch normalisation.
         batch_norm: batch normalisation instead of a bias after every convolution
-            but the heads' and the upsampling ones; training from scratch needs it.
+            but the heads' and the upsampling ones; training from scratch needs it. A
+            bottleneck always has it.
         batch_norm_eps: added to the variance.
         batch_norm_momentum: weight of the old running statistic in the new one.
+        head_momentum: the same inside separable heads, where it is another, or None.
+        upsample_batch_norm: the upsampling convolutions have it, too.
         tcb_channels: channels of a transfer connection block, before ``width``.
-        l2_scales: initial scale of the L2 normalisation of conv4_3 and conv5_3.
+        l2_scales: initial scale of the L2 normalisation of the first two sources, or
+            None where there is no such thing.
         l2_eps: added to the sum of squares, under the root.
         l2_floor: the sum of squares is at least ``l2_eps``, instead of having it added.
         l2_in_arm: the ARM reads the normalised sources; the TCBs always do.
@@ -102,17 +129,27 @@ class NetworkConfig:
             ``relu_sum_conv_conv``: a ReLU on what is upsampled, the sum, then twice a
             convolution and a ReLU.
         heads: ``conv``: a 3x3 convolution; ``separable``: a 3x3 convolution of every
-            channel alone, batch normalisation, ReLU6, a 1x1 convolution.
-        initialiser: ``xavier``, or ``normal``: of deviation 0.02, cut off at two of them.
+            channel alone, batch normalisation, ReLU6, a 1x1 convolution; ``bottleneck``:
+            a bottleneck for both outputs of a module's level, then a 3x3 convolution each.
+        initialiser: ``xavier``; ``gaussian``: of deviation 0.01 before batch normalisation,
+            elsewhere xavier; ``normal``: of deviation 0.02, cut off at two of them.
     """
 
     backbone: str = "vgg16"
     width: float = 1.0
+    blocks: tuple[int, ...] = (3, 4, 23, 3)
+    bottleneck_stride: str = "1x1"
+    same_padding: bool = False
+    pool_centred: bool = False
+    extra_width: int = 128
+    residual_gamma: float = 1.0
     batch_norm: bool = False
     batch_norm_eps: float = 1e-5
     batch_norm_momentum: float = 0.9
+    head_momentum: float | None = None
+    upsample_batch_norm: bool = False
     tcb_channels: int = 256
-    l2_scales: tuple[float, ...] = (10.0, 8.0)
+    l2_scales: tuple[float, ...] | None = (10.0, 8.0)
     l2_eps: float = 1e-10
     l2_floor: bool = False
     l2_in_arm: bool = True
@@ -123,18 +160,46 @@ class NetworkConfig:
     initialiser: str = "xavier"
 
     def __post_init__(self) -> None:
-        for name in ("batch_norm", "l2_floor", "l2_in_arm", "conv_bias", "fc7_relu"):
+        for name in NETWORK_SWITCHES:
             _require(isinstance(getattr(self, name), bool), self, name, "true or false")
         for name, choices in NETWORK_CHOICES.items():
             _require(getattr(self, name) in choices, self, name, " or ".join(map(repr, choices)))
         _require(_is_number(self.batch_norm_eps, 1e-12, 1), self, "batch_norm_eps", "1e-12 to 1")
         _require(_is_number(self.batch_norm_momentum, 0, 1), self, "batch_norm_momentum", "0 to 1")
-        _require(_is_whole(self.tcb_channels), self, "tcb_channels", "a whole number from 1")
-        _require(_are_numbers(self.l2_scales, 0, 2), self, "l2_scales", "two numbers from 0")
-        _require(_is_number(self.l2_eps, 1e-30, 1), self, "l2_eps", "1e-30 to 1")
         _require(
-            _is_number(self.width, 1 / 64, 4)
-            and all(c * self.width % 1 == 0 for c in (VGG16_BLOCKS[0][0], self.tcb_channels)),
+            self.head_momentum is None or _is_number(self.head_momentum, 0, 1),
+            self,
+            "head_momentum",
+            "0 to 1, or null",
+        )
+        _require(
+            isinstance(self.blocks, tuple)
+            and len(self.blocks) == 4
+            and all(_is_whole(count, 1, 100) for count in self.blocks),
+            self,
+            "blocks",
+            "four whole numbers from 1 to 100",
+        )
+        for name in ("tcb_channels", "extra_width"):
+            _require(_is_whole(getattr(self, name)), self, name, "a whole number from 1")
+        _require(_is_number(self.residual_gamma, 0), self, "residual_gamma", "a number from 0")
+        _require(
+            self.l2_scales is None or _are_numbers(self.l2_scales, 0, 2),
+            self,
+            "l2_scales",
+            "two numbers from 0, or null",
+        )
+        _require(
+            self.fc7_relu or self.backbone == "vgg16",
+            self,
+            "fc7_relu",
+            "true, unless network.backbone is 'vgg16'",
+        )
+        _require(_is_number(self.l2_eps, 1e-30, 1), self, "l2_eps", "1e-30 to 1")
+        least = [VGG16_BLOCKS[0][0], self.tcb_channels]
+        least += [self.extra_width] if self.backbone == "resnet" else []
+        _require(
+            _is_number(self.width, 1 / 64, 4) and all(c * self.width % 1 == 0 for c in least),
             self,
             "width",
             "1/64 to 4, with whole channel counts",
@@ -437,7 +502,7 @@ class Config:
 
 
 NETWORK_STRIDES = (8, 16, 32, 64)
-"""Strides of conv4_3, conv5_3, fc7 and conv6_2: three, four, five halvings, one more."""
+"""Strides of the four sources: after three, four, five and six halvings."""
 
 
 def feature_sizes(config: Config) -> tuple[tuple[int, int], ...]:
@@ -536,18 +601,53 @@ _MODELZOO_320 = replace(
     },
 )
 
+_MODELZOO_512 = replace(
+    _MODELZOO_320,
+    image_size=(512, 512),
+    anchors={
+        "sides": (102.4, 230.4, 358.4, 486.4),
+        "square_sides": (51.2, 230.4, 358.4, 486.4),
+    },
+)
+
+_PAPER_RESNET = {
+    "backbone": "resnet",
+    "batch_norm": True,
+    "batch_norm_momentum": 0.999,
+    "upsample_batch_norm": True,
+    "l2_scales": None,
+    "heads": "bottleneck",
+    "initialiser": "gaussian",
+}
+_MODELZOO_RESNET = {
+    "backbone": "resnet",
+    "bottleneck_stride": "3x3",
+    "same_padding": True,
+    "extra_width": 32,
+    "residual_gamma": 0.0,
+    "batch_norm_momentum": 0.997,
+    "head_momentum": 0.97,
+    "fc7_relu": True,
+}
+
 PRESETS: dict[str, Config] = {
     "refinedet_vgg16_320": _PAPER_320,
     "refinedet_vgg16_512": replace(_PAPER_320, image_size=(512, 512)),
-    "modelzoo_vgg16_320": _MODELZOO_320,
-    "modelzoo_vgg16_512": replace(
-        _MODELZOO_320,
-        image_size=(512, 512),
-        anchors={
-            "sides": (102.4, 230.4, 358.4, 486.4),
-            "square_sides": (51.2, 230.4, 358.4, 486.4),
-        },
+    "refinedet_resnet101_320": replace(
+        _PAPER_320,
+        network=_PAPER_RESNET,
+        schedule={"steps": 400_000, "milestones": (280_000, 360_000)},
     ),
+    "refinedet_resnet101_512": replace(
+        _PAPER_320,
+        image_size=(512, 512),
+        network=_PAPER_RESNET,
+        schedule={"steps": 540_000, "milestones": (400_000, 480_000)},
+    ),
+    "modelzoo_vgg16_320": _MODELZOO_320,
+    "modelzoo_vgg16_512": _MODELZOO_512,
+    "modelzoo_resnet101_320": replace(_MODELZOO_320, network=_MODELZOO_RESNET),
+    "modelzoo_resnet101_512": replace(_MODELZOO_512, network=_MODELZOO_RESNET),
     "refinedet_quarter_320": _FROM_SCRATCH,
     "refinedet_eighth_128": replace(
         _FROM_SCRATCH,
@@ -556,8 +656,9 @@ PRESETS: dict[str, Config] = {
         anchors={"sides": (16.0, 32.0, 64.0, 128.0)},
     ),
 }
-"""The named detectors. ``refinedet_vgg16_*`` are the paper's (arXiv:1711.06897,
-sections 3.2 and 4; recipe of the authors' VOC07 release). ``modelzoo_*`` are the
+"""The named detectors. ``refinedet_vgg16_*`` and ``refinedet_resnet101_*`` are the paper's
+(arXiv:1711.06897, sections 3.2 and 4; recipes of the authors' releases for VOC07 and for
+COCO; a ResNet is found on COCO alone). ``modelzoo_*`` are the
 MindSpore model zoo's, whose COCO mAP is reported: a system that differs in many places,
 all of them fields. ``quarter`` and ``eighth`` are narrow ones of the paper's family that
 train from scratch on a CPU."""

@@ -34,20 +34,25 @@ def _taps(
         yield i, j, (slice(None), slice(None), down, right)
 
 
-def _pad(x: Array, padding: int) -> Array:
-    return np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+def _pad(x: Array, padding: int, far: int = 0) -> Array:
+    sides = (padding, padding + far)
+    return np.pad(x, ((0, 0), (0, 0), sides, sides))
 
 
-def conv2d(x: Array, weight: Array, stride: int = 1, padding: int = 0, dilation: int = 1) -> Array:
+def conv2d(
+    x: Array, weight: Array, stride: int = 1, padding: int = 0, dilation: int = 1, far: int = 0
+) -> Array:
     """Cross-correlation with zero padding.
 
     Args:
         x: (N, C, H, W). weight: (D, C, k, k).
+        padding: rows and columns of zeros on every side.
+        far: so many more behind the last row and the last column.
     Returns:
-        (N, D, H', W'), H' = (H + 2 padding - dilation (k - 1) - 1) // stride + 1.
+        (N, D, H', W'), H' = (H + 2 padding + far - dilation (k - 1) - 1) // stride + 1.
     """
     k = weight.shape[2]
-    x = _pad(x, padding)
+    x = _pad(x, padding, far)
     reach = dilation * (k - 1) + 1
     rows = (x.shape[2] - reach) // stride + 1
     columns = (x.shape[3] - reach) // stride + 1
@@ -58,10 +63,16 @@ def conv2d(x: Array, weight: Array, stride: int = 1, padding: int = 0, dilation:
 
 
 def conv2d_gradient(
-    d: Array, x: Array, weight: Array, stride: int = 1, padding: int = 0, dilation: int = 1
+    d: Array,
+    x: Array,
+    weight: Array,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    far: int = 0,
 ) -> tuple[Array, Array]:
     """By the input (N, C, H, W) and by the weight (D, C, k, k)."""
-    padded = _pad(x, padding)
+    padded = _pad(x, padding, far)
     by_input, by_weight = np.zeros_like(padded), np.zeros_like(weight)
     for i, j, part in _taps(padded, (*d.shape, weight.shape[2]), stride, dilation):
         by_weight[:, :, i, j] = np.einsum("ndrs,ncrs->dc", d, padded[part], optimize=True)
@@ -148,6 +159,39 @@ def max_pool2x2_gradient(d: Array, x: Array) -> tuple[Array]:
     by_patch = np.zeros_like(flat)
     by_patch[np.arange(len(flat)), flat.argmax(axis=1)] = d.ravel()
     return (by_patch.reshape(patches.shape).transpose(0, 1, 2, 4, 3, 5).reshape(x.shape),)
+
+
+def _pool_taps(x: Array, before: int) -> list[tuple[Array, tuple[slice, ...]]]:
+    """For each tap of 3x3 windows, stride 2, what it reads, and where that lies in the padded."""
+    sides = (before, 1 - before)
+    padded = np.pad(x, ((0, 0), (0, 0), sides, sides), constant_values=-np.inf)
+    n, c, h, w = x.shape
+    return [(padded[part], part) for _, _, part in _taps(padded, (n, c, h // 2, w // 2, 3), 2, 1)]
+
+
+def max_pool3x3(x: Array, before: int) -> Array:
+    """Largest value of each 3x3 window, stride 2; sides are even.
+
+    Args:
+        x: (N, C, H, W).
+        before: 1: windows are centred on the rows 0, 2, 4 ...; 0: on 1, 3, 5 ... What of
+            a window lies outside does not count. Columns likewise.
+    Returns:
+        (N, C, H / 2, W / 2).
+    """
+    pooled: Array = np.maximum.reduce([seen for seen, _ in _pool_taps(x, before)])
+    return pooled
+
+
+def max_pool3x3_gradient(d: Array, x: Array, before: int) -> tuple[Array]:
+    """By the input: all of it to the largest value, of equal ones to the first, row by row."""
+    taps = _pool_taps(x, before)
+    first = np.argmax([seen for seen, _ in taps], axis=0)
+    n, c, h, w = x.shape
+    by_padded = np.zeros((n, c, h + 1, w + 1), x.dtype)
+    for tap, (_, part) in enumerate(taps):
+        by_padded[part] += d * (first == tap)
+    return (by_padded[:, :, before : before + h, before : before + w],)
 
 
 def l2_normalise(x: Array, scale: Array, eps: float, floor: bool = False) -> Array:
@@ -268,6 +312,7 @@ GRADIENTS: dict[Callable[..., Array], Callable[..., tuple[Array, ...]]] = {
     add_bias: add_bias_gradient,
     upsample2x2: upsample2x2_gradient,
     max_pool2x2: max_pool2x2_gradient,
+    max_pool3x3: max_pool3x3_gradient,
     l2_normalise: l2_normalise_gradient,
     batch_normalise: batch_normalise_gradient,
     relu: relu_gradient,

@@ -1,11 +1,9 @@
-"""The network: a VGG16 trunk, transfer connection blocks, two detection heads.
+"""The network: a trunk, transfer connection blocks, two detection heads.
 
-    picture -> VGG16 conv1_1 .. conv5_3 -> fc6, fc7 as convolutions -> conv6_1, conv6_2
-    sources: conv4_3, conv5_3 (both L2-normalised), fc7, conv6_2; strides 8, 16, 32, 64
-
-The ARM reads the sources. Each source also passes a transfer connection block
-(TCB), which adds what the next coarser block says, upsampled; the ODM reads the
-blocks. Every level has one 3x3 convolution a head for offsets and one for classes.
+The ARM reads the trunk's four sources. Each source also passes a transfer connection
+block (TCB), which adds what the next coarser block says, upsampled; the ODM reads the
+blocks. Every level has one convolution a head for offsets and one for classes. The
+layers themselves are listed in ``spec.architecture``.
 
 Arrays are batch, channel, row, column; all is computed in the dtype of the parameters
 and pictures (see ``spec.layers``).
@@ -21,7 +19,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refinedet.spec.config import VGG16_BLOCKS, Config
+from refinedet.spec.architecture import (
+    LEVELS,
+    Bottleneck,
+    Conv,
+    Pool,
+    backbone_convs,
+    convs_of,
+    head,
+    normalised_sources,
+    sources,
+    tcb_convs,
+    trunk,
+    upsampling,
+)
+from refinedet.spec.config import Config
 from refinedet.spec.errors import Array, ContractError, check_float, check_shape
 from refinedet.spec.layers import (
     Tape,
@@ -33,6 +45,7 @@ from refinedet.spec.layers import (
     depthwise_conv2d,
     l2_normalise,
     max_pool2x2,
+    max_pool3x3,
     plainly,
     relu,
     relu6,
@@ -47,30 +60,13 @@ class Parameter(NamedTuple):
 
     ``group`` is ``decay``, ``no_decay``, ``bias`` (no decay, own learning rate) or
     ``statistic`` (a running mean or variance, not trained). ``initialiser`` is
-    ``xavier``, ``normal``, or a number for a constant.
+    ``xavier``, ``gaussian``, ``normal``, or a number for a constant.
     """
 
     name: str
     shape: tuple[int, ...]
     group: str
     initialiser: str | float
-
-
-class Conv(NamedTuple):
-    """A convolution with what follows it, up to but without the activation."""
-
-    name: str
-    inputs: int
-    outputs: int
-    kernel: int = 3
-    stride: int = 1
-    padding: int = 1
-    dilation: int = 1
-    batch_norm: bool = False
-    bias: bool = True
-    """Where there is no batch normalisation."""
-    depthwise: bool = False
-    """Every channel alone."""
 
 
 class Heads(NamedTuple):
@@ -86,80 +82,14 @@ class Heads(NamedTuple):
     """(N, A, K): background, classes."""
 
 
-def backbone_convs(config: Config) -> list[Conv]:
-    """The trunk's convolutions, in order; conv1_1 to conv5_3, fc6, fc7, conv6_1, conv6_2."""
-    net = config.network
-    kind = {"batch_norm": net.batch_norm, "bias": net.conv_bias}
-    convs: list[Conv] = []
-    inputs = 3
-    for block, (full, count) in enumerate(VGG16_BLOCKS, start=1):
-        for index in range(1, count + 1):
-            outputs = net.channels(full)
-            convs.append(Conv(f"backbone.conv{block}_{index}", inputs, outputs, **kind))
-            inputs = outputs
-    wide, narrow, last = net.channels(1024), net.channels(256), net.channels(512)
-    return [
-        *convs,
-        Conv("backbone.fc6", inputs, wide, padding=3, dilation=3, **kind),
-        Conv("backbone.fc7", wide, wide, kernel=1, padding=0, **kind),
-        Conv("backbone.conv6_1", wide, narrow, kernel=1, padding=0, **kind),
-        Conv("backbone.conv6_2", narrow, last, stride=2, **kind),
-    ]
-
-
-SOURCES = ("backbone.conv4_3", "backbone.conv5_3", "backbone.fc7", "backbone.conv6_2")
-"""The layers whose activations the ARM and the TCBs read, finest first."""
-
-NORMALISED = 2
-"""The first so many sources are L2-normalised."""
-
-
-def source_channels(config: Config) -> list[int]:
-    """Channels of each source, finest first."""
-    outputs = {conv.name: conv.outputs for conv in backbone_convs(config)}
-    return [outputs[name] for name in SOURCES]
-
-
-def tcb_convs(level: int, config: Config) -> list[Conv]:
-    """The convolutions of a transfer connection block: two before the sum, the rest after."""
-    net = config.network
-    kind = {"batch_norm": net.batch_norm, "bias": net.conv_bias}
-    inside, source = net.channels(net.tcb_channels), source_channels(config)[level]
-    names = ["lateral2", "output"]
-    if net.tcb == "relu_sum_conv_conv" and level < len(SOURCES) - 1:
-        names.append("output2")
-    return [
-        Conv(f"tcb.{level}.lateral1", source, inside, **kind),
-        *(Conv(f"tcb.{level}.{name}", inside, inside, **kind) for name in names),
-    ]
-
-
-def head_convs(module: str, level: int, config: Config) -> list[list[Conv]]:
-    """One module (``arm`` or ``odm``) at one level: the convolutions of offsets, of logits."""
-    net = config.network
-    if module == "arm":
-        inputs, classes = source_channels(config)[level], 2
-    else:
-        inputs, classes = net.channels(net.tcb_channels), config.num_classes
-    cell = len(config.anchors.aspect_ratios)
-
-    def convs(name: str, outputs: int) -> list[Conv]:
-        if net.heads == "conv":
-            return [Conv(name, inputs, outputs)]
-        alone = Conv(f"{name}.depthwise", inputs, inputs, batch_norm=True, depthwise=True)
-        return [alone, Conv(name, inputs, outputs, kernel=1, padding=0)]
-
-    return [
-        convs(f"{module}.{level}.offsets", cell * 4),
-        convs(f"{module}.{level}.logits", cell * classes),
-    ]
-
-
 def _conv_parameters(conv: Conv, initialiser: str) -> Iterator[Parameter]:
-    shape = (conv.outputs, 1 if conv.depthwise else conv.inputs, conv.kernel, conv.kernel)
+    sides = (conv.outputs, 1 if conv.depthwise else conv.inputs)
+    shape = (*(sides[::-1] if conv.transposed else sides), conv.kernel, conv.kernel)
+    if initialiser == "gaussian" and not conv.batch_norm:
+        initialiser = "xavier"
     yield Parameter(f"{conv.name}.weight", shape, "decay", initialiser)
     if conv.batch_norm:
-        yield Parameter(f"{conv.name}.gamma", (conv.outputs,), "no_decay", 1.0)
+        yield Parameter(f"{conv.name}.gamma", (conv.outputs,), "no_decay", conv.gamma)
         yield Parameter(f"{conv.name}.beta", (conv.outputs,), "no_decay", 0.0)
         yield Parameter(f"{conv.name}.moving_mean", (conv.outputs,), "statistic", 0.0)
         yield Parameter(f"{conv.name}.moving_variance", (conv.outputs,), "statistic", 1.0)
@@ -174,28 +104,22 @@ def parameter_table(config: Config) -> list[Parameter]:
     upsampling are (inputs, outputs, rows, columns).
     """
     net = config.network
-    levels = range(len(SOURCES))
 
     def of(convs: list[Conv]) -> list[Parameter]:
         return [p for conv in convs for p in _conv_parameters(conv, net.initialiser)]
 
     table = of(backbone_convs(config))
-    for level in range(NORMALISED):
-        channels = source_channels(config)[level]
-        scale = net.l2_scales[level] if net.initialiser == "xavier" else net.initialiser
-        table.append(Parameter(f"{SOURCES[level]}.l2_scale", (channels,), "decay", scale))
-    inside = net.channels(net.tcb_channels)
-    for level in levels:
+    for source, scale in zip(sources(config), net.l2_scales or (), strict=False):
+        initialiser = "normal" if net.initialiser == "normal" else scale
+        table.append(Parameter(f"{source.name}.l2_scale", (source.outputs,), "decay", initialiser))
+    for level in range(LEVELS):
         table += of(tcb_convs(level, config))
-        if level < len(SOURCES) - 1:
-            name, shape = f"tcb.{level}.upsample", (inside, inside, 2, 2)
-            table.append(Parameter(f"{name}.weight", shape, "decay", net.initialiser))
-            if net.conv_bias:
-                table.append(Parameter(f"{name}.bias", (inside,), "bias", 0.0))
+        if level < LEVELS - 1:
+            table += of([upsampling(level, config)])
     for module in ("arm", "odm"):
-        for level in levels:
-            for convs in head_convs(module, level, config):
-                table += of(convs)
+        for level in range(LEVELS):
+            layers = head(module, level, config)
+            table += of([*convs_of(layers.shared), *layers.offsets, *layers.logits])
     return table
 
 
@@ -213,10 +137,11 @@ def initial_parameters(config: Config, seed: int) -> Parameters:
     """Fresh parameters, float32; the same seed gives the same bits.
 
     ``xavier`` draws uniformly from -b to b, b = sqrt(3 / fan-in), where the
-    fan-in is the numbers that one output adds up. ``normal`` has a deviation of 0.02
-    before what lies beyond two of them is drawn again.
+    fan-in is the numbers that one output adds up. ``gaussian`` has a deviation of 0.01,
+    ``normal`` of 0.02 before what lies beyond two of them is drawn again.
 
-    Source: Caffe's "xavier" filler, after Glorot and Bengio, AISTATS 2010; the model
+    Source: Caffe's "xavier" filler, after Glorot and Bengio, AISTATS 2010; "gaussian" of
+        the authors' convolutions before batch normalisation; "normal" of the model
         zoo's ``init_params.py``, which draws the L2 scales, too.
     """
     rng = np.random.default_rng(seed)
@@ -226,6 +151,8 @@ def initial_parameters(config: Config, seed: int) -> Parameters:
             fan_in = p.shape[0] if ".upsample." in p.name else np.prod(p.shape[1:])
             bound = np.sqrt(3 / fan_in)
             parameters[p.name] = rng.uniform(-bound, bound, p.shape).astype(np.float32)
+        elif p.initialiser == "gaussian":
+            parameters[p.name] = (0.01 * rng.normal(size=p.shape)).astype(np.float32)
         elif p.initialiser == "normal":
             drawn = rng.normal(size=p.shape)
             while (far := np.abs(drawn) > 2).any():
@@ -316,7 +243,8 @@ def _run(
 ) -> tuple[Heads, Parameters]:
     """The network, each layer called through ``run``."""
     check_parameters(parameters, config)
-    check_float(pictures=pictures, weight=parameters["backbone.conv1_1.weight"])
+    first = backbone_convs(config)[0].name
+    check_float(pictures=pictures, weight=parameters[f"{first}.weight"])
     check_shape(pictures, "pictures", None, 3, *config.image_size)
     if len(pictures) == 0:
         raise ContractError("pictures: want at least one")
@@ -325,11 +253,13 @@ def _run(
 
     def apply(conv: Conv, x: Array) -> Array:
         weight = parameters[f"{conv.name}.weight"]
-        if conv.depthwise:
+        if conv.transposed:
+            x = run(upsample2x2, x, weight)
+        elif conv.depthwise:
             x = run(depthwise_conv2d, x, weight, padding=conv.padding)
         else:
             shape = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
-            x = run(conv2d, x, weight, **shape)
+            x = run(conv2d, x, weight, **shape, far=conv.far)
         if not conv.batch_norm:
             return run(add_bias, x, parameters[f"{conv.name}.bias"]) if conv.bias else x
         gamma, beta, mean, variance = (
@@ -339,62 +269,69 @@ def _run(
         if training:
             old, count = (mean, variance), x.size // x.shape[1]
             mean, variance = x.mean(axis=(0, 2, 3)), x.var(axis=(0, 2, 3))
-            keep = x.dtype.type(net.batch_norm_momentum)
+            keep = x.dtype.type(conv.momentum)
             unbiased = variance * x.dtype.type(count / max(1, count - 1))
             statistics[f"{conv.name}.moving_mean"] = keep * old[0] + (1 - keep) * mean
             statistics[f"{conv.name}.moving_variance"] = keep * old[1] + (1 - keep) * unbiased
         return run(batch_normalise, x, gamma, beta, mean, variance, eps=net.batch_norm_eps)
 
+    def bottleneck(block: Bottleneck, x: Array) -> Array:
+        first, middle, last = block.convs
+        y = run(relu, apply(middle, run(relu, apply(first, x))))
+        return run(add, apply(last, y), apply(block.projection, x) if block.projection else x)
+
+    def pool(step: Pool, x: Array) -> Array:
+        if step.kernel == 2:
+            return run(max_pool2x2, x)
+        return run(max_pool3x3, x, before=step.before)
+
     for_arm: list[Array] = []
     for_tcb: list[Array] = []
     x = pictures
-    last_of_block = {f"backbone.conv{b}_{n}" for b, (_, n) in enumerate(VGG16_BLOCKS, start=1)}
-    for conv in backbone_convs(config):
-        plain = apply(conv, x)
-        x = run(relu, plain)
-        if conv.name in SOURCES:
-            level = len(for_tcb)
-            source = plain if conv.name == "backbone.fc7" and not net.fc7_relu else x
-            normalised = source
-            if level < NORMALISED:
-                scale = parameters[f"{conv.name}.l2_scale"]
-                normalised = run(l2_normalise, source, scale, eps=net.l2_eps, floor=net.l2_floor)
-            for_tcb.append(normalised)
-            for_arm.append(normalised if net.l2_in_arm else source)
-        if conv.name in last_of_block:
-            x = run(max_pool2x2, x)
-
-    def upsampled(level: int, coarser: Array) -> Array:
-        name = f"tcb.{level}.upsample"
-        y = run(upsample2x2, coarser, parameters[f"{name}.weight"])
-        return run(add_bias, y, parameters[f"{name}.bias"]) if net.conv_bias else y
+    for stage, source in zip(trunk(config), sources(config), strict=True):
+        for step in stage:
+            if isinstance(step, Pool):
+                x = pool(step, x)
+            else:
+                plain = apply(step, x) if isinstance(step, Conv) else bottleneck(step, x)
+                x = run(relu, plain)
+        seen = plain if source.name == "backbone.fc7" and not net.fc7_relu else x
+        normalised = seen
+        if source.name in normalised_sources(config):
+            scale = parameters[f"{source.name}.l2_scale"]
+            normalised = run(l2_normalise, seen, scale, eps=net.l2_eps, floor=net.l2_floor)
+        for_tcb.append(normalised)
+        for_arm.append(normalised if net.l2_in_arm else seen)
 
     blocks: list[Array] = []
-    for level in reversed(range(len(SOURCES))):
+    for level in reversed(range(LEVELS)):
         lateral1, lateral2, *outputs = tcb_convs(level, config)
         x = apply(lateral2, run(relu, apply(lateral1, for_tcb[level])))
         if not blocks:
             x = run(relu, x)
         elif net.tcb == "sum_relu_conv":
-            x = run(relu, run(add, x, upsampled(level, blocks[0])))
+            x = run(relu, run(add, x, apply(upsampling(level, config), blocks[0])))
         else:
-            x = run(add, x, run(relu, upsampled(level, blocks[0])))
+            x = run(add, x, run(relu, apply(upsampling(level, config), blocks[0])))
         for conv in outputs:
             x = run(relu, apply(conv, x))
         blocks.insert(0, x)
 
-    cell = len(config.anchors.aspect_ratios)
-
-    def head(module: str, features: list[Array]) -> list[Array]:
-        rows = []
-        for output in range(2):  # offsets, logits
-            levels = []
-            for level, y in enumerate(features):
-                *before, last = head_convs(module, level, config)[output]
+    def outputs_of(module: str, features: list[Array]) -> tuple[Array, Array]:
+        offsets: list[Array] = []
+        logits: list[Array] = []
+        for level, feature in enumerate(features):
+            layers = head(module, level, config)
+            if layers.shared:
+                feature = run(relu, bottleneck(layers.shared, feature))
+            for convs, found in ((layers.offsets, offsets), (layers.logits, logits)):
+                *before, last = convs
+                y = feature
                 for conv in before:
                     y = run(relu6, apply(conv, y))
-                levels.append(apply(last, y))
-            rows.append(run(anchor_rows, *levels, per_anchor=last.outputs // cell))
-        return rows
+                found.append(apply(last, y))
+        classes = last.outputs // len(config.anchors.aspect_ratios)
+        rows = run(anchor_rows, *offsets, per_anchor=4)
+        return rows, run(anchor_rows, *logits, per_anchor=classes)
 
-    return Heads(*head("arm", for_arm), *head("odm", blocks)), statistics
+    return Heads(*outputs_of("arm", for_arm), *outputs_of("odm", blocks)), statistics

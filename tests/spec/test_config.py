@@ -55,7 +55,33 @@ FIELDS = [
         [(1e-6, 1e-6, 1e-6), (58.4, 57.1, 57.4)],
         [(0, 1, 1), (1, 1, 9e-7), (1, 1), (1, INF, 1), None],
     ),
-    ("network", "backbone", "'vgg16'", ["vgg16"], ["VGG16", "resnet101", None]),
+    (
+        "network",
+        "backbone",
+        "'vgg16' or 'resnet'",
+        ["vgg16", "resnet"],
+        ["VGG16", "resnet101", None],
+    ),
+    (
+        "network",
+        "blocks",
+        "four whole numbers from 1 to 100",
+        [(3, 4, 23, 3), (1, 1, 1, 100)],
+        [(3, 4, 23), (3, 4, 23, 3, 1), (3, 4, 0, 3), (3, 4, 101, 3), [3, 4, 23, 3], 3],
+    ),
+    ("network", "bottleneck_stride", "'1x1' or '3x3'", ["1x1", "3x3"], ["2x2", None, 3]),
+    ("network", "same_padding", "true or false", [True, False], [0, "same", None]),
+    ("network", "pool_centred", "true or false", [True, False], [0, 1, None]),
+    ("network", "upsample_batch_norm", "true or false", [True, False], [0, 1, None]),
+    (
+        "network",
+        "extra_width",
+        "a whole number from 1",
+        [1, 32, 10**9],
+        [0, -1, 1.0, True, "128", 10**9 + 1],
+    ),
+    ("network", "residual_gamma", "a number from 0", [0, 0.5, 1], [-1e-9, NAN, INF, None, True]),
+    ("network", "head_momentum", "0 to 1, or null", [None, 0, 0.97, 1], [-0.1, 1.1, NAN, "0"]),
     (
         "network",
         "width",
@@ -76,8 +102,8 @@ FIELDS = [
     (
         "network",
         "l2_scales",
-        "two numbers from 0",
-        [(0, 0), (20.0, 1)],
+        "two numbers from 0, or null",
+        [None, (0, 0), (20.0, 1)],
         [(10,), (10, 8, 6), (10, -1e-9), [10, 8], (10, INF), 10],
     ),
     ("network", "l2_floor", "true or false", [True, False], [0, 1, None]),
@@ -91,8 +117,20 @@ FIELDS = [
         ["sum_relu_conv", "relu_sum_conv_conv"],
         ["paper", None, True],
     ),
-    ("network", "heads", "'conv' or 'separable'", ["conv", "separable"], ["depthwise", None]),
-    ("network", "initialiser", "'xavier' or 'normal'", ["xavier", "normal"], ["he", None, 0.02]),
+    (
+        "network",
+        "heads",
+        "'conv' or 'separable' or 'bottleneck'",
+        ["conv", "separable", "bottleneck"],
+        ["depthwise", None],
+    ),
+    (
+        "network",
+        "initialiser",
+        "'xavier' or 'gaussian' or 'normal'",
+        ["xavier", "gaussian", "normal"],
+        ["he", None, 0.02],
+    ),
     ("network", "l2_eps", "1e-30 to 1", [1e-30, 1], [0, 9e-31, 1.1, NAN]),
     (
         "anchors",
@@ -291,6 +329,14 @@ def test_width_keeps_every_channel_count_whole():
         NetworkConfig(width=0.1, tcb_channels=10)  # 6.4 channels of conv1
     with refused(f"network.width: wants {wanted}, got {3 / 128}"):
         NetworkConfig(width=3 / 128, tcb_channels=128)  # 1.5 channels of conv1, 3 of conv2
+    with refused(f"network.width: wants {wanted}, got 0.5"):
+        NetworkConfig("resnet", width=0.5, extra_width=3)  # 1.5 channels inside res6
+    assert NetworkConfig("vgg16", width=0.5, extra_width=3).width == 0.5  # has no res6
+
+
+def test_only_vgg16_has_a_source_before_its_relu():
+    with refused("network.fc7_relu: wants true, unless network.backbone is 'vgg16', got False"):
+        NetworkConfig("resnet", fc7_relu=False)
 
 
 def test_one_field_bounds_another():
@@ -359,8 +405,10 @@ def test_every_preset_is_one_that_can_run(name):
 
 def test_an_unknown_preset_lists_the_known():
     known = (
-        "refinedet_vgg16_320, refinedet_vgg16_512, modelzoo_vgg16_320, modelzoo_vgg16_512, "
-        "refinedet_quarter_320, refinedet_eighth_128"
+        "refinedet_vgg16_320, refinedet_vgg16_512, refinedet_resnet101_320, "
+        "refinedet_resnet101_512, modelzoo_vgg16_320, modelzoo_vgg16_512, "
+        "modelzoo_resnet101_320, modelzoo_resnet101_512, refinedet_quarter_320, "
+        "refinedet_eighth_128"
     )
     with refused(f"preset: no 'refinedet_320'; there are {known}"):
         preset("refinedet_320")
@@ -378,7 +426,11 @@ def test_the_papers_presets(name, size):
     assert config.image_size == size
     assert config.num_classes == 81  # COCO's 80 and the background
     assert config.picture == PictureConfig("BGR", (104, 117, 123), (1, 1, 1))
-    assert config.network == NetworkConfig("vgg16", 1, False, 1e-5, 0.9, 256, (10, 8), 1e-10)
+    net = config.network
+    assert (net.backbone, net.width, net.tcb_channels) == ("vgg16", 1, 256)
+    assert (net.batch_norm, net.batch_norm_eps, net.batch_norm_momentum) == (False, 1e-5, 0.9)
+    assert (net.l2_scales, net.l2_eps) == ((10, 8), 1e-10)
+    assert net == NetworkConfig()
     sides = (32, 64, 128, 256)  # 4 strides, at both input sizes
     assert config.anchors == AnchorsConfig((8, 16, 32, 64), sides, (1, 2, 0.5), (0.1, 0.2))
     assert config.matching == MatchingConfig(0.5, 1e-6)

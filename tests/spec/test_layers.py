@@ -19,6 +19,8 @@ from refinedet.spec.layers import (
     l2_normalise,
     max_pool2x2,
     max_pool2x2_gradient,
+    max_pool3x3,
+    max_pool3x3_gradient,
     relu,
     relu_gradient,
     upsample2x2,
@@ -100,6 +102,36 @@ def test_max_pooling_by_hand():
     assert max_pool2x2(x).shape == (2, 3, 2, 3)
 
 
+def test_a_border_behind_the_last():
+    # Windows of three at 0 and 2, the last column and row of the second one zero.
+    x, w = np.arange(1.0, 17).reshape(1, 1, 4, 4), np.ones((1, 1, 3, 3))
+    got = conv2d(x, w, stride=2, far=1)
+    assert got.tolist() == [[[[54, 45], [72, 54]]]]
+    assert_array_equal(got, conv2d(np.pad(x, ((0, 0), (0, 0), (0, 1), (0, 1))), w, stride=2))
+
+
+def test_max_pooling_of_threes_by_hand():
+    x = np.float32([[[[-1, -2, -3, -4], [-5, -6, -7, -8]]]])
+    assert max_pool3x3(x, before=0).tolist() == [[[[-1, -3]]]]  # columns 0 to 2, 2 to 3
+    assert max_pool3x3(x, before=1).tolist() == [[[[-1, -2]]]]  # columns 0 to 1, 1 to 3
+    assert max_pool3x3(x, before=0).dtype == np.float32
+    x = numbers(0, 2, 3, 6, 8)
+    for before in (0, 1):
+        got = max_pool3x3(x, before)
+        assert got.shape == (2, 3, 3, 4)
+        for n, c, i, j in np.ndindex(got.shape):
+            rows = slice(max(0, 2 * i - before), 2 * i - before + 3)
+            columns = slice(max(0, 2 * j - before), 2 * j - before + 3)
+            assert got[n, c, i, j] == x[n, c, rows, columns].max()
+
+
+def test_overlapping_windows_add_their_gradients_and_ties_go_to_the_first():
+    x = np.float64([[[[0, 0, 9, 0], [0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]]]])
+    got = max_pool3x3_gradient(np.float64([[[[1, 2], [4, 8]]]]), x, before=0)[0]
+    # The two upper windows both see the 9; the lower left one four ones, the lower right none.
+    assert got.tolist() == [[[[0, 0, 3, 0], [0, 0, 0, 0], [4, 0, 8, 0], [0, 0, 0, 0]]]]
+
+
 def test_relu_by_hand():
     x = np.float32([[-1, 0, 2]])
     assert relu(x).tolist() == [[0, 0, 2]]
@@ -166,11 +198,14 @@ IMAGE = (2, 3, 4, 6)
 CASES = {
     "convolution": (conv2d, [IMAGE, (5, 3, 3, 3)], {"padding": 1}),
     "strided": (conv2d, [(2, 3, 5, 8), (5, 3, 3, 3)], {"padding": 1, "stride": 2}),
+    "strided, far": (conv2d, [(2, 3, 6, 8), (5, 3, 7, 7)], {"padding": 2, "stride": 2, "far": 1}),
     "dilated": (conv2d, [IMAGE, (5, 3, 3, 3)], {"padding": 3, "dilation": 3}),
     "one by one": (conv2d, [IMAGE, (5, 3, 1, 1)], {}),
     "bias": (add_bias, [IMAGE, (3,)], {}),
     "upsampling": (upsample2x2, [IMAGE, (3, 5, 2, 2)], {}),
     "pooling": (max_pool2x2, [IMAGE], {}),
+    "pooling, before": (max_pool3x3, [IMAGE], {"before": 1}),
+    "pooling, behind": (max_pool3x3, [IMAGE], {"before": 0}),
     "L2": (l2_normalise, [IMAGE, (3,)], {"eps": 0.5}),
     "batch": (normalised, [IMAGE, (3,), (3,)], {}),
     "relu": (relu, [IMAGE], {}),

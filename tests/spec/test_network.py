@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from refinedet.spec.architecture import sources
 from refinedet.spec.config import preset, replace
 from refinedet.spec.network import (
     Heads,
@@ -16,7 +17,6 @@ from refinedet.spec.network import (
     initial_parameters,
     parameter_count,
     parameter_table,
-    source_channels,
     trained_parameters,
 )
 
@@ -103,7 +103,7 @@ def test_width_narrows_every_layer_but_the_heads():
     config = replace(VGG, network={"width": 0.25}, num_classes=5, anchors={"aspect_ratios": (1.0,)})
     want = rows(config, listed(config, lambda c: c // 4, 64, 1))
     assert [tuple(row) for row in parameter_table(config)] == list(want)
-    assert source_channels(config) == [128, 128, 256, 128]
+    assert [source.outputs for source in sources(config)] == [128, 128, 256, 128]
     config = replace(VGG, network={"tcb_channels": 128})
     want = rows(config, listed(config, int, 128, 3))
     assert [tuple(row) for row in parameter_table(config)] == list(want)
