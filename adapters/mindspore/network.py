@@ -10,10 +10,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from refinedet.spec import network as spec
+from refinedet.spec import architecture
 from refinedet.spec.anchors import anchors as all_anchors
-from refinedet.spec.config import VGG16_BLOCKS, Config, NetworkConfig, feature_sizes
-from refinedet.spec.network import Conv, Parameters
+from refinedet.spec.architecture import Bottleneck, Conv, Pool
+from refinedet.spec.config import Config, NetworkConfig, feature_sizes
+from refinedet.spec.network import Parameters
 
 
 class ConvLayer(nn.Cell):
@@ -22,48 +23,61 @@ class ConvLayer(nn.Cell):
     def __init__(self, conv: Conv, net: NetworkConfig) -> None:
         super().__init__()
         self.canonical = conv.name
-        self.conv = nn.Conv2d(
-            conv.inputs,
-            conv.outputs,
-            conv.kernel,
-            stride=conv.stride,
-            pad_mode="pad",
-            padding=conv.padding,
-            dilation=conv.dilation,
-            group=conv.inputs if conv.depthwise else 1,
-            has_bias=conv.bias and not conv.batch_norm,
-            weight_init="zeros",
-            bias_init="zeros",
-        )
+        before, behind = conv.padding, conv.padding + conv.far
+        plain = {
+            "stride": conv.stride,
+            "has_bias": conv.bias and not conv.batch_norm,
+            "weight_init": "zeros",
+            "bias_init": "zeros",
+        }
+        channels = conv.inputs, conv.outputs, conv.kernel
+        if conv.transposed:
+            self.conv = nn.Conv2dTranspose(*channels, pad_mode="valid", **plain)
+        else:
+            self.conv = nn.Conv2d(
+                *channels,
+                pad_mode="pad",
+                padding=(before, behind, before, behind),
+                dilation=conv.dilation,
+                group=conv.inputs if conv.depthwise else 1,
+                **plain,
+            )
         self.norm = nn.Identity()
         if conv.batch_norm:
-            self.norm = nn.BatchNorm2d(
-                conv.outputs, eps=net.batch_norm_eps, momentum=net.batch_norm_momentum
-            )
+            self.norm = nn.BatchNorm2d(conv.outputs, eps=net.batch_norm_eps, momentum=conv.momentum)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         return self.norm(self.conv(x))
 
 
-class Upsample(nn.Cell):
-    """``spec.network.upsample2x2``, and its bias."""
+class BottleneckLayer(nn.Cell):
+    """A bottleneck, without the ReLU behind the sum."""
 
-    def __init__(self, name: str, channels: int, bias: bool) -> None:
+    def __init__(self, block: Bottleneck, net: NetworkConfig) -> None:
         super().__init__()
-        self.canonical = name
-        self.conv = nn.Conv2dTranspose(
-            channels,
-            channels,
-            2,
-            stride=2,
-            pad_mode="valid",
-            has_bias=bias,
-            weight_init="zeros",
-            bias_init="zeros",
-        )
+        first, middle, last = (ConvLayer(conv, net) for conv in block.convs)
+        self.convs = nn.SequentialCell([first, nn.ReLU(), middle, nn.ReLU(), last])
+        self.shortcut = ConvLayer(block.projection, net) if block.projection else nn.Identity()
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        return self.conv(x)
+        return self.convs(x) + self.shortcut(x)
+
+
+def layer(step: Conv | Bottleneck, net: NetworkConfig) -> nn.Cell:
+    """A step of the trunk, without activation."""
+    return ConvLayer(step, net) if isinstance(step, Conv) else BottleneckLayer(step, net)
+
+
+def pool(step: Pool) -> nn.Cell:
+    """``spec.layers.max_pool2x2`` or ``max_pool3x3``; the input has passed a ReLU.
+
+    Its border is therefore as good with zeros, and the plain operation, whose gradient is
+    fast on CPU, needs no padding of its own.
+    """
+    if step.kernel == 2:
+        return nn.MaxPool2d(2, 2)
+    sides = (step.before, 1 - step.before)
+    return nn.SequentialCell([nn.Pad(((0, 0), (0, 0), sides, sides)), nn.MaxPool2d(3, 2)])
 
 
 class L2Normalise(nn.Cell):
@@ -85,45 +99,36 @@ class L2Normalise(nn.Cell):
 
 
 class Backbone(nn.Cell):
-    """VGG16 with fc6 and fc7 as convolutions, conv6_1 and conv6_2.
-
-    Gives what the ARM reads, and what the transfer blocks read.
-    """
+    """The trunk; gives what the ARM reads, and what the transfer blocks read."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         net = config.network
-        pool, relu = nn.MaxPool2d(2, 2), nn.ReLU()
-        last_of_block = {f"backbone.conv{b}_{n}" for b, (_, n) in enumerate(VGG16_BLOCKS, start=1)}
-        stages: list[nn.Cell] = []
-        layers: list[nn.Cell] = []
-        for conv in spec.backbone_convs(config):
-            layers.append(ConvLayer(conv, net))
-            if conv.name in spec.SOURCES:  # a stage ends before the ReLU
-                stages.append(nn.SequentialCell(layers))
-                layers = []
-            layers.append(relu)
-            if conv.name in last_of_block:
-                layers.append(pool)
+        self.relu = nn.ReLU()
+        stages = []
+        for stage in architecture.trunk(config):
+            cells: list[nn.Cell] = []
+            for step in stage:
+                cells += [pool(step)] if isinstance(step, Pool) else [layer(step, net), self.relu]
+            stages.append(nn.SequentialCell(cells[:-1]))  # a stage ends before the ReLU
         self.stages = nn.CellList(stages)
-        self.relu = relu
-        self.before_relu = [name == "backbone.fc7" and not net.fc7_relu for name in spec.SOURCES]
+        sources = architecture.sources(config)
+        self.before_relu = [s.name == "backbone.fc7" and not net.fc7_relu for s in sources]
         self.normalised_for_arm = net.l2_in_arm
-        channels = spec.source_channels(config)
+        normalised = architecture.normalised_sources(config)
         self.norms = nn.CellList(
             [
-                L2Normalise(name, channels[level], net)
-                if level < spec.NORMALISED
-                else nn.Identity()
-                for level, name in enumerate(spec.SOURCES)
+                L2Normalise(s.name, s.outputs, net) if s.name in normalised else nn.Identity()
+                for s in sources
             ]
         )
 
     def construct(self, x: ms.Tensor) -> tuple[list[ms.Tensor], list[ms.Tensor]]:
         for_arm, for_tcb = [], []
         for i in range(len(self.stages)):
-            x = self.stages[i](x)
-            source = x if self.before_relu[i] else self.relu(x)
+            plain = self.stages[i](x)
+            x = self.relu(plain)
+            source = plain if self.before_relu[i] else x
             normalised = self.norms[i](source)
             for_tcb.append(normalised)
             for_arm.append(normalised if self.normalised_for_arm else source)
@@ -138,18 +143,17 @@ class TransferBlock(nn.Cell):
         net = config.network
         relu = nn.ReLU()
         lateral1, lateral2, *outputs = (
-            ConvLayer(conv, net) for conv in spec.tcb_convs(level, config)
+            ConvLayer(conv, net) for conv in architecture.tcb_convs(level, config)
         )
         self.lateral = nn.SequentialCell([lateral1, relu, lateral2])
-        self.coarsest = level == len(spec.SOURCES) - 1
+        self.coarsest = level == architecture.LEVELS - 1
         zoo = net.tcb == "relu_sum_conv_conv" and not self.coarsest
         layers: list[nn.Cell] = [] if zoo else [relu]
         for output in outputs:
             layers += [output, relu]
         self.output = nn.SequentialCell(layers)
         if not self.coarsest:
-            channels = net.channels(net.tcb_channels)
-            self.upsample = Upsample(f"tcb.{level}.upsample", channels, net.conv_bias)
+            self.upsample = ConvLayer(architecture.upsampling(level, config), net)
             self.activation = relu if zoo else nn.Identity()
 
     def construct(self, source: ms.Tensor, coarser: ms.Tensor) -> ms.Tensor:
@@ -162,9 +166,8 @@ class TransferBlock(nn.Cell):
 class Head(nn.Cell):
     """One output of one module: a convolution a level, flattened anchor by anchor."""
 
-    def __init__(self, module: str, output: int, config: Config) -> None:
+    def __init__(self, levels: list[list[Conv]], config: Config) -> None:
         super().__init__()
-        levels = [spec.head_convs(module, i, config)[output] for i in range(len(spec.SOURCES))]
         self.convs = nn.CellList([self.layers(convs, config.network) for convs in levels])
         cell = len(config.anchors.aspect_ratios)
         self.shapes = [
@@ -189,17 +192,37 @@ class Head(nn.Cell):
         return ops.concat(outputs, 1)
 
 
+class Module(nn.Cell):
+    """The ARM or the ODM: the features of all levels to offsets and logits."""
+
+    def __init__(self, module: str, config: Config) -> None:
+        super().__init__()
+        heads = [architecture.head(module, i, config) for i in range(architecture.LEVELS)]
+        self.shared = nn.CellList(
+            [
+                nn.SequentialCell([BottleneckLayer(head.shared, config.network), nn.ReLU()])
+                if head.shared
+                else nn.Identity()
+                for head in heads
+            ]
+        )
+        self.offsets = Head([head.offsets for head in heads], config)
+        self.logits = Head([head.logits for head in heads], config)
+
+    def construct(self, features: list[ms.Tensor]) -> tuple[ms.Tensor, ms.Tensor]:
+        shared = [self.shared[i](features[i]) for i in range(len(self.shared))]
+        return self.offsets(shared), self.logits(shared)
+
+
 class Detector(nn.Cell):
     """The whole network: pictures (N, 3, H, W) to the four outputs of ``spec.Heads``."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.backbone = Backbone(config)
-        self.blocks = nn.CellList([TransferBlock(i, config) for i in range(len(spec.SOURCES))])
-        self.arm_offsets = Head("arm", 0, config)
-        self.arm_logits = Head("arm", 1, config)
-        self.odm_offsets = Head("odm", 0, config)
-        self.odm_logits = Head("odm", 1, config)
+        self.blocks = nn.CellList([TransferBlock(i, config) for i in range(architecture.LEVELS)])
+        self.arm = Module("arm", config)
+        self.odm = Module("odm", config)
         for _, cell in self.cells_and_names():
             if hasattr(cell, "canonical"):
                 for parameter in cell.get_parameters():
@@ -212,13 +235,9 @@ class Detector(nn.Cell):
         block2 = self.blocks[2](for_tcb[2], block3)
         block1 = self.blocks[1](for_tcb[1], block2)
         block0 = self.blocks[0](for_tcb[0], block1)
-        blocks = [block0, block1, block2, block3]
-        return (
-            self.arm_offsets(for_arm),
-            self.arm_logits(for_arm),
-            self.odm_offsets(blocks),
-            self.odm_logits(blocks),
-        )
+        arm_offsets, arm_logits = self.arm(for_arm)
+        odm_offsets, odm_logits = self.odm([block0, block1, block2, block3])
+        return arm_offsets, arm_logits, odm_offsets, odm_logits
 
 
 class Scoring(nn.Cell):

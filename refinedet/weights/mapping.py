@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from refinedet.spec.architecture import NORMALISED, sources
 from refinedet.spec.config import PRESETS, VGG16_BLOCKS, PictureConfig
 from refinedet.spec.errors import Array
-from refinedet.spec.network import NORMALISED, SOURCES, parameter_table
+from refinedet.spec.network import parameter_table
 
+SOURCES = tuple(source.name for source in sources(PRESETS["refinedet_vgg16_320"]))
 CLASSIFIER = (
     *(f"backbone.conv{b}_{n}" for b, (_, k) in enumerate(VGG16_BLOCKS, 1) for n in range(1, k + 1)),
     "backbone.fc6",
