@@ -50,7 +50,44 @@ ZOO = {
 LIKE_THE_ZOO = replace(
     replace(WITH_BATCH_NORM, network={"batch_norm": False, "width": 1 / 16}), **ZOO
 )
-FULL_SIZE = preset("refinedet_vgg16_320")
+RESNET = {"backbone": "resnet", "blocks": (1, 2, 1, 1), "width": 1 / 16}
+RESNET_OF_THE_PAPER = replace(
+    WITH_BATCH_NORM,
+    network=RESNET | {"upsample_batch_norm": True, "l2_scales": None, "heads": "bottleneck"},
+)
+RESNET_OF_THE_ZOO = replace(
+    LIKE_THE_ZOO,
+    network=RESNET
+    | {
+        "bottleneck_stride": "3x3",
+        "same_padding": True,
+        "extra_width": 32,
+        "head_momentum": 0.5,
+        "fc7_relu": True,
+    },
+)
+SMALL = (WITH_BATCH_NORM, WITH_BIASES, LIKE_THE_ZOO, RESNET_OF_THE_PAPER, RESNET_OF_THE_ZOO)
+FULL_SIZE = (
+    preset("refinedet_vgg16_320"),
+    preset("modelzoo_vgg16_320"),
+    preset("refinedet_resnet101_320"),
+    preset("modelzoo_resnet101_320"),
+)
+
+
+@st.composite
+def trunks(draw: st.DrawFn) -> dict[str, Any]:
+    """Fields that a VGG16 or a ResNet has of its own."""
+    if draw(st.booleans()):
+        return {"backbone": "vgg16", "fc7_relu": draw(st.booleans())}
+    return {
+        "backbone": "resnet",
+        "blocks": draw(st.sampled_from([(1, 1, 1, 1), (1, 2, 1, 2)])),
+        "bottleneck_stride": draw(st.sampled_from(NETWORK_CHOICES["bottleneck_stride"])),
+        "same_padding": draw(st.booleans()),
+        "pool_centred": draw(st.booleans()),
+        "extra_width": draw(st.sampled_from([32, 128])),
+    }
 
 
 @st.composite
@@ -63,14 +100,15 @@ def detectors(draw: st.DrawFn) -> Config:
         network={
             "width": draw(st.sampled_from([1 / 32, 1 / 16, 1 / 8])),
             "batch_norm": draw(st.booleans()),
-            "l2_scales": draw(st.sampled_from([(2.0, 2.0), (3.0, 1.0)])),
+            "upsample_batch_norm": draw(st.booleans()),
+            "l2_scales": draw(st.sampled_from([(2.0, 2.0), (3.0, 1.0), None])),
             "l2_eps": draw(st.sampled_from([1e-10, 0.5])),
             "l2_floor": draw(st.booleans()),
             "l2_in_arm": draw(st.booleans()),
             "conv_bias": draw(st.booleans()),
-            "fc7_relu": draw(st.booleans()),
             "tcb": draw(st.sampled_from(NETWORK_CHOICES["tcb"])),
             "heads": draw(st.sampled_from(NETWORK_CHOICES["heads"])),
+            **draw(trunks()),
         },
         anchors={"aspect_ratios": draw(st.sampled_from([(1.0,), (1.0, 2.0, 0.5)]))},
     )
@@ -95,7 +133,7 @@ def cases() -> st.SearchStrategy[Case]:
     "network",
     "network.heads",
     cases(),
-    [(WITH_BATCH_NORM, 0, 1), (WITH_BIASES, 0, 2), (LIKE_THE_ZOO, 0, 1)],
+    [(WITH_BIASES, 0, 2), *((config, 0, 1) for config in SMALL)],
     share=0.06,
 )
 def heads(subject: Subject, case: Case) -> None:
@@ -110,14 +148,14 @@ def heads(subject: Subject, case: Case) -> None:
 @check(
     "network",
     "network.full_size",
-    pinned=[(FULL_SIZE, 0, 1), (preset("modelzoo_vgg16_320"), 0, 1)],
+    pinned=[(config, 0, 1) for config in FULL_SIZE],
 )
 def full_size(subject: Subject, case: Case) -> None:
-    """The outputs of the paper's and the model zoo's detector at full size are the contract's."""
+    """The outputs of both families' detectors at full size are the contract's."""
     heads(subject, case)
 
 
-@check("network", "network.blank_picture", pinned=[WITH_BATCH_NORM, WITH_BIASES, LIKE_THE_ZOO])
+@check("network", "network.blank_picture", pinned=SMALL)
 def blank(subject: Subject, config: Config) -> None:
     """A picture of zeros, and one with a single bright pixel, give the contract's outputs."""
     parameters = inputs.seeded_parameters(config, 0)

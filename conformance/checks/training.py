@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from refinedet.backend import Batch, StepLosses
 from refinedet.conformance import inputs
-from refinedet.conformance.checks.network import LIKE_THE_ZOO, WITH_BATCH_NORM, WITH_BIASES
+from refinedet.conformance.checks.network import (
+    LIKE_THE_ZOO,
+    RESNET_OF_THE_PAPER,
+    RESNET_OF_THE_ZOO,
+    WITH_BATCH_NORM,
+    WITH_BIASES,
+)
 from refinedet.conformance.checks.operations import is_loss_decided
 from refinedet.conformance.judge import Subject, tolerance_of
 from refinedet.conformance.registry import check
@@ -38,23 +44,25 @@ SCHEDULE = {
     "warmup_rate": 0.004,
     "milestones": (6,),
 }
-NORMALISED = replace(
-    WITH_BATCH_NORM,
-    optimizer={"clip_norm": None, "bias_rate": 2.0, "weight_decay": 0.01},
-    schedule=SCHEDULE,
-)
+PAPER_TRAINING = {
+    "optimizer": {"clip_norm": None, "bias_rate": 2.0, "weight_decay": 0.01},
+    "schedule": SCHEDULE,
+}
+NORMALISED = replace(WITH_BATCH_NORM, **PAPER_TRAINING)
+RESIDUAL = replace(RESNET_OF_THE_PAPER, **PAPER_TRAINING)
 BIASED = replace(
     WITH_BIASES,
     optimizer={"clip_norm": None, "bias_rate": 2.0, "weight_decay": 0.01, "loss_scale": 64.0},
     schedule=SCHEDULE,
 )
 CLIPPED = replace(NORMALISED, optimizer={"clip_norm": 0.5, "loss_scale": 128.0})
-ZOO_LIKE = replace(
-    LIKE_THE_ZOO,
-    matching={"rule": "in_order"},
-    optimizer={"clip_norm": None, "weight_decay": 0.01, "decay_all": True},
-    schedule=SCHEDULE,
-)
+ZOO_TRAINING = {
+    "matching": {"rule": "in_order"},
+    "optimizer": {"clip_norm": None, "weight_decay": 0.01, "decay_all": True},
+    "schedule": SCHEDULE,
+}
+ZOO_LIKE = replace(LIKE_THE_ZOO, **ZOO_TRAINING)
+ZOO_RESIDUAL = replace(RESNET_OF_THE_ZOO, **ZOO_TRAINING)
 PLACES = 6
 """For objects in a picture."""
 
@@ -147,6 +155,8 @@ CASES = [
     (BIASED, 1, (2, 1)),
     (CLIPPED, 3, (2, 1)),
     (ZOO_LIKE, 1, (2, 1)),
+    (RESIDUAL, 0, (2, 1)),
+    (ZOO_RESIDUAL, 0, (2, 1)),
 ]
 
 

@@ -683,8 +683,13 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         (
             "borders repeat the picture",
-            "(padding, padding), (padding, padding)))",
-            '(padding, padding), (padding, padding)), mode="edge")',
+            "return np.pad(x, ((0, 0), (0, 0), sides, sides))",
+            'return np.pad(x, ((0, 0), (0, 0), sides, sides), mode="edge")',
+        ),
+        (
+            "the border of the pooling on the other side",
+            "sides = (before, 1 - before)",
+            "sides = (1 - before, before)",
         ),
         ("upsampling with inputs for outputs", '"nchw,cdij->ndhiwj"', '"nchw,dcij->ndhiwj"'),
         ("upsampling with rows for columns", '"nchw,cdij->ndhiwj"', '"nchw,cdji->ndhiwj"'),
@@ -707,21 +712,40 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("network.heads", "network"): [
         (
             "fc7 after its ReLU",
-            'plain if conv.name == "backbone.fc7" and not net.fc7_relu else x',
+            'plain if source.name == "backbone.fc7" and not net.fc7_relu else x',
             "x",
         ),
         (
             "the ARM reads what is normalised",
-            "normalised if net.l2_in_arm else source",
+            "normalised if net.l2_in_arm else seen",
             "normalised",
         ),
         (
             "no ReLU on what is upsampled",
-            "run(add, x, run(relu, upsampled(level, blocks[0])))",
-            "run(add, x, upsampled(level, blocks[0]))",
+            "run(add, x, run(relu, apply(upsampling(level, config), blocks[0])))",
+            "run(add, x, apply(upsampling(level, config), blocks[0]))",
         ),
         ("no ReLU6 in the heads", "y = run(relu6, apply(conv, y))", "y = apply(conv, y)"),
-        ("dilation ignored", "padding=3, dilation=3,", "padding=1, dilation=1,"),
+        (
+            "a bottleneck adds what has passed a ReLU",
+            "return run(add, apply(last, y),",
+            "return run(add, run(relu, apply(last, y)),",
+        ),
+        (
+            "a bottleneck without its input",
+            "if block.projection else x)",
+            "if block.projection else 0 * x)",
+        ),
+        (
+            "no ReLU inside a bottleneck",
+            "apply(middle, run(relu, apply(first, x)))",
+            "apply(middle, apply(first, x))",
+        ),
+        (
+            "no ReLU behind the bottleneck of a head",
+            "feature = run(relu, bottleneck(layers.shared, feature))",
+            "feature = bottleneck(layers.shared, feature)",
+        ),
         (
             "ReLU before the sum",
             "x = apply(lateral2, run(relu, apply(lateral1, for_tcb[level])))",
@@ -729,19 +753,37 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         (
             "no ReLU after the sum",
-            "x = run(relu, run(add, x, upsampled(level, blocks[0])))",
-            "x = run(add, x, upsampled(level, blocks[0]))",
+            "x = run(relu, run(add, x, apply(upsampling(level, config), blocks[0])))",
+            "x = run(add, x, apply(upsampling(level, config), blocks[0]))",
         ),
         (
             "no ReLU after a block",
             "        for conv in outputs:\n            x = run(relu, apply(conv, x))",
             "        for conv in outputs:\n            x = apply(conv, x)",
         ),
-        ("one source not normalised", "if level < NORMALISED:", "if level < 1:"),
         (
             "the coarser block is not added",
-            "x = run(relu, run(add, x, upsampled(level, blocks[0])))",
+            "x = run(relu, run(add, x, apply(upsampling(level, config), blocks[0])))",
             "x = run(relu, x)",
+        ),
+    ],
+    ("network.heads", "architecture"): [
+        ("dilation ignored", "padding=3, dilation=3)", "padding=1, dilation=1)"),
+        ("one source not normalised", "return names[:NORMALISED]", "return names[:1]"),
+        (
+            "a bottleneck's stride in the other convolution",
+            'if net.bottleneck_stride == "1x1"',
+            'if net.bottleneck_stride == "3x3"',
+        ),
+        (
+            "a border on both sides of strided convolutions",
+            "far = int(net.same_padding and stride > 1 and kernel > 1)",
+            "far = 0",
+        ),
+        (
+            "the first convolution alone has its border behind",
+            "stride > 1 and kernel > 1)",
+            "stride > 1 and kernel > 3)",
         ),
     ],
     ("network.pictures_apart", "reference"): [
@@ -802,6 +844,11 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "running statistics turn too fast",
             "keep * old[0] + (1 - keep) * mean",
             "(1 - keep) * old[0] + keep * mean",
+        ),
+        (
+            "one momentum for all batch normalisation",
+            "x.dtype.type(conv.momentum)",
+            "x.dtype.type(net.batch_norm_momentum)",
         ),
         (
             "running variance of the batch alone",

@@ -17,12 +17,17 @@ F = np.float32
 
 
 def conv2d(
-    x: Array, weight: Array, bias: Array, stride: int = 1, padding: int = 1, dilation: int = 1
+    x: Array,
+    weight: Array,
+    bias: Array,
+    stride: int = 1,
+    sides: tuple[int, int] = (1, 1),
+    dilation: int = 1,
 ) -> Array:
-    """Cross-correlation with zero padding: im2col, then one product a picture."""
+    """Cross-correlation with zeros before and behind: im2col, then one product a picture."""
     outputs, _, k, _ = weight.shape
     matrix = weight.reshape(outputs, -1)
-    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    x = np.pad(x, ((0, 0), (0, 0), sides, sides))
     rows, columns = ((side - dilation * (k - 1) - 1) // stride + 1 for side in x.shape[2:])
     starts = [(i * dilation, j * dilation) for i, j in np.ndindex(k, k)]
     out = np.empty((len(x), outputs, rows, columns), F)
@@ -60,6 +65,19 @@ def max_pool(x: Array) -> Array:
     return np.maximum(rows[..., ::2], rows[..., 1::2])
 
 
+def max_pool_of_threes(x: Array, centred: bool) -> Array:
+    """Largest of each 3x3 window, stride 2; what lies outside does not count."""
+    for axis in (2, 3):
+        even, odd = (np.take(x, range(first, x.shape[axis], 2), axis) for first in (0, 1))
+        third, far = (odd, -1) if centred else (even, 1)
+        beside = np.roll(third, -far, axis)
+        edge = [slice(None)] * 4
+        edge[axis] = slice(0, 1) if centred else slice(-1, None)
+        beside[tuple(edge)] = -np.inf
+        x = np.maximum(np.maximum(even, odd), beside)
+    return x
+
+
 def relu(x: Array) -> Array:
     """The positive part."""
     return np.maximum(x, F(0))
@@ -85,7 +103,8 @@ class Float32Network:
                 )
                 scale = gamma / np.sqrt(variance + F(config.network.batch_norm_eps))
                 bias = beta - mean * scale
-                weight *= scale[:, None, None, None]
+                turned = name.endswith(".upsample")  # its outputs are the second axis
+                weight *= scale[:, None, None] if turned else scale[:, None, None, None]
             elif f"{name}.bias" in parameters:
                 bias = parameters[f"{name}.bias"].copy()
             else:
@@ -93,10 +112,24 @@ class Float32Network:
                 bias = np.zeros(weight.shape[outputs], F)
             self.layers[name] = weight, bias
 
-    def _conv(self, name: str, x: Array, stride: int = 1, dilation: int = 1) -> Array:
+    def _conv(
+        self, name: str, x: Array, stride: int = 1, dilation: int = 1, far: bool = False
+    ) -> Array:
+        """``far``: at stride 2, one zero less before and none less behind."""
         weight, bias = self.layers[name]
-        padding = dilation * (weight.shape[2] - 1) // 2  # the output is as large, at stride 1
-        return conv2d(x, weight, bias, stride, padding, dilation)
+        behind = dilation * (weight.shape[2] - 1) // 2  # the output is as large, at stride 1
+        before = behind - int(far and stride > 1 and behind > 0)
+        return conv2d(x, weight, bias, stride, (before, behind), dilation)
+
+    def _bottleneck(self, name: str, x: Array, stride: int = 1) -> Array:
+        net = self.config.network
+        first, middle = (stride, 1) if net.bottleneck_stride == "1x1" else (1, stride)
+        y = relu(self._conv(f"{name}.conv1", x, first))
+        y = relu(self._conv(f"{name}.conv2", y, middle, far=net.same_padding))
+        y = self._conv(f"{name}.conv3", y)
+        if f"{name}.projection" in self.layers:
+            x = self._conv(f"{name}.projection", x, stride)
+        return relu(x + y)
 
     def _normalised(self, name: str, x: Array) -> Array:
         net, squares = self.config.network, (x * x).sum(axis=1, keepdims=True)
@@ -105,26 +138,41 @@ class Float32Network:
         normalised: Array = x * (self.scales[name] / norm)
         return normalised
 
-    def sources(self, pictures: Array) -> tuple[list[Array], list[Array]]:
-        """What the ARM and what the transfer connection blocks read, finest first."""
-        x, plain, normalised = pictures, [], []
+    def _vgg16(self, x: Array) -> dict[str, Array]:
+        found = {}
         for block, (_, count) in enumerate(VGG16_BLOCKS, start=1):
             for index in range(1, count + 1):
-                name = f"backbone.conv{block}_{index}"
-                x = relu(self._conv(name, x))
-                if name in self.scales:
-                    plain.append(x)
-                    normalised.append(self._normalised(name, x))
+                x = relu(self._conv(f"backbone.conv{block}_{index}", x))
+            found[f"backbone.conv{block}_{count}"] = x
             x = max_pool(x)
         x = relu(self._conv("backbone.fc6", x, dilation=3))
         fc7 = self._conv("backbone.fc7", x)
+        found["backbone.fc7"] = relu(fc7) if self.config.network.fc7_relu else fc7
         x = relu(self._conv("backbone.conv6_1", relu(fc7)))
-        coarse = [
-            relu(fc7) if self.config.network.fc7_relu else fc7,
-            relu(self._conv("backbone.conv6_2", x, stride=2)),
-        ]
-        fine = normalised if self.config.network.l2_in_arm else plain
-        return fine + coarse, normalised + coarse
+        found["backbone.conv6_2"] = relu(self._conv("backbone.conv6_2", x, stride=2))
+        return dict(list(found.items())[-4:])
+
+    def _resnet(self, x: Array) -> dict[str, Array]:
+        net, found = self.config.network, {}
+        x = relu(self._conv("backbone.conv1", x, stride=2, far=net.same_padding))
+        x = max_pool_of_threes(x, net.pool_centred)
+        for stage, count in enumerate((*net.blocks, 1), start=2):
+            for index in range(1, count + 1):
+                name = f"backbone.res{stage}_{index}"
+                x = self._bottleneck(name, x, stride=2 if stage > 2 and index == 1 else 1)
+            found[name] = x
+        return dict(list(found.items())[-4:])
+
+    def sources(self, pictures: Array) -> tuple[list[Array], list[Array]]:
+        """What the ARM and what the transfer connection blocks read, finest first."""
+        net = self.config.network
+        plain = self._vgg16(pictures) if net.backbone == "vgg16" else self._resnet(pictures)
+        normalised = {
+            name: self._normalised(name, x) if name in self.scales else x
+            for name, x in plain.items()
+        }
+        for_arm = normalised if net.l2_in_arm else plain
+        return list(for_arm.values()), list(normalised.values())
 
     def blocks(self, sources: list[Array]) -> list[Array]:
         """What the ODM reads: each source, and what the next coarser block says of it."""
@@ -156,15 +204,21 @@ class Float32Network:
             rows.append(y.transpose(0, 2, 3, 1).reshape(len(x), -1, per_anchor))
         return np.ascontiguousarray(np.concatenate(rows, axis=1))
 
+    def _shared(self, module: str, features: list[Array]) -> list[Array]:
+        """What both heads of a module read."""
+        if self.config.network.heads != "bottleneck":
+            return features
+        return [self._bottleneck(f"{module}.{i}.shared", x) for i, x in enumerate(features)]
+
     def heads(self, pictures: Array) -> Heads:
         """The raw outputs."""
         for_arm, for_blocks = self.sources(pictures)
-        blocks = self.blocks(for_blocks)
+        arm, odm = self._shared("arm", for_arm), self._shared("odm", self.blocks(for_blocks))
         return Heads(
-            self._rows("arm", "offsets", for_arm, 4),
-            self._rows("arm", "logits", for_arm, 2),
-            self._rows("odm", "offsets", blocks, 4),
-            self._rows("odm", "logits", blocks, self.config.num_classes),
+            self._rows("arm", "offsets", arm, 4),
+            self._rows("arm", "logits", arm, 2),
+            self._rows("odm", "offsets", odm, 4),
+            self._rows("odm", "logits", odm, self.config.num_classes),
         )
 
     def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
