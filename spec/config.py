@@ -538,20 +538,22 @@ def _require_fields(section: Any, names: Iterable[str], place: str = "") -> None
 
 
 _PAPER_320 = Config()
+_SHORT = {
+    "kind": "cosine",
+    "steps": 600,
+    "rate": 0.03,
+    "warmup_steps": 30,
+    "warmup_rate": 0.001,
+    "milestones": (),
+    "final_rate": 0.0,
+}
 _FROM_SCRATCH = replace(
     _PAPER_320,
     # Small scales: after batch normalisation, the authors' 10 and 8 make the heads' losses
     # so steep that momentum diverges at the rate that the trunk needs.
     network={"width": 0.25, "batch_norm": True, "l2_scales": (2.0, 2.0)},
     optimizer={"bias_rate": 1.0, "clip_norm": 10.0},
-    schedule={
-        "kind": "cosine",
-        "steps": 600,
-        "rate": 0.03,
-        "warmup_steps": 30,
-        "warmup_rate": 0.001,
-        "milestones": (),
-    },
+    schedule=_SHORT,
 )
 
 _MODELZOO_320 = replace(
@@ -655,13 +657,24 @@ PRESETS: dict[str, Config] = {
         network={"width": 0.125},
         anchors={"sides": (16.0, 32.0, 64.0, 128.0)},
     ),
+    "modelzoo_eighth_128": replace(
+        _MODELZOO_320,
+        image_size=(128, 128),
+        network={"width": 0.125, "batch_norm": True},
+        anchors={
+            "sides": (25.6, 57.6, 89.6, 121.6),
+            "square_sides": (12.8, 57.6, 89.6, 121.6),
+        },
+        optimizer={"clip_norm": 10.0},
+        schedule=_SHORT,
+    ),
 }
 """The named detectors. ``refinedet_vgg16_*`` and ``refinedet_resnet101_*`` are the paper's
 (arXiv:1711.06897, sections 3.2 and 4; recipes of the authors' releases for VOC07 and for
 COCO; a ResNet is found on COCO alone). ``modelzoo_*`` are the
 MindSpore model zoo's, whose COCO mAP is reported: a system that differs in many places,
-all of them fields. ``quarter`` and ``eighth`` are narrow ones of the paper's family that
-train from scratch on a CPU."""
+all of them fields. ``quarter`` and ``eighth`` are narrow ones that train from scratch on a
+CPU."""
 
 
 def preset(name: str) -> Config:

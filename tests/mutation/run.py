@@ -4,7 +4,7 @@
 
 cosmic-ray changes one place of a copy of the installed ``refinedet.spec``; the tests of the
 module's name run first, then the rest of ``tests/spec`` (the slow ones of the network judge
-the network only, which can but leave more survivors). The run fails if fewer than
+it and the architecture only, which can but leave more survivors). The run fails if fewer than
 ``mutation.least`` of all mutants are killed, if a survivor is not in ``survivors.toml``,
 or if a mutant listed there is killed or is not made any more.
 """
@@ -38,7 +38,8 @@ ROOT = HERE.parents[1]
 TESTS = ROOT / "tests" / "spec"
 BIN = Path(sys.executable).parent
 SERVER = HERE / "server.py"
-SLOW = "network"  # its tests judge its own module only
+SLOW = "network"  # its tests are the slowest, and judge these alone:
+JUDGED_BY_SLOW = (SLOW, "architecture")
 
 
 class Mutant(NamedTuple):
@@ -103,12 +104,14 @@ def judge(module: str, site: Path, settings: dict) -> dict[Mutant, list[bool]]:
                 if changed(source, item.mutations[0]) is None:
                     database.set_result(item.job_id, WorkResult(WorkerOutcome.SKIPPED))
         fresh.rename(session)
-    own = TESTS / f"test_{module}.py"
+    own, slow = [TESTS / f"test_{module}.py"], sorted(TESTS.glob(f"test_{SLOW}*.py"))
     wide = TESTS / "test_modelzoo.py"  # about all modules, so it comes next
-    skipped = (own, wide, TESTS / f"test_{SLOW}.py")
+    skipped = {*own, wide, *slow}
+    if module in JUDGED_BY_SLOW:
+        own = list(dict.fromkeys([*own, *slow]))
     others = [wide, *(p for p in sorted(TESTS.glob("test_*.py")) if p not in skipped)]
     seconds = options["timeout"] * 0.8  # the server stops a test before cosmic-ray does
-    with served(site, address, seconds, [own], others):
+    with served(site, address, seconds, own, others):
         tool("cosmic-ray", "exec", config, session)
     assert path.read_text() == source
     verdicts: dict[Mutant, list[bool]] = {}

@@ -408,7 +408,7 @@ def test_an_unknown_preset_lists_the_known():
         "refinedet_vgg16_320, refinedet_vgg16_512, refinedet_resnet101_320, "
         "refinedet_resnet101_512, modelzoo_vgg16_320, modelzoo_vgg16_512, "
         "modelzoo_resnet101_320, modelzoo_resnet101_512, refinedet_quarter_320, "
-        "refinedet_eighth_128"
+        "refinedet_eighth_128, modelzoo_eighth_128"
     )
     with refused(f"preset: no 'refinedet_320'; there are {known}"):
         preset("refinedet_320")
@@ -494,3 +494,17 @@ def test_the_narrow_presets_train_from_scratch(name, size, width, sides):
     )
     assert config.loss == LossConfig()
     assert config.detection == DetectionConfig()
+
+
+def test_the_model_zoos_narrow_preset_has_its_familys_ways():
+    zoo, narrow = preset("modelzoo_vgg16_320"), preset("modelzoo_eighth_128")
+    assert narrow.image_size == (128, 128)
+    own = {"width": 0.125, "batch_norm": True}
+    assert narrow.network == replace(zoo, network=own).network
+    assert narrow.anchors.sides == (25.6, 57.6, 89.6, 121.6)  # 0.2, 0.45, 0.7, 0.95 of 128
+    assert narrow.anchors.square_sides == (12.8, 57.6, 89.6, 121.6)
+    assert not narrow.anchors.refined
+    assert narrow.optimizer == OptimizerConfig(0.9, 1.5e-4, 1, 10, 1, True)
+    assert narrow.schedule == preset("refinedet_eighth_128").schedule
+    for section in ("picture", "matching", "loss", "detection"):
+        assert getattr(narrow, section) == getattr(zoo, section)
