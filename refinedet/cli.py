@@ -35,6 +35,7 @@ from refinedet.evaluation import (
 from refinedet.files import write_json
 from refinedet.ledger import Ledger, describe
 from refinedet.models import export_model, open_model
+from refinedet.multiscale import MultiScalePredictor
 from refinedet.prediction import Predictor, confident
 from refinedet.protocols import PROTOCOLS, Protocol, chosen_pictures, find_protocol, under
 from refinedet.published import (
@@ -49,7 +50,7 @@ from refinedet.settings import SettingsError, resolve, to_yaml
 from refinedet.spec.config import PRESETS, preset
 from refinedet.spec.errors import Array, ContractError
 from refinedet.spec.network import parameter_count
-from refinedet.training import TrainingError, evaluate, scoring_bar, train, write_evaluation
+from refinedet.training import TrainingError, collect, scoring_bar, train, write_evaluation
 from refinedet.weights.loading import patterns, with_backbone
 
 FAILURES = (
@@ -356,16 +357,22 @@ def _evaluate(
             f"{path}: detects {', '.join(opened.class_names)}; the data set has "
             f"{', '.join(dataset.class_names)}; name the model's with --classes"
         )
-    network = opened.network
+    network, fusion = opened.network, None
     if protocol is not None:
         network, dataset = under(protocol, network), chosen_pictures(protocol, dataset)
+        fusion = protocol.fusion(network.config)
+    count = min(batch_size, len(dataset))
+    if fusion is None:
+        predict = Predictor(network, count).predict
+    else:
+        predict = MultiScalePredictor(network, fusion, opened.remade, count).predict
     if output is None:
-        return evaluate(network, dataset, batch_size).result(scoring_bar)
+        return collect(predict, dataset).result(scoring_bar)
     output.mkdir(parents=True, exist_ok=True)
-    subject = describe(path, network.config, backend.name, dataset)
+    subject = describe(path, network.config, backend.name, dataset, fusion)
     ledger = Ledger(output / "unfinished.jsonl", subject, resume)
     try:
-        evaluator = evaluate(network, dataset, batch_size, ledger)
+        evaluator = collect(predict, dataset, ledger)
     finally:
         ledger.close()
     write_results(output / "results.json", dataset.category_ids, evaluator.found)

@@ -23,6 +23,7 @@ from refinedet.files import WriteError
 from refinedet.settings import Settings, to_yaml
 from refinedet.spec.config import Config
 from refinedet.spec.detection import Detections
+from refinedet.spec.fusion import FusionConfig
 
 FORMAT = "refinedet ledger 1"
 
@@ -145,15 +146,24 @@ def _detections(entry: Mapping[str, object]) -> tuple[int, Detections] | None:
     return image_id, Detections(boxes, scores, labels)
 
 
-def describe(model: Path, config: Config, backend: str, dataset: Dataset) -> dict[str, str]:
+def describe(
+    model: Path,
+    config: Config,
+    backend: str,
+    dataset: Dataset,
+    fusion: FusionConfig | None = None,
+) -> dict[str, str]:
     """What is evaluated: digests by which another evaluation is told apart.
 
     Args:
         model: as ``refinedet.models.open_model`` takes it.
         config: of the network, with its detection settings as they are used.
         backend: its name.
+        fusion: of several views of a picture; told apart by the digest of the settings.
     """
     settings = to_yaml(Settings(model=config))
+    if fusion is not None:
+        settings += repr(fusion)
     return {
         "model": model_digest(model),
         "settings": hashlib.sha256(settings.encode()).hexdigest(),

@@ -6,6 +6,7 @@ the graph and the numbers, not the preset, the classes or the preparation of pic
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from refinedet.checkpoint import CheckpointError, load_checkpoint, newest_checkp
 from refinedet.data.dataset import DataError
 from refinedet.files import write_atomically
 from refinedet.settings import Settings, from_yaml, to_yaml
+from refinedet.spec.config import Config
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,11 @@ class Model:
 
     network: Network
     class_names: tuple[str, ...]
+    remade: Callable[[Config], Network]
+    """The same parameters under a config with another ``image_size``.
+
+    Raises BackendError for an exported detector, which has one size.
+    """
 
 
 def _settings_file(path: Path) -> Path:
@@ -48,9 +55,20 @@ def open_model(backend: Backend, path: Path) -> Model:
         if not hasattr(backend, "load"):
             raise BackendError(f"{path}: backend {backend.name} reads no exported detectors")
         settings = from_yaml(_settings_file(path))
-        return Model(backend.load(path, settings.model), settings.class_names)
-    network = backend.network(checkpoint.config, checkpoint.parameters)
-    return Model(network, checkpoint.settings.class_names)
+        height, width = settings.model.image_size
+
+        def fixed(config: Config) -> Network:
+            raise BackendError(
+                f"{path}: an exported detector, which takes {height}x{width} pixels alone; for "
+                "other sizes give the run or checkpoint that it was exported from"
+            )
+
+        return Model(backend.load(path, settings.model), settings.class_names, fixed)
+
+    def made(config: Config) -> Network:
+        return backend.network(config, checkpoint.parameters)
+
+    return Model(made(checkpoint.config), checkpoint.settings.class_names, made)
 
 
 def export_model(backend: Backend, model: Model, path: Path) -> None:

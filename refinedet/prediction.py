@@ -20,6 +20,12 @@ def confident(found: Detections, score: float) -> Detections:
     return Detections(found.boxes[sure], found.scores[sure], found.labels[sure])
 
 
+def in_pixels(found: Detections, size: tuple[int, int]) -> Detections:
+    """Detections as fractions of a picture in its pixels; ``size`` is height and width."""
+    height, width = size
+    return found._replace(boxes=found.boxes * np.array([width, height, width, height], np.float32))
+
+
 class Predictor:
     """Runs a network over pictures, a fixed number at a time.
 
@@ -40,6 +46,11 @@ class Predictor:
         Returns:
             For each the ``Detections``, boxes in pixels of that picture.
         """
+        for size, found in self.detect(pictures):
+            yield in_pixels(found, size)
+
+    def detect(self, pictures: Iterable[Array]) -> Iterator[tuple[tuple[int, int], Detections]]:
+        """As ``predict``: for each its height and width, and boxes as fractions of it."""
         config = self.network.config
         remaining = iter(pictures)
         while group := list(itertools.islice(remaining, self.batch_size)):
@@ -49,6 +60,4 @@ class Predictor:
             boxes, scores = self.network.scored_boxes(batch)
             for picture, b, s in zip(group, boxes, scores, strict=False):
                 height, width = picture.shape[:2]
-                found = postprocess(b, s, config.detection, (height, width))
-                scale = np.array([width, height, width, height], np.float32)
-                yield found._replace(boxes=found.boxes * scale)
+                yield (height, width), postprocess(b, s, config.detection, (height, width))

@@ -4,13 +4,16 @@ The same network has another mAP where other pictures, thresholds and caps are u
 published figure is compared with one that was measured as it was. What the network itself
 computes (classes by softmax or sigmoid, the ARM's filter, one step of decoding or two)
 belongs to the detector's settings and not to a protocol.
+
+Some protocols look at a picture several times and fuse what they see; the views and rules
+are those of the authors' test (sfzhang15/RefineDet, test/lib/fast_rcnn/test.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +22,7 @@ from refinedet.backend import Network
 from refinedet.data.dataset import DataError, Dataset
 from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
+from refinedet.spec.fusion import FusionConfig, View
 from refinedet.spec.network import Heads
 
 Pictures = Literal["all", "with boxes and without crowds"]
@@ -35,9 +39,66 @@ class Protocol:
     detection: Mapping[str, Any]
     """Every field of ``spec.config.DetectionConfig`` that decides which boxes count."""
     source: str
+    fusions: Mapping[int, FusionConfig] = field(default_factory=dict)
+    """How to look at a picture, by the side of the network's input in the source; empty
+    where a plain look is all."""
+
+    def fusion(self, config: Config) -> FusionConfig | None:
+        """That of the size that is nearest to the longer side of the detector's input."""
+        if not self.fusions:
+            return None
+        return self.fusions[min(self.fusions, key=lambda side: abs(side - max(config.image_size)))]
 
 
 _NOTHING_MORE = {"clip": True, "clip_first": False, "pixel": 0.0}
+
+_PAPER = {
+    "score": 0.01,
+    "top_before_nms": 400,
+    "top_before_nms_per_class": None,
+    "nms_iou": 0.45,
+    "top_per_class": None,
+    "top": 200,
+    **_NOTHING_MORE,
+}
+_CAFFE_COCO = {
+    "score": 0.01,
+    "top_before_nms": None,
+    "top_before_nms_per_class": 1000,
+    "nms_iou": 0.45,
+    "top_per_class": None,
+    "top": 500,
+    **_NOTHING_MORE,
+}
+
+
+def _enlarged(limits: Mapping[float, float]) -> tuple[View, ...]:
+    """Views by scale, for boxes with a side below so many pixels."""
+    return tuple(View(s, s, shortest_below=limit) for s, limit in limits.items())
+
+
+_VIEWS = {
+    320: (
+        View(),
+        View(1, 0.6),
+        View(0.6, 0.6, longest_above=32),
+        *_enlarged({1.2: 160, 1.4: 128, 1.6: 96, 1.8: 64, 2.2: 32}),
+    ),
+    512: (
+        View(),
+        View(1, 0.75),
+        View(0.5, 0.5),
+        View(0.75, 0.75),
+        *_enlarged({1.5: 192, 1.75: 128}),
+    ),
+}
+_MORE_VIEWS = {320: _enlarged({2.0: 48}), 512: _enlarged({1.25: 224, 2.0: 96, 2.25: 64})}
+"""Of the authors' COCO test."""
+
+
+def _mirrored_too(*views: View) -> tuple[View, ...]:
+    return views + tuple(dataclasses.replace(view, mirrored=True) for view in views)
+
 
 PROTOCOLS = {
     protocol.name: protocol
@@ -45,16 +106,15 @@ PROTOCOLS = {
         Protocol(
             "paper",
             "all",
-            {
-                "score": 0.01,
-                "top_before_nms": 400,
-                "top_before_nms_per_class": None,
-                "nms_iou": 0.45,
-                "top_per_class": None,
-                "top": 200,
-                **_NOTHING_MORE,
-            },
+            _PAPER,
             "arXiv:1711.06897, section 4, 'Inference'",
+        ),
+        Protocol(
+            "paper+",
+            "all",
+            _PAPER,
+            "the paper's own detections, views and box voting of the authors' VOC test",
+            {side: FusionConfig(_mirrored_too(*views)) for side, views in _VIEWS.items()},
         ),
         Protocol(
             "modelzoo",
@@ -76,16 +136,19 @@ PROTOCOLS = {
         Protocol(
             "caffe-coco",
             "all",
+            _CAFFE_COCO,
+            "the authors' repository, its detection layer for COCO and its single-scale test",
+            {320: FusionConfig(rule="soft_nms", iou=0.3)},
+        ),
+        Protocol(
+            "caffe-coco+",
+            "all",
+            _CAFFE_COCO,
+            "the authors' repository, its detection layer for COCO and its multi-scale test",
             {
-                "score": 0.01,
-                "top_before_nms": None,
-                "top_before_nms_per_class": 1000,
-                "nms_iou": 0.45,
-                "top_per_class": None,
-                "top": 500,
-                **_NOTHING_MORE,
+                side: FusionConfig(_mirrored_too(*views, *_MORE_VIEWS[side]), "soft_vote")
+                for side, views in _VIEWS.items()
             },
-            "the authors' repository, sfzhang15/RefineDet, its detection layer for COCO",
         ),
     )
 }

@@ -82,7 +82,7 @@ def published() -> dict[str, Published]:
                     figures=row["figures"],
                     unverified=frozenset(row.get("unverified", ())),
                     retrained_at_least=table.get("retrained_at_least", main - RETRAINED),
-                    protocol=table["protocol"],
+                    protocol=row.get("protocol", table["protocol"]),
                     measured_on=table["measured_on"],
                     source=table["source"],
                 )

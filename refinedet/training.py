@@ -22,7 +22,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -47,9 +47,13 @@ from refinedet.files import write_atomically, write_json
 from refinedet.ledger import Ledger
 from refinedet.prediction import Predictor, confident
 from refinedet.settings import Settings, to_yaml
+from refinedet.spec.detection import Detections
 from refinedet.spec.errors import Array
 from refinedet.spec.network import Parameters, initial_parameters
 from refinedet.spec.schedule import learning_rate
+
+Predict = Callable[[Iterable[Array]], Iterator[Detections]]
+"""Pictures in, detections in their own pixels out; one for each, in order."""
 
 SAMPLES = 12
 """Pictures on the sheet of sample detections."""
@@ -95,12 +99,16 @@ class Journal:
         self.metrics.close()
 
 
-def evaluate(
-    network: Network, dataset: Dataset, batch_size: int = 8, ledger: Ledger | None = None
-) -> Evaluator:
+def evaluate(network: Network, dataset: Dataset, batch_size: int = 8) -> Evaluator:
+    """Detect on every picture of a data set by the network's own settings."""
+    return collect(Predictor(network, min(batch_size, len(dataset))).predict, dataset)
+
+
+def collect(predict: Predict, dataset: Dataset, ledger: Ledger | None = None) -> Evaluator:
     """Detect on every picture of a data set; keeps the final detections alone.
 
     Args:
+        predict: as ``Predictor.predict``.
         ledger: pictures that are done according to it are not run again; is told the others.
     """
     evaluator = Evaluator(dataset)
@@ -108,8 +116,7 @@ def evaluate(
         evaluator.add(image_id, detections)
     done = len(evaluator.found)
     remaining = [r for r in dataset.records if r.image_id not in evaluator.found]
-    predictor = Predictor(network, min(batch_size, len(dataset)))
-    found = predictor.predict(read_picture(record.path) for record in remaining)
+    found = predict(read_picture(record.path) for record in remaining)
     bar = tqdm(
         remaining,
         "evaluating",

@@ -24,11 +24,13 @@ import numpy as np
 from refinedet.data.coco import read_coco
 from refinedet.files import write_json
 from refinedet.ledger import Ledger, describe
+from refinedet.multiscale import MultiScalePredictor
+from refinedet.prediction import Predictor
 from refinedet.protocols import find_protocol, under
 from refinedet.results import score_results, write_results
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import preset
-from refinedet.training import evaluate, write_evaluation
+from refinedet.training import collect, write_evaluation
 
 OBJECTS = 7
 WIDTH, HEIGHT = 640, 480
@@ -94,11 +96,14 @@ def evaluation(folder: Path, name: str, pictures: int) -> None:
     dataset = read_coco(folder / "annotations.json", folder / "pictures")
     dataset = replace(dataset, records=dataset.records[:pictures])
     network = under(find_protocol(name), FakeNetwork())
+    fusion, predict = find_protocol(name).fusion(network.config), Predictor(network).predict
+    if fusion is not None:
+        predict = MultiScalePredictor(network, fusion, lambda _: network).predict
 
     def work() -> None:
-        subject = describe(folder / "picture.jpg", network.config, "fake", dataset)
+        subject = describe(folder / "picture.jpg", network.config, "fake", dataset, fusion)
         ledger = Ledger(folder / "unfinished.jsonl", subject)
-        evaluator = evaluate(network, dataset, 8, ledger)
+        evaluator = collect(predict, dataset, ledger)
         count = sum(len(found.labels) for found in evaluator.found.values())
         print(f"{len(dataset)} pictures, {count} detections")
         write_results(folder / "results.json", dataset.category_ids, evaluator.found)

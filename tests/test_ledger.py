@@ -21,6 +21,7 @@ from refinedet.reference import SpecNetwork
 from refinedet.settings import resolve
 from refinedet.spec.config import preset
 from refinedet.spec.detection import Detections
+from refinedet.spec.fusion import FusionConfig
 from refinedet.spec.network import initial_parameters
 from refinedet.training import evaluate
 
@@ -145,6 +146,7 @@ def test_the_digests_tell_models_settings_and_data_apart(tmp_path, noise):
     assert differing(model=tmp_path / "same") == {"model"}
     lower = dataclasses.replace(config, detection=dataclasses.replace(config.detection, score=0.1))
     assert differing(config=lower) == {"settings"}
+    assert differing(fusion=FusionConfig()) == {"settings"}
     assert differing(backend="other") == {"backend"}
     assert differing(dataset=dataclasses.replace(noise, records=noise.records[1:])) == {"data set"}
     renamed = dataclasses.replace(noise, class_names=("a", "c"))

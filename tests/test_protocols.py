@@ -22,6 +22,7 @@ from refinedet.results import score_results
 from refinedet.settings import resolve
 from refinedet.spec.config import DetectionConfig, preset
 from refinedet.spec.detection import Detections
+from refinedet.spec.fusion import FusionConfig, View
 from refinedet.spec.network import initial_parameters
 
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 90, "name": "cow"}]
@@ -218,16 +219,82 @@ def test_the_settings_are_those_of_the_systems():
     thresholds = {name: (s["score"], s["nms_iou"], s["pixel"]) for name, s in table.items()}
     assert thresholds == {
         "paper": (0.01, 0.45, 0),
+        "paper+": (0.01, 0.45, 0),
         "modelzoo": (0.1, 0.6, 1),
         "caffe-coco": (0.01, 0.45, 0),
+        "caffe-coco+": (0.01, 0.45, 0),
     }
     names = ("top_before_nms", "top_before_nms_per_class", "top_per_class", "top")
     caps = {name: tuple(settings[n] for n in names) for name, settings in table.items()}
     assert caps == {
         "paper": (400, None, None, 200),
+        "paper+": (400, None, None, 200),
         "modelzoo": (None, None, 100, None),
         "caffe-coco": (None, 1000, None, 500),
+        "caffe-coco+": (None, 1000, None, 500),
     }
+
+
+VIEWS = {
+    320: {
+        (320, 320): (None, None),
+        (192, 320): (None, None),
+        (192, 192): (32, None),
+        (384, 384): (None, 160),
+        (448, 448): (None, 128),
+        (512, 512): (None, 96),
+        (576, 576): (None, 64),
+        (704, 704): (None, 32),
+    },
+    512: {
+        (512, 512): (None, None),
+        (384, 512): (None, None),
+        (256, 256): (None, None),
+        (384, 384): (None, None),
+        (768, 768): (None, 192),
+        (896, 896): (None, 128),
+    },
+}
+"""Of the authors' VOC test: height and width of the input, for a wide picture, and which sides
+of boxes count: the longer above, the shorter below."""
+MORE = {
+    320: {(640, 640): (None, 48)},
+    512: {(640, 640): (None, 224), (1024, 1024): (None, 96), (1152, 1152): (None, 64)},
+}
+"""Also of their COCO test."""
+
+
+@pytest.mark.parametrize("side", [320, 512])
+def test_the_views_are_those_of_the_authors_test(side):
+    config = preset(f"refinedet_vgg16_{side}")
+    for name, wanted, rule in (
+        ("paper+", VIEWS[side], "vote"),
+        ("caffe-coco+", VIEWS[side] | MORE[side], "soft_vote"),
+    ):
+        fusion = find_protocol(name).fusion(config)
+        for mirrored in (False, True):
+            views = [view for view in fusion.views if view.mirrored == mirrored]
+            assert len(views) == len(wanted)
+            assert {
+                view.input_size(config.image_size, (480, 640)): (
+                    view.longest_above,
+                    view.shortest_below,
+                )
+                for view in views
+            } == wanted
+        assert (fusion.rule, fusion.iou, fusion.score, fusion.pixel) == (rule, 0.45, 0.01, 1)
+    assert View(1, 0.6) in find_protocol("paper+").fusions[320].views
+    single = find_protocol("caffe-coco").fusion(config)
+    assert single == FusionConfig((View(),), "soft_nms", 0.3, 0.01, 1)
+    assert find_protocol("paper").fusion(config) is None
+    assert find_protocol("modelzoo").fusion(config) is None
+
+
+def test_a_detector_of_another_size_takes_the_views_of_the_nearest():
+    protocol = find_protocol("paper+")
+    for size, side in (((64, 64), 320), ((192, 384), 320), ((448, 64), 512), ((960, 960), 512)):
+        config = dataclasses.replace(preset("refinedet_eighth_128"), image_size=size)
+        assert protocol.fusion(config) is protocol.fusions[side]
 
 
 @pytest.mark.parametrize(
@@ -429,7 +496,7 @@ def test_expect_works_with_results_alone(run, layout, monkeypatch):
 def test_what_is_wrong_with_the_options_is_one_line(run, layout):
     alone = ("--results", layout.results, "--annotations", layout.annotations)
     for options, message in (
-        (("--protocol", "zoo"), "--protocol: no 'zoo'; there are paper, modelzoo, caffe-coco"),
+        (("--protocol", "zoo"), "--protocol: no 'zoo'; there are paper, paper+, modelzoo, caffe"),
         (("--expect", "zoo"), "--expect: no 'zoo'; there are modelzoo-ascend910"),
         (("--retrained",), "--retrained: needs --expect"),
         (("--resume",), "--resume: needs --model, and --output"),

@@ -66,6 +66,14 @@ def test_the_papers_rows_tell_what_is_from_memory():
     assert find_published("paper-voc12-vgg16-320").figures == {"VOC12": 0.781}
 
 
+def test_the_papers_plus_rows_want_a_protocol_of_several_views():
+    for name, row in published().items():
+        plus = "multiscale" in name
+        assert row.what.split(",")[0].endswith("+") == plus
+        assert row.protocol.endswith("+") == plus
+        assert bool(PROTOCOLS[row.protocol].fusions) == (plus or row.protocol == "caffe-coco")
+
+
 def moved(by, name=ZOO):
     return {figure: x + by for figure, x in find_published(name).figures.items()}
 

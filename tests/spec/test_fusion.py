@@ -88,6 +88,15 @@ def test_votes_are_for_the_best_box_alone():
     assert got.rows.tolist() == [0, 2]  # of equal scores the lower row leads
 
 
+def test_ties_keep_their_order_on_long_inputs():
+    # An unstable sort shows beyond some sixteen numbers.
+    b = np.float32([[i, 0, i + 0.5, 1] for i in range(100)])
+    scores = np.float32([0.5, 0.25] * 50)
+    order = [*range(0, 100, 2), *range(1, 100, 2)]
+    assert box_voting(b, scores, 0.45).rows.tolist() == order
+    assert soft_nms(b, scores, 0.3, 0.01).rows.tolist() == order
+
+
 def test_softly_beaten_voters_stay_beside_the_vote():
     b = np.float32([[0, 0, 1, 0.5], [0, 0, 1, 1], [0, 0, 1, 0.75]])
     scores = np.float32([0.5, 1, 0.5])
@@ -173,6 +182,7 @@ def test_a_score_of_exactly_the_least_stays_and_ties_go_to_the_lower_row():
     scores = np.float32([1, 0.5, 0.5])
     assert soft_nms(b, scores, 0.3, 0.25).rows.tolist() == [0, 1, 2]
     assert soft_nms(b, scores, 0.3, 0.2501).rows.tolist() == [0]
+    assert soft_nms(b, scores, 0.3, 1).rows.tolist() == [0]
     assert soft_nms(b, scores, 0.3, 1.01).rows.tolist() == []
 
 
