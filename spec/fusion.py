@@ -155,9 +155,9 @@ def box_voting(
         float64.
     Raises:
         ContractError: shapes, dtypes, crossed corners, a score that is not above 0.
-    Source: Gidaris and Komodakis, arXiv:1505.01749, section 5 (weights are scores); the
-        authors' release (sfzhang15/RefineDet, test/lib/fast_rcnn/test.py): best score,
-        who may vote, and what stays.
+    Source: Gidaris and Komodakis, arXiv:1505.01749, "bounding box voting"; the authors'
+        release, sfzhang15/RefineDet, test/lib/fast_rcnn/test.py: who votes, the best score,
+        and what stays.
     """
     _check_scored(boxes, scores)
     longer = lengthened(boxes, pixel)
@@ -202,7 +202,7 @@ def soft_nms(
         What was taken, in falling order of the new scores.
     Raises:
         ContractError: shapes, dtypes, crossed corners, a score that is not above 0.
-    Source: Soft-NMS, arXiv:1704.04503, section 3, linear; its release compares with "above".
+    Source: Soft-NMS, arXiv:1704.04503, linear; its release compares with "above".
     """
     _check_scored(boxes, scores)
     longer = lengthened(boxes, pixel)
@@ -258,9 +258,9 @@ def fuse(found: Sequence[Detections], config: FusionConfig, size: tuple[int, int
 
     Args:
         found: for each of ``config.views``, in order, what was detected in it: boxes (D, 4)
-            float32 or float64, corner form, as fractions of what the network saw (of
-            the mirrored picture in a mirrored view), scores (D,), same dtype, above 0,
-            labels (D,) integers from 1. D may be 0.
+            float32 or float64, one dtype in all, corner form, as fractions of what the
+            network saw (of the mirrored picture in a mirrored view), scores (D,), same
+            dtype, above 0, labels (D,) integers from 1. D may be 0.
         size: height and width of the original picture, in pixels.
     Returns:
         Boxes as fractions of the picture, not clipped.
@@ -273,6 +273,7 @@ def fuse(found: Sequence[Detections], config: FusionConfig, size: tuple[int, int
         raise ContractError(
             f"found: wants detections of {len(config.views)} views, got {len(found)}"
         )
+    check_float(**{f"found[{i}]": detections.boxes for i, detections in enumerate(found)})
     for detections in found:
         _check_scored(detections.boxes, detections.scores)
         check_labels(detections.labels, "labels", MOST_CLASSES, lowest=1)
@@ -294,4 +295,4 @@ def fuse(found: Sequence[Detections], config: FusionConfig, size: tuple[int, int
         combined.append(got._replace(rows=rows[got.rows]))
     boxes, scores, rows = (np.concatenate(column) for column in zip(*combined, strict=True))
     order = np.lexsort((rows, -scores))
-    return Detections(boxes[order], scores[order], labels[rows[order]])
+    return Detections(boxes[order], scores[order], labels[rows[order]].astype(np.int64))

@@ -329,6 +329,11 @@ def test_overlaps_of_a_picture_that_is_not_square():
         assert len(fuse([detections(*rows)], config, (4, 8)).scores) == count
 
 
+def test_labels_of_any_integers_become_int64():
+    one = detections(((0, 0, 1, 1), 0.5, 1))
+    same(fuse([one._replace(labels=np.int32([1]))], PLAIN, SIZE), one)
+
+
 @BOTH
 def test_nothing_found(dtype):
     nothing = Detections(np.zeros((0, 4), dtype), np.zeros(0, dtype), np.zeros(0, np.int64))
@@ -396,6 +401,9 @@ def test_what_fusion_refuses():
     one = detections(((0, 0, 1, 1), 0.5, 1))
     with refused("found: wants detections of 1 views, got 2"):
         fuse([one, one], PLAIN, SIZE)
+    double = one._replace(boxes=one.boxes.astype("f8"), scores=one.scores.astype("f8"))
+    with refused("found[0], found[1]: want one dtype, got ['float32', 'float64']"):
+        fuse([one, double], dataclasses.replace(PLAIN, views=(View(), View())), SIZE)
     with refused("labels: 0 at (0,) is outside 1..99999"):
         fuse([one._replace(labels=np.int64([0]))], PLAIN, SIZE)
     with refused("labels: wants shape (1), got (2,)"):
