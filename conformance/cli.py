@@ -10,13 +10,16 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
+from refinedet.conformance.checks.reported import asked
 from refinedet.conformance.registry import LEVELS, Check
 from refinedet.conformance.report import Report, as_data, as_text
 from refinedet.conformance.report_html import as_html
 from refinedet.conformance.runner import FAILED, LIMIT, PROFILES, Outcome, run, select
+from refinedet.data.dataset import DataError
 from refinedet.files import write_atomically, write_json
 
 Level = Enum("Level", {level: level for level in LEVELS}, type=str)  # type: ignore[misc]
+REPORTED = "Level reported mAP"
 Profile = Enum("Profile", {name: name for name in PROFILES}, type=str)  # type: ignore[misc]
 
 
@@ -41,14 +44,46 @@ def conformance(
     html_file: Annotated[
         Path | None, typer.Option("--html", help="Write the report there as a page too.")
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a run, a checkpoint, weights, or an exported detector.",
+            rich_help_panel=REPORTED,
+        ),
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="COCO's JSON.", rich_help_panel=REPORTED)
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures.", rich_help_panel=REPORTED)
+    ] = None,
+    expect: Annotated[
+        str | None,
+        typer.Option(
+            help="Published figures to reach, as modelzoo-ascend910.", rich_help_panel=REPORTED
+        ),
+    ] = None,
+    retrained: Annotated[
+        bool,
+        typer.Option(
+            "--retrained",
+            help="Expect no more than of a detector trained anew.",
+            rich_help_panel=REPORTED,
+        ),
+    ] = False,
 ) -> None:
     """Judge backends by the contract; status 1 if a check failed."""
-    checks = select((str(one.value) for one in level or ()), text)
+    case = asked(model, annotations, pictures, expect, retrained)
+    checks = select((str(one.value) for one in level or ()), text, case)
     if not checks:
         raise typer.BadParameter(f"-k: no check of these levels has {text!r} in its name")
     for file in (json_file, html_file):
         if file is not None and not file.absolute().parent.is_dir():
             raise typer.BadParameter(f"{file}: there is no folder {file.parent}; create it first")
+    if case is not None:
+        if not any(check.given for check in checks):
+            raise DataError("--model: is for level reported mAP, which --level or -k leaves out")
+        case.require_usable()
     outcomes = _run(list(dict.fromkeys(backend)), checks, str(profile.value), seed, limit)
     report = Report(str(profile.value), seed, tuple(outcomes))
     typer.echo(as_text(report))

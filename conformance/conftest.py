@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from refinedet.backend import BackendError
+from refinedet.conformance.checks.reported import asked
 from refinedet.conformance.registry import LEVELS
 from refinedet.conformance.report import Report, as_data, summary
 from refinedet.conformance.runner import LIMIT, PROFILES, Outcome, Worker, select
+from refinedet.reported import Reported
 
 OUTCOMES = pytest.StashKey[list[Outcome]]()
+CASE = pytest.StashKey[Reported | None]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,17 +33,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--profile", choices=list(PROFILES), default="default", help="how many inputs")
     group.addoption("--seed", type=int, default=0, help="of the drawn inputs")
     group.addoption("--limit", type=float, default=LIMIT, help="seconds a check may take")
+    for name, what in (
+        ("--model", "published detector, for level reported mAP"),
+        ("--annotations", "COCO's JSON"),
+        ("--pictures", "folder of the pictures"),
+    ):
+        group.addoption(name, type=Path, help=what)
+    group.addoption("--expect", help="published figures to reach")
+    group.addoption("--retrained", action="store_true", help="of a detector trained anew")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A place for the outcomes."""
-    config.stash[OUTCOMES] = []
+    """A place for the outcomes, and for the files of the user."""
+    config.stash[OUTCOMES], config.stash[CASE] = [], None
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """There is no default backend."""
-    if not session.config.getoption("backend"):
+    """There is no default backend; the files of the user are read before anything runs."""
+    option = session.config.getoption
+    if not option("backend"):
         raise pytest.UsageError("say which backend to judge: --backend NAME")
+    given = (option(name) for name in ("model", "annotations", "pictures", "expect", "retrained"))
+    try:
+        if case := asked(*given):
+            case.require_usable()
+    except (ValueError, OSError) as error:
+        raise pytest.UsageError(str(error)) from error
+    session.config.stash[CASE] = case
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -50,7 +70,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # pytest knows no option of a conftest.py that it meets deep in a folder: then all is skipped
     backends = list(dict.fromkeys(option("backend", [])))
     metafunc.parametrize("worker", backends, indirect=True, scope="session")
-    checks = select(option("level", []))
+    checks = select(option("level", []), case=metafunc.config.stash[CASE])
     metafunc.parametrize("judged", checks, ids=lambda check: check.name)
 
 

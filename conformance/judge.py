@@ -38,6 +38,10 @@ class NotImplementedByBackend(Exception):  # noqa: N818
     """The backend lacks what a check needs."""
 
 
+class NotRun(Exception):  # noqa: N818
+    """The check needs files, which the user did not give; says which options do."""
+
+
 def leaves(value: object, path: str = "") -> Iterator[tuple[str, Any]]:
     """The arrays and numbers in nested tuples, lists and dictionaries, with their paths."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -92,6 +96,8 @@ class Subject:
     observed: dict[str, float] = field(default_factory=dict)
     """By row of the table of tolerances: the largest error, absolute below 1, relative above;
     of tensors, relative to the tensor's largest number."""
+    alive: Callable[[], object] = int
+    """A check that may take hours calls it while it gets on."""
 
     def operation(self, name: str) -> Callable[..., Any]:
         """The backend's own; raises if it has none."""

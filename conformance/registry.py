@@ -10,7 +10,7 @@ from hypothesis.strategies import SearchStrategy, just
 
 from refinedet.conformance.judge import Subject
 
-LEVELS = ("operations", "network", "training", "detections")
+LEVELS = ("operations", "network", "training", "detections", "reported mAP")
 """From the ground up; see the package's docstring."""
 
 Law = Callable[[Subject, Any], None]
@@ -35,6 +35,9 @@ class Check:
     """Drawn cases, as a part of the profile's number; 0 for pinned ones alone."""
     masked: float
     """Largest part of the discrete results that may be undecided."""
+    given: bool = False
+    """Its one case is files of the user: without them it is not run, with them it takes
+    however long it takes."""
 
 
 CHECKS: dict[str, Check] = {}
@@ -47,6 +50,7 @@ def check(
     pinned: Sequence[Any] = (),
     share: float = 1.0,
     masked: float = 0.0,
+    given: bool = False,
 ) -> Callable[[Law], Law]:
     """Register a law; its docstring says it in a sentence."""
 
@@ -56,7 +60,7 @@ def check(
         cases = 0.0 if draws is None else share
         if name in CHECKS:
             raise ValueError(f"two checks are called {name}")
-        CHECKS[name] = Check(name, level, said, law, drawn, tuple(pinned), cases, masked)
+        CHECKS[name] = Check(name, level, said, law, drawn, tuple(pinned), cases, masked, given)
         return law
 
     return register

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from refinedet.backend import find_backend
 from refinedet.conformance.judge import Subject, Violation
 from refinedet.conformance.registry import CHECKS
 from refinedet.conformance.source import source
+from refinedet.published import Published
+from refinedet.reported import Reported
 from refinedet.spec.config import (
     AnchorsConfig,
     Config,
@@ -32,7 +35,10 @@ __all__ = [
     "MatchingConfig",
     "NetworkConfig",
     "OptimizerConfig",
+    "Path",
     "PictureConfig",
+    "Published",
+    "Reported",
     "ScheduleConfig",
     "np",
     "replay",

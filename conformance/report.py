@@ -17,10 +17,10 @@ import numpy as np
 
 from refinedet import __version__
 from refinedet.conformance.registry import CHECKS, LEVELS
-from refinedet.conformance.runner import FAILED, LIMITED, MISSING, PASSED, Outcome
+from refinedet.conformance.runner import FAILED, LIMITED, MISSING, NOT_RUN, PASSED, Outcome
 
-SCHEMA = "refinedet conformance 1"
-STATES = (PASSED, FAILED, MISSING, LIMITED)
+SCHEMA = "refinedet conformance 2"
+STATES = (PASSED, FAILED, MISSING, LIMITED, NOT_RUN)
 CUT = 400
 """Characters of an array or a case that a terminal shows."""
 BOUND = 1e9
@@ -61,16 +61,16 @@ def reached(outcomes: Iterable[Outcome]) -> tuple[str | None, str]:
     """The highest level reached, and what stands in the way of the next.
 
     A level is reached if every check of it was run and passed, and the levels before it
-    are reached. A declared limitation is not a pass, nor is what is not implemented.
+    are reached. A declared limitation is not a pass, nor is what is not implemented or
+    was not run.
     """
     states = {outcome.check: outcome.state for outcome in outcomes}
     highest = None
     for level in LEVELS:
         names = [check.name for check in CHECKS.values() if check.level == level]
-        counts = Counter(states.get(name, "not run") for name in names)
+        counts = Counter(states.get(name, NOT_RUN) for name in names)
         if not names or counts[PASSED] < len(names):
-            told = (*STATES[1:], "not run")
-            parts = [f"{counts[state]} {state}" for state in told if counts[state]]
+            parts = [f"{counts[state]} {state}" for state in STATES[1:] if counts[state]]
             return highest, f"{level}: {', '.join(parts) or 'has no checks'}"
         highest = level
     return highest, ""
@@ -146,7 +146,7 @@ def summary(backends: list[dict[str, Any]]) -> list[str]:
         lines += ["", conclusion(backend)]
         reasons: dict[str, list[str]] = {}
         for row in backend["checks"]:
-            if row["state"] in (MISSING, LIMITED):
+            if row["state"] in (MISSING, LIMITED, NOT_RUN):
                 reasons.setdefault(f"{row['state']}, {row['reason']}", []).append(row["check"])
         lines += [f"  {reason}: {', '.join(names)}" for reason, names in reasons.items()]
     return lines

@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from refinedet.conformance.report import STATES, conclusion, share
-from refinedet.conformance.runner import FAILED, LIMITED, MISSING, PASSED
+from refinedet.conformance.runner import FAILED, LIMITED, MISSING, NOT_RUN, PASSED
 
 STYLE = """
 :root { color-scheme: light dark; --line: #d0d7de; --soft: #656d76; --ground: #f6f8fa;
@@ -26,7 +26,7 @@ code, pre { font: 13px/1.4 ui-monospace, monospace; }
 pre { background: var(--ground); padding: .6rem; overflow: auto; max-height: 20rem;
   white-space: pre-wrap; overflow-wrap: anywhere; }
 .passed { color: var(--ok); } .failed { color: var(--bad); font-weight: 700; }
-.not-implemented, .limited { color: var(--gap); }
+.not-implemented, .limited { color: var(--gap); } .not-run { color: var(--soft); }
 .bar { display: inline-block; width: 8rem; height: .7rem; margin-right: .5rem;
   background: var(--ground); border: 1px solid var(--line); }
 .bar i { display: block; height: 100%; background: var(--ok); }
@@ -96,7 +96,7 @@ def _checks(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         state = row["state"]
-        shown = f"{state}: {row['reason']}" if state in (MISSING, LIMITED) else state
+        shown = f"{state}: {row['reason']}" if state in (MISSING, LIMITED, NOT_RUN) else state
         judged = state in (PASSED, FAILED) or row["worst"]
         lines.append(
             f"<tr><td>{escape(row['level'])}</td><td><code>{escape(row['check'])}</code></td>"

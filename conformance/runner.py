@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import faulthandler
+import functools
 import multiprocessing
 import os
 import signal
@@ -12,8 +13,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -23,7 +24,13 @@ from hypothesis.errors import Flaky
 
 import refinedet.conformance.checks  # noqa: F401 - fills the registry
 from refinedet.backend import BackendError, Limitation, find_backend
-from refinedet.conformance.judge import NotImplementedByBackend, Subject, Violation, in_a_line
+from refinedet.conformance.judge import (
+    NotImplementedByBackend,
+    NotRun,
+    Subject,
+    Violation,
+    in_a_line,
+)
 from refinedet.conformance.registry import CHECKS, LEVELS, Check
 from refinedet.conformance.source import source
 
@@ -32,10 +39,17 @@ PROFILES = {"quick": 10, "default": 50, "thorough": 500}
 SHRINKS = 0.1
 """Least share of a check whose failing cases are made smaller: others take seconds a case."""
 LIMIT = 300.0
-"""Seconds after which a check counts as hanging."""
+"""Seconds after which a check counts as hanging; of one that may take hours, between two
+signs of life."""
+FILES = "--model, --annotations, --pictures and --expect"
+"""What the check with the user's files needs."""
 
 PASSED, FAILED, MISSING, LIMITED = "passed", "failed", "not implemented", "limited"
 """``LIMITED``: failed, as the backend declares."""
+NOT_RUN = "not run"
+"""It needs files, which were not given."""
+ALIVE = "alive"
+"""What a check's process says between question and outcome."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,7 @@ class Outcome:
     masked: int = 0
     """Of the discrete results compared, those left undecided by the contract's margin."""
     reason: str = ""
-    """Of a limitation, or what is not implemented."""
+    """Of a limitation, what is not implemented, or what to give."""
     failure: Failure | None = None
 
 
@@ -88,7 +102,10 @@ def judge(
     Raises:
         Violation: with the smallest case found, as ``case``.
         NotImplementedByBackend: the backend lacks what the check needs.
+        NotRun: the check needs files of the user and has none.
     """
+    if check.given and not check.pinned:
+        raise NotRun(f"give {FILES}")
     try:
         for case in check.pinned:
             _tell_case(check, subject, case)
@@ -146,17 +163,23 @@ def _tell_case(check: Check, subject: Subject, case: Any) -> None:
 
 
 def outcome(
-    check: Check, backend: Any, profile: str = "default", number: int = 0, name: str = ""
+    check: Check,
+    backend: Any,
+    profile: str = "default",
+    number: int = 0,
+    name: str = "",
+    alive: Callable[[], object] = int,
 ) -> Outcome:
     """``judge`` with its result as data; declared limitations are expected failures.
 
     Args:
         name: how the user calls the backend, if not by its own name.
+        alive: as ``Subject`` has it.
     """
     name = name or str(getattr(backend, "name", "nameless"))
     began = time.perf_counter()
     declared = {x.check: x for x in limitations(backend)}.get(check.name)
-    subject = Subject(backend)
+    subject = Subject(backend, alive=alive)
     state, reason, failure = PASSED, "", None
     if declared and declared.crashes:
         state, reason = LIMITED, declared.reason
@@ -169,6 +192,8 @@ def outcome(
                 failure = Failure(f"passes, but is declared a limitation: {declared.reason}")
         except NotImplementedByBackend as error:
             state, reason = MISSING, str(error)
+        except NotRun as error:
+            state, reason = NOT_RUN, str(error)
         except Violation as violation:
             state, failure = FAILED, _failure(check, name, violation)
         except Flaky as error:
@@ -237,12 +262,16 @@ replay({backend!r}, {check.name!r}, {case})"""
     )
 
 
-def select(levels: Iterable[str] = (), text: str = "") -> list[Check]:
-    """Checks of these levels (all, if none), with a word of ``text`` in their names."""
+def select(levels: Iterable[str] = (), text: str = "", case: Any = None) -> list[Check]:
+    """Checks of these levels (all, if none), with a word of ``text`` in their names.
+
+    Args:
+        case: the files of the user, if given, for the check that needs them.
+    """
     wanted, words = set(levels) or set(LEVELS), text.split()
     return sorted(
         (
-            c
+            c if case is None or not c.given else replace(c, pinned=(case,))
             for c in CHECKS.values()
             if c.level in wanted and (not words or any(word in c.name for word in words))
         ),
@@ -299,7 +328,7 @@ class Worker:
             self._process.start()
         there.close()
         try:
-            refused = self._answer("", max(self.limit, LIMIT))  # a framework may load slowly
+            refused = self._answer(None, max(self.limit, LIMIT))  # a framework may load slowly
         except _GoneError as gone:
             refused = f"backend {self.arguments[0]}: loading it {gone}"
         if refused is not None:
@@ -311,7 +340,8 @@ class Worker:
         self.start()
         began = time.perf_counter()
         try:
-            answered: Outcome = self._answer(check.name, self.limit)
+            question = check.name, check.pinned if check.given else None
+            answered: Outcome = self._answer(question, self.limit)
             return answered
         except _GoneError as gone:
             self.close()
@@ -319,14 +349,19 @@ class Worker:
             name, failure = self.arguments[0], Failure(f"{check.name} {gone}")
         return Outcome(name, check.name, check.level, check.law, FAILED, seconds, failure=failure)
 
-    def _answer(self, question: str, limit: float) -> Any:
+    def _answer(self, question: tuple[str, Any] | None, limit: float) -> Any:
+        """The answer; each sign of life before it begins the limit anew."""
         assert self._pipe is not None
+        lacking = "does not end"
         try:
             if question:
                 self._pipe.send(question)
-            if not self._pipe.poll(limit):
-                raise _GoneError(f"does not end within {limit:g} s")
-            return self._pipe.recv()
+            while self._pipe.poll(limit):
+                answer = self._pipe.recv()
+                if answer != ALIVE:
+                    return answer
+                lacking = "shows no progress"
+            raise _GoneError(f"{lacking} within {limit:g} s")
         except (EOFError, OSError):
             self._process.join(10)
             code = self._process.exitcode
@@ -361,7 +396,10 @@ def _serve(pipe: Connection, folder: str, name: str, profile: str, number: int) 
     pipe.send(None)
     with contextlib.suppress(EOFError):
         while True:
-            pipe.send(outcome(CHECKS[pipe.recv()], backend, profile, number, name))
+            asked, given = pipe.recv()
+            check = CHECKS[asked] if given is None else replace(CHECKS[asked], pinned=given)
+            alive = functools.partial(pipe.send, ALIVE)
+            pipe.send(outcome(check, backend, profile, number, name, alive))
 
 
 def run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from refinedet.spec.errors import Array
 
 
 def source(value: object, limit: int | None = None) -> str:
-    """Python source of arrays, numbers, configurations, and what is nested of them.
+    """Python source of arrays, numbers, paths, configurations, and what is nested of them.
 
     Args:
         limit: characters; a longer array is described instead, and then the source
@@ -30,6 +31,8 @@ def source(value: object, limit: int | None = None) -> str:
         return f"[{', '.join(source(part, limit) for part in value)}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{k!r}: {source(v, limit)}' for k, v in value.items())}}}"
+    if isinstance(value, PurePath):
+        return f"Path({str(value)!r})"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _dataclass_source(value)
     return repr(value)

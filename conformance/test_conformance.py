@@ -6,7 +6,7 @@ import pytest
 
 from refinedet.conformance.registry import Check
 from refinedet.conformance.report import failure_text
-from refinedet.conformance.runner import FAILED, LIMITED, MISSING, Outcome, Worker
+from refinedet.conformance.runner import FAILED, LIMITED, MISSING, NOT_RUN, Outcome, Worker
 
 
 def test_conformance(worker: Worker, judged: Check, outcomes: list[Outcome]) -> None:
@@ -17,5 +17,7 @@ def test_conformance(worker: Worker, judged: Check, outcomes: list[Outcome]) -> 
         pytest.fail(failure_text(outcome), pytrace=False)
     if outcome.state == MISSING:
         pytest.skip(f"not implemented: {outcome.reason}")
+    if outcome.state == NOT_RUN:
+        pytest.skip(f"not run: {outcome.reason}")
     if outcome.state == LIMITED:
         pytest.xfail(outcome.reason)

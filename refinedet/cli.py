@@ -17,7 +17,7 @@ from tqdm import tqdm
 from typer.core import TyperGroup
 
 from refinedet import __version__
-from refinedet.backend import Backend, BackendError, backend_names, find_backend
+from refinedet.backend import BackendError, backend_names, find_backend
 from refinedet.bench import bench as run_bench
 from refinedet.bench import table as bench_table
 from refinedet.checkpoint import CheckpointError
@@ -29,15 +29,12 @@ from refinedet.demo import demo as run_demo
 from refinedet.drawing import detections_json, draw_detections, write_picture
 from refinedet.evaluation import (
     FIGURES,
-    Evaluation,
     evaluation_table,
 )
 from refinedet.files import write_json
-from refinedet.ledger import Ledger, describe
 from refinedet.models import export_model, open_model
-from refinedet.multiscale import MultiScalePredictor
 from refinedet.prediction import Predictor, confident
-from refinedet.protocols import PROTOCOLS, Protocol, chosen_pictures, find_protocol, under
+from refinedet.protocols import PROTOCOLS, find_protocol
 from refinedet.published import (
     ExpectationError,
     compare,
@@ -45,12 +42,13 @@ from refinedet.published import (
     find_published,
     require_agreement,
 )
-from refinedet.results import score_results, write_results
+from refinedet.reported import evaluate_model
+from refinedet.results import score_results
 from refinedet.settings import SettingsError, resolve, to_yaml
 from refinedet.spec.config import PRESETS, preset
 from refinedet.spec.errors import Array, ContractError
 from refinedet.spec.network import parameter_count
-from refinedet.training import TrainingError, collect, scoring_bar, train, write_evaluation
+from refinedet.training import TrainingError, scoring_bar, train
 from refinedet.weights.loading import patterns, with_backbone
 
 FAILURES = (
@@ -324,7 +322,9 @@ def eval_command(
     elif model is not None:
         source = _source(layout, root, annotations, pictures, split, classes)
         engine = find_backend(backend, "network")
-        evaluation = _evaluate(engine, model, source, protocol, output, resume, batch_size)
+        evaluation = evaluate_model(
+            engine, model, source, protocol, output, resume, batch_size, _say_skips
+        )
     else:
         raise DataError("--model: say what to evaluate, or give --results and --annotations")
     typer.echo(evaluation_table(evaluation, by_class))
@@ -332,53 +332,6 @@ def eval_command(
         compared = compare(evaluation.figures, row, retrained)
         typer.echo(f"\n{comparison_table(compared, row, retrained)}")
         require_agreement(compared, row, retrained, protocol_name)
-
-
-def _evaluate(
-    backend: Backend,
-    path: Path,
-    source: DataSource,
-    protocol: Protocol | None,
-    output: Path | None,
-    resume: bool,
-    batch_size: int,
-) -> Evaluation:
-    """Evaluate a model; write tables and detections if there is an output folder."""
-    opened = open_model(backend, path)
-    names = source.class_names or opened.class_names
-    try:
-        dataset = read_dataset(replace(source, class_names=names), check_pictures=True)
-    except DataError as error:
-        shown = ", ".join(opened.class_names)
-        raise DataError(f"{error} ({path} detects {shown})") from error
-    _say_skips(dataset).require_usable()
-    if dataset.class_names != opened.class_names:
-        raise DataError(
-            f"{path}: detects {', '.join(opened.class_names)}; the data set has "
-            f"{', '.join(dataset.class_names)}; name the model's with --classes"
-        )
-    network, fusion = opened.network, None
-    if protocol is not None:
-        network, dataset = under(protocol, network), chosen_pictures(protocol, dataset)
-        fusion = protocol.fusion(network.config)
-    count = min(batch_size, len(dataset))
-    if fusion is None:
-        predict = Predictor(network, count).predict
-    else:
-        predict = MultiScalePredictor(network, fusion, opened.remade, count).predict
-    if output is None:
-        return collect(predict, dataset).result(scoring_bar)
-    output.mkdir(parents=True, exist_ok=True)
-    subject = describe(path, network.config, backend.name, dataset, fusion)
-    ledger = Ledger(output / "unfinished.jsonl", subject, resume)
-    try:
-        evaluator = collect(predict, dataset, ledger)
-    finally:
-        ledger.close()
-    write_results(output / "results.json", dataset.category_ids, evaluator.found)
-    evaluation = write_evaluation(output, evaluator)
-    ledger.remove()
-    return evaluation
 
 
 @app.command("detect")

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refinedet.backend import Backend, BackendError, Network
-from refinedet.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint
+from refinedet.checkpoint import CheckpointError, newest_checkpoint
 from refinedet.data.dataset import DataError
 from refinedet.files import write_atomically
 from refinedet.settings import Settings, from_yaml, to_yaml
 from refinedet.spec.config import Config
+from refinedet.weights.loading import import_weights
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,17 @@ def _settings_file(path: Path) -> Path:
     return path.with_name(path.name + ".yaml")
 
 
+def is_exported(path: Path) -> bool:
+    """Whether this is what ``export_model`` wrote, by the settings beside it."""
+    return not path.is_dir() and path.suffix != ".safetensors" and _settings_file(path).exists()
+
+
 def open_model(backend: Backend, path: Path) -> Model:
     """The detector in a file or a run.
 
     Args:
-        path: folder of a run (its newest checkpoint), a ``.safetensors`` checkpoint or
-            weights, or what ``export_model`` wrote.
+        path: folder of a run (its newest checkpoint), what ``export_model`` wrote, or a
+            checkpoint or weights as ``import_weights`` takes them without more words.
     Raises:
         BackendError, CheckpointError, DataError, SettingsError: nothing there, or not
             such a file.
@@ -49,8 +55,8 @@ def open_model(backend: Backend, path: Path) -> Model:
         checkpoint = newest_checkpoint(path / "checkpoints")
         if checkpoint is None:
             raise CheckpointError(f"{path}: no checkpoint in it; it is not a run, or has none yet")
-    elif path.suffix == ".safetensors" or not _settings_file(path).exists():
-        checkpoint = load_checkpoint(path)
+    elif not is_exported(path):
+        checkpoint, _ = import_weights(path)
     else:
         if not hasattr(backend, "load"):
             raise BackendError(f"{path}: backend {backend.name} reads no exported detectors")
