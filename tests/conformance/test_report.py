@@ -11,7 +11,16 @@ import pytest
 from refinedet.conformance.registry import CHECKS, LEVELS
 from refinedet.conformance.report import Report, as_data, as_text, reached
 from refinedet.conformance.report_html import as_html
-from refinedet.conformance.runner import FAILED, LIMITED, MISSING, PASSED, Failure, Outcome, select
+from refinedet.conformance.runner import (
+    FAILED,
+    LIMITED,
+    MISSING,
+    NOT_RUN,
+    PASSED,
+    Failure,
+    Outcome,
+    select,
+)
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/conformance.md"
 FAILURE = Failure(
@@ -34,12 +43,13 @@ def changed(outcomes, level, **fields):
 
 @pytest.fixture
 def mixed():
-    """Two backends; all four states."""
+    """Two backends; all five states."""
     second = passing("my:<Backend>")
     second = changed(second, "network", state=FAILED, worst=150.0, failure=FAILURE)
     second = changed(second, "training", state=MISSING, reason="trainer", worst=0.0)
     limited = {"state": LIMITED, "reason": "ties & <more>", "failure": FAILURE}
     second = changed(second, "detections", **limited)
+    second = changed(second, "reported mAP", state=NOT_RUN, reason="give <files>", worst=0.0)
     return Report("quick", 7, (*passing(), *second))
 
 
@@ -47,7 +57,7 @@ def test_all_passed_reaches_the_highest_level():
     assert reached(passing()) == (LEVELS[-1], "")
 
 
-@pytest.mark.parametrize("state", [FAILED, MISSING, LIMITED])
+@pytest.mark.parametrize("state", [FAILED, MISSING, LIMITED, NOT_RUN])
 def test_whatever_is_not_a_pass_withholds_its_level_and_all_above(state):
     outcomes = changed(passing(), "network", state=state)
     assert reached(outcomes) == ("operations", f"network: 1 {state}")
@@ -85,7 +95,7 @@ def test_the_data_are_as_documented(mixed):
     assert set(paths(data)) == set(documented)
     assert data["schema"] in text
     assert [row["backend"] for row in data["backends"]] == ["spec", "my:<Backend>"]
-    assert data["backends"][0]["reached"] == "detections"
+    assert data["backends"][0]["reached"] == "reported mAP"
     assert data["backends"][1]["reached"] == "operations"
     for backend in data["backends"]:
         assert sum(row["checks"] for row in backend["levels"]) == len(backend["checks"])
@@ -108,12 +118,13 @@ def test_the_text_has_a_table_a_level_and_every_failure(mixed):
     assert "profile quick, seed 7" in text
     rows = [line.split() for line in text.splitlines() if " network " in line]
     count = sum(c.level == "network" for c in CHECKS.values())
-    assert rows[0][-7:] == [str(count), str(count), "0", "0", "0", "0.50%", "0.5"]
-    assert rows[1][-7:] == [str(count), str(count - 1), "1", "0", "0", "0.50%", "150"]
-    assert "spec reaches level detections\n" in text
+    assert rows[0][-8:] == [str(count), str(count), "0", "0", "0", "0", "0.50%", "0.5"]
+    assert rows[1][-8:] == [str(count), str(count - 1), "1", "0", "0", "0", "0.50%", "150"]
+    assert "spec reaches level reported mAP\n" in text
     assert "my:<Backend> reaches level operations; network: 1 failed" in text
     assert "  not implemented, trainer: " in text
     assert "  limited, ties & <more>: " in text
+    assert "  not run, give <files>: " in text
     failure = text[text.index("FAILED ") :]
     for shown in (
         "FAILED network",
@@ -177,6 +188,7 @@ def test_the_page_says_what_the_text_says(mixed):
     text = as_html(as_data(mixed))
     assert "my:&lt;Backend&gt; reaches level operations; network: 1 failed" in text
     assert "limited: ties &amp; &lt;more&gt;" in text
+    assert '<td class="not-run">not run: give &lt;files&gt;</td><td>-</td>' in text
     for outcome in mixed.outcomes:
         assert f"<code>{outcome.check}</code>" in text
     for shown in ("GGG", "WWW", "(1, 2)", "Error 0.0003, allowed 2e-06"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from refinedet.checkpoint import CheckpointError, load_checkpoint
+from refinedet.models import open_model
 from refinedet.settings import resolve
 from refinedet.spec.config import PRESETS, preset, replace
 from refinedet.spec.network import forward, initial_parameters, parameter_table
@@ -95,6 +96,24 @@ def test_the_classes_of_coco(path):
     settings = import_weights(path, None, (), SMALL)[0].settings
     assert len(settings.class_names) == 80
     assert settings.class_names[0] == "person"
+
+
+def test_eval_takes_it_as_it_is(path):
+    """At its genuine size; nothing is computed."""
+    config = preset(PRESET)
+    zeros = {p.name: np.broadcast_to(np.float32(0), p.shape) for p in parameter_table(config)}
+    path.write_bytes(ckpt(zoo_state(zeros)))
+
+    class Keeps:
+        def network(self, *arguments):
+            return arguments
+
+    made = open_model(Keeps(), path)
+    assert made.network[0] == config
+    assert {n: p.shape for n, p in made.network[1].items()} == {
+        n: p.shape for n, p in zeros.items()
+    }
+    assert len(made.class_names) == 80
 
 
 def test_names_of_other_versions(path):
