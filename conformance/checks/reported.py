@@ -40,13 +40,9 @@ def asked(
     given = [name for name, value in (*needed.items(), ("--retrained", retrained)) if value]
     if not given:
         return None
-    for name, value in needed.items():
-        if not value:
-            raise DataError(f"{name}: level reported mAP needs it beside {given[0]}")
-    assert model is not None
-    assert annotations is not None
-    assert pictures is not None
-    assert expect is not None
+    if not (model and annotations and pictures and expect):
+        missing = next(name for name, value in needed.items() if not value)
+        raise DataError(f"{missing}: level reported mAP needs it beside {given[0]}")
     return Reported(model, annotations, pictures, find_published(expect), retrained)
 
 

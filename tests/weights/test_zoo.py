@@ -110,9 +110,8 @@ def test_eval_takes_it_as_it_is(path):
 
     made = open_model(Keeps(), path)
     assert made.network[0] == config
-    assert {n: p.shape for n, p in made.network[1].items()} == {
-        n: p.shape for n, p in zeros.items()
-    }
+    for name, zero in zeros.items():
+        assert made.network[1][name].shape == zero.shape
     assert len(made.class_names) == 80
 
 
