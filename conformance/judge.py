@@ -97,7 +97,7 @@ class Subject:
     """By row of the table of tolerances: the largest error, absolute below 1, relative above;
     of tensors, relative to the tensor's largest number."""
     alive: Callable[[], object] = int
-    """A check that may take hours calls it while it gets on."""
+    """A check that may take hours calls it while it gets on; does nothing if nobody waits."""
 
     def operation(self, name: str) -> Callable[..., Any]:
         """The backend's own; raises if it has none."""
