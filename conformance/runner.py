@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.errors import Flaky
+from tqdm import tqdm
 
 import refinedet.conformance.checks  # noqa: F401 - fills the registry
 from refinedet.backend import BackendError, Limitation, find_backend
@@ -382,6 +384,7 @@ def _serve(pipe: Connection, folder: str, name: str, profile: str, number: int) 
     """The process: says None once the backend is ready, or why it is not; then answers."""
     faulthandler.enable()
     set_hypothesis_home_dir(folder)  # otherwise it leaves its own in the user's folder
+    tqdm.set_lock(threading.RLock())  # its own is for processes, and this one is killed with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, interrupted too, ends this process
     try:
         backend = find_backend(name)

@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -427,6 +429,18 @@ def test_a_picture_that_is_missing_is_refused(run, options, files, tmp_path):
     refused(run(*ALONE, *options), said)
     (fewer / gone.name).write_bytes(gone.read_bytes()[:100])
     refused(run(*ALONE, *options), said)
+
+
+def test_its_process_leaves_nothing_to_be_cleaned_up(files):
+    paths = [f"--{name}={path}" for name, path in vars(files).items()]
+    done = subprocess.run(
+        [sys.executable, "-m", "refinedet", *ALONE, *paths, "--expect", "modelzoo-gpu"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.startswith("spec reported.map: failed, "), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
 
 
 # Under pytest
