@@ -248,7 +248,7 @@ def test_an_evaluation_killed_while_scoring_runs_no_picture_again(
 ):
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("refinedet.cli.write_evaluation", lambda *_: sys.exit(9))
+        patch.setattr("refinedet.reported.write_evaluation", lambda *_: sys.exit(9))
         assert called(patch, capsys, [*evaluation, "--output", output])[0] == 9
     monkeypatch.setattr(SpecNetwork, "scored_boxes", lambda *_: pytest.fail("ran again"))
     assert called(monkeypatch, capsys, [*evaluation, "--output", output, "--resume"])[0] == 0
