@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from refinedet.settings import Settings, SettingsError, resolve
 from refinedet.spec.config import Config, PictureConfig, preset
 from refinedet.spec.network import Parameters, initial_parameters
 from refinedet.weights.errors import brief
-from refinedet.weights.mapping import CLASSIFIER, EXPORTED
+from refinedet.weights.mapping import for_export
 from refinedet.weights.reading import WeightsFile, read_weights
+from refinedet.weights.scheme import classifier_layers, trunk_fields
 
 FIRST = 5
 """So many misfits are told; the others are counted."""
@@ -95,8 +96,9 @@ def with_backbone(
 ) -> tuple[Parameters, str]:
     """Fresh parameters, with the trunk of a file over them.
 
-    A detector's file must have the whole trunk, ``backbone.*``. A classifier's has no
-    conv6_1, no conv6_2 and no L2 scales: of it, conv1_1 to fc7 are wanted.
+    A detector's file must have the whole trunk, ``backbone.*``. A classifier's has no L2
+    scales, and nothing of the last stage: of it, VGG16's conv1_1 to fc7 or a ResNet's conv1
+    to res5 are wanted.
 
     Returns:
         All parameters, and a line that tells what came from where.
@@ -107,31 +109,43 @@ def with_backbone(
     fresh = initial_parameters(settings.model, settings.input.seed)
     trunk = [name for name in fresh if name.startswith("backbone.")]
     layers = {name.rpartition(".")[0] for name in file.parameters if ".l2_scale" not in name}
-    of_classifier = layers <= {*CLASSIFIER}
-    wanted = [n for n in trunk if n.rpartition(".")[0] in CLASSIFIER and ".l2_scale" not in n]
-    taken = fit(file, fresh, wanted if of_classifier else trunk, partial)
+    classifier = {*classifier_layers(settings.model)}
+    wanted = [n for n in trunk if n.rpartition(".")[0] in classifier and ".l2_scale" not in n]
+    taken = fit(file, fresh, wanted if layers <= classifier else trunk, partial)
     said = f"{len(taken)} of {len(trunk)} tensors of the trunk are from {path} ({file.scheme.kind})"
     stay = sorted({name for name in trunk if name not in taken})
     if stay:
         said += f"; fresh: {', '.join(stay[:8])}{', ...' if len(stay) > 8 else ''}"
-    return {**fresh, **taken}, said + _picture_note(file, settings)
+    return {**fresh, **taken}, said + _settings_note(file, settings)
 
 
-def _picture_note(file: WeightsFile, settings: Settings) -> str:
-    picture = file.settings.model.picture if file.settings else file.scheme.picture
-    if picture is None or picture == settings.model.picture:
-        return ""
-    return f"; they were trained on other pictures: {' '.join(_picture_assignments(picture))}"
+def _settings_note(file: WeightsFile, settings: Settings) -> str:
+    """What a trunk was trained with, where the settings differ."""
+    picture, network = file.scheme.picture, file.scheme.network
+    if file.settings:
+        picture = file.settings.model.picture
+        network = trunk_fields(file.settings.model.network)
+    now = trunk_fields(settings.model.network)
+    told = _assignments(
+        None if picture == settings.model.picture else picture,
+        {name: value for name, value in network.items() if value != now[name]},
+    )
+    return f"; they were trained with other settings: {' '.join(told)}" if told else ""
 
 
-def _picture_assignments(picture: PictureConfig | None) -> list[str]:
-    if picture is None:
-        return []
-    return [
-        f"model.picture.channels={picture.channels}",
-        f"model.picture.mean=[{', '.join(map(str, picture.mean))}]",
-        f"model.picture.std=[{', '.join(map(str, picture.std))}]",
-    ]
+def _assignments(picture: PictureConfig | None, network: Mapping[str, object]) -> list[str]:
+    """As ``--set`` takes them."""
+    told = []
+    if picture is not None:
+        told += [
+            f"model.picture.channels={picture.channels}",
+            f"model.picture.mean=[{', '.join(map(str, picture.mean))}]",
+            f"model.picture.std=[{', '.join(map(str, picture.std))}]",
+        ]
+    for name, value in network.items():
+        text = str(value).lower() if isinstance(value, bool) else value
+        told.append(f"model.network.{name}={text}")
+    return told
 
 
 def import_weights(
@@ -170,7 +184,7 @@ def import_weights(
         names = class_names or _default_names(count)
         if len(names) + 1 != count:
             raise SettingsError(f"--classes: {path} detects {count - 1} classes, got {len(names)}")
-        about = _picture_assignments(file.scheme.picture)
+        about = _assignments(file.scheme.picture, file.scheme.network)
         settings = resolve(chosen, None, [*about, *assignments], names)
     fresh = initial_parameters(settings.model, settings.input.seed)
     taken = fit(file, fresh, list(fresh), partial)
@@ -207,7 +221,7 @@ def renamed(parameters: Parameters, names: str) -> Parameters:
     """
     if names == "canonical":
         return dict(parameters)
-    scheme = EXPORTED[names]
+    scheme = for_export(names, parameters)
     if lost := [name for name in parameters if name not in scheme.names]:
         raise CheckpointError(
             f"{lost[0]}: {scheme.kind} has no such tensor; export with --names canonical"

@@ -20,8 +20,9 @@ from refinedet.spec.network import Parameters
 from refinedet.weights.caffe import read_caffemodel
 from refinedet.weights.ckpt import is_ckpt, read_ckpt
 from refinedet.weights.errors import FormatError, brief
-from refinedet.weights.mapping import Scheme, recognise
+from refinedet.weights.mapping import recognise
 from refinedet.weights.pytorch import read_legacy, read_zip
+from refinedet.weights.scheme import Scheme
 
 LARGEST_FILE = 2 << 30
 """Bytes of a file that are read; protobuf allows no more either."""

@@ -8,8 +8,8 @@ from refinedet.settings import resolve
 from refinedet.spec.config import replace
 from refinedet.spec.network import forward
 from refinedet.weights.loading import import_weights, with_backbone
-from refinedet.weights.mapping import CAFFE, PORT
 from refinedet.weights.reading import read_weights
+from refinedet.weights.vgg16 import CAFFE, PORT
 
 from .writers import (
     CONFIG,
@@ -281,9 +281,9 @@ def test_a_trunk_with_a_gap_is_not_loaded(tmp_path):
 
 
 def test_networks_that_are_not_known(tmp_path):
-    write_zip(tmp_path / "x", {"layer1.0.conv1.weight": np.zeros((2, 2), "<f4")})
+    write_zip(tmp_path / "x", {"layer1.0.conv4.weight": np.zeros((2, 2), "<f4")})
     refused(lambda: read_weights(tmp_path / "x"), r"x: .*1 tensors of no network known here")
-    (tmp_path / "y").write_bytes(caffemodel([("res2a_branch1", [np.zeros((2, 2))])]))
+    (tmp_path / "y").write_bytes(caffemodel([("res2a_branch3", [np.zeros((2, 2))])]))
     refused(lambda: read_weights(tmp_path / "y"), r"a caffemodel with 1 tensors of no network")
 
 

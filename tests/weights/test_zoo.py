@@ -12,7 +12,7 @@ from refinedet.spec.config import PRESETS, preset, replace
 from refinedet.spec.network import forward, initial_parameters, parameter_table
 from refinedet.weights.ckpt import read_ckpt, written_ckpt
 from refinedet.weights.loading import import_weights, renamed, with_backbone
-from refinedet.weights.mapping import ZOO
+from refinedet.weights.modelzoo import VGG16 as ZOO
 from refinedet.weights.reading import read_weights
 
 from .test_cli import refused as refused_command

@@ -186,15 +186,16 @@ def blob(array, old=False, unpacked=False):
 
 
 def caffemodel(layers, old=False, blob=blob):
-    """NetParameter, of V1 layers if ``old``."""
+    """NetParameter, of V1 layers if ``old``; ``layers`` as ``(name, blobs)`` or with the kind."""
     out = field(1, b"refinedet")
-    for name, blobs in layers:
+    for name, blobs, *kind in layers:
         if old:  # bottom, top, name, type, blobs
             body = field(2, b"x") + field(3, b"y") + field(4, name.encode()) + field(5, 4)
             body += b"".join(field(6, blob(b, old=True)) for b in blobs)
             out += field(2, body)
         else:  # name, type, bottom, blobs, propagate_down
-            body = field(1, name.encode()) + field(2, b"Convolution") + field(3, b"x")
+            body = field(1, name.encode()) + field(2, (kind or ["Convolution"])[0].encode())
+            body += field(3, b"x")
             body += b"".join(field(7, blob(b)) for b in blobs) + field(11, 1)
             out += field(100, body)
     return out

@@ -62,8 +62,15 @@ NORM = ("moving_mean", "moving_variance", "gamma", "beta")
 def zoo_state(p):
     """The zoo's 149 tensors of our parameters, offsets in its order."""
     state = {f"network.backbone.{z}.weight": p[f"backbone.{o}.weight"] for o, z in TRUNK.items()}
-    state["network.tcb.tcb0.0.weight"] = p["backbone.conv4_3.l2_scale"]
-    state["network.tcb.tcb1.0.weight"] = p["backbone.conv5_3.l2_scale"]
+    return {**state, **upper_state(p, ("conv4_3", "conv5_3"))}
+
+
+def upper_state(p, normalised):
+    """Those above the trunk, whose first two sources have these names."""
+    state = {
+        f"network.tcb.tcb{i}.0.weight": p[f"backbone.{name}.l2_scale"]
+        for i, name in enumerate(normalised)
+    }
     state |= {f"network.tcb.{z}.weight": p[f"{o}.weight"] for o, z in TCB.items()}
     for module in ("arm", "odm"):
         for ours, theirs in (("offsets", "loc"), ("logits", "cls")):
@@ -119,19 +126,27 @@ def zoo_forward(state, pictures):
     """The zoo's forward pass; offsets as y, x, h, w."""
 
     def conv(name, x, **shape):
-        return conv2d(x, state[f"network.{name}.weight"], **shape)
+        return conv2d(x, state[f"network.backbone.{name}.weight"], **shape)
 
     x, sources = pictures, []
     for block, count in enumerate((2, 2, 3, 3, 3), 1):
         for i in range(count):
-            x = relu(conv(f"backbone.b{block}.{2 * i}", x, padding=1))
+            x = relu(conv(f"b{block}.{2 * i}", x, padding=1))
         if block > 3:
             sources.append(x)
         x = max_pool2x2(x)
-    x = conv("backbone.fc7", relu(conv("backbone.fc6", x, padding=3, dilation=3)))
+    x = conv("fc7", relu(conv("fc6", x, padding=3, dilation=3)))
     sources.append(x)
-    x = relu(conv("backbone.b6_1.0", relu(x)))
-    sources.append(relu(conv("backbone.b6_2.0", x, padding=1, stride=2)))
+    x = relu(conv("b6_1.0", relu(x)))
+    sources.append(relu(conv("b6_2.0", x, padding=1, stride=2)))
+    return upper_forward(state, sources)
+
+
+def upper_forward(state, sources):
+    """The zoo's pass from the trunk's four sources on."""
+
+    def conv(name, x, **shape):
+        return conv2d(x, state[f"network.{name}.weight"], **shape)
 
     p = relu(conv("tcb.tcb3.0", sources[3], padding=1))
     p = relu(conv("tcb.p3.2", relu(conv("tcb.p3.0", p, padding=1)), padding=1))

@@ -1,0 +1,80 @@
+"""What one program calls its tensors, and what else of it the tensors do not tell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from refinedet.spec.architecture import convs_of, trunk
+from refinedet.spec.config import Config, NetworkConfig, PictureConfig
+from refinedet.spec.errors import Array
+
+BGR = PictureConfig("BGR", (104.0, 117.0, 123.0))
+RGB = PictureConfig("RGB", (123.0, 117.0, 104.0))
+"""The port subtracts the means in BGR, then turns the channels round: data/voc0712.py."""
+IMAGENET = PictureConfig("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+"""255 times torchvision's mean and standard deviation."""
+
+
+def classifier_layers(config: Config) -> list[str]:
+    """The trunk's convolutions that a network trained on ImageNet has as well, in order.
+
+    All but those of the last stage: conv6_1 and conv6_2 of VGG16, res6_1 of a ResNet.
+    """
+    stages = trunk(config)[:-1]
+    return [conv.name for stage in stages for step in stage for conv in convs_of(step)]
+
+
+def trunk_fields(network: NetworkConfig) -> dict[str, object]:
+    """The fields that change what a ResNet's trunk computes, and none of its tensors."""
+    names = ("bottleneck_stride", "same_padding", "pool_centred", "batch_norm_eps")
+    return {name: getattr(network, name) for name in names}
+
+
+def _unchanged(name: str, array: Array) -> Array:
+    return array
+
+
+def _same(name: str) -> str:
+    return name
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one program names its tensors.
+
+    Attributes:
+        kind: what it is, for messages.
+        names: the file's name by the canonical one.
+        picture: what its network wants to see; None where nobody has said.
+        ignored: pattern of names that are known, and of no use here.
+        convert: from the canonical name and the file's tensor to ours.
+        revert: from the canonical name and our tensor to the file's.
+        plain: a name of the file as ``names`` has it.
+        preset: the detector that the tensors are of, where no other is asked for.
+        network: how its trunk computes, where its tensors do not tell; see ``trunk_fields``.
+    """
+
+    kind: str
+    names: Mapping[str, str]
+    picture: PictureConfig | None
+    ignored: str = r"(?!)"
+    convert: Callable[[str, Array], Array] = field(default=_unchanged)
+    revert: Callable[[str, Array], Array] = field(default=_unchanged)
+    plain: Callable[[str], str] = field(default=_same)
+    preset: str = "refinedet_vgg16_320"
+    network: Mapping[str, object] = field(default_factory=dict)
+
+    def canonical(self, name: str) -> str | None:
+        """The canonical name of a name in the file; None where there is none."""
+        return self._back.get(self.plain(name))
+
+    def is_ignored(self, name: str) -> bool:
+        """Whether the tensor is known, and of no use here."""
+        return re.fullmatch(self.ignored, name) is not None
+
+    @cached_property
+    def _back(self) -> dict[str, str]:
+        return {theirs: ours for ours, theirs in self.names.items()}
