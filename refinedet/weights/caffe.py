@@ -81,7 +81,7 @@ def _divided(arrays: list[Array], name: str) -> list[Array]:
         raise FormatError(f"{where}: its factor is {by}, wants a number from 0")
     if by == 0:
         return [np.zeros_like(array) for array in sums]
-    with np.errstate(over="ignore"):  # what overflows is not finite, and told
+    with np.errstate(all="ignore"):  # what overflows is not finite, and told
         return [array / array.dtype.type(by) for array in sums]
 
 

@@ -81,10 +81,10 @@ def _caffe() -> Iterator[tuple[str, str]]:
 
 
 def torch_layers(layer: str, downsample: str) -> tuple[str, str]:
-    """A convolution and its batch normalisation, as torchvision's classes name them.
+    """A convolution and its batch normalisation, as classes after torchvision's name them.
 
     Args:
-        layer: canonical, of the trunk.
+        layer: canonical, of the trunk; res6_1 is the model zoo's ``extra``.
         downsample: what the class calls a projection.
     """
     block, _, conv = layer.rpartition(".")

@@ -27,6 +27,7 @@ from .resnet import (
     zoo_forward,
     zoo_state,
 )
+from .test_cli import Backend
 from .test_cli import refused as refused_command
 from .test_damage import refused
 from .writers import SMALL, caffemodel, random_parameters, write_zip
@@ -206,13 +207,30 @@ def test_misfits_are_told(path):
     attempt([row for row in layers if row[0] != "bnP4_inter_branch1"], r"2 misfits: .*odm\.1\.sha")
     small = changed(layers, "bn_conv1", lambda blobs: [blobs[0][:0], *blobs[1:]])
     attempt(small, r"1 misfit: backbone\.conv1\.moving_mean has shape \(0,\), wants \(1,\)")
-    tiny = changed(layers, "bn_conv1", lambda blobs: [*blobs[:2], np.full(1, 1e-45, "<f4")])
-    attempt(tiny, r"2 misfits: backbone\.conv1\.moving_mean is not finite")
+    for little in (np.full(1, 1e-45, "<f4"), np.full(1, 1e-300)):
+        tiny = changed(layers, "bn_conv1", lambda blobs, factor=little: [*blobs[:2], factor])
+        attempt(tiny, r"2 misfits: backbone\.conv1\.moving_mean is not finite")
     biased = changed(layers, "conv1", lambda blobs: [*blobs, np.zeros(1, "<f4")])
     attempt(biased, r"1 misfit: conv1/1 is unexpected")
     path.write_bytes(caffemodel(caffe_layers(WANTED)))
     with pytest.raises(CheckpointError, match=r"misfits: .*nothing was loaded"):
         import_weights(path, "refinedet_vgg16_320", NAMES, SMALL)
+
+
+def test_damage_anywhere(path):
+    """A line or a file that still reads: never another exception."""
+    whole = caffemodel(caffe_layers(WANTED, 999.98236))
+    rng = np.random.default_rng(0)
+    for place in rng.integers(0, len(whole), 60):
+        turned = bytearray(whole)
+        turned[place] ^= 1 << int(rng.integers(8))
+        for content in (bytes(turned), whole[:place]):
+            path.write_bytes(content)
+            try:
+                _ = read_weights(path).parameters
+            except CheckpointError as error:
+                assert "\n" not in str(error)
+                assert len(str(error)) < 600
 
 
 def test_show(run, path):
@@ -293,6 +311,32 @@ def test_torchvisions_trunk_and_its_settings(path, pictures):
     for mine, theirs in zip(outputs, wanted, strict=True):
         assert theirs.std() > 1e-2
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4 * theirs.std())
+
+
+def test_training_from_torchvisions_trunk(run, tmp_path, path, noise, monkeypatch):
+    """The command of docs/weights.md."""
+    backend = Backend()
+    monkeypatch.setattr("refinedet.cli.find_backend", lambda *_: backend)
+    rows = [f"{r.path.name} 2,3,30,40,{r.labels[0]}" for r in noise.records]
+    (tmp_path / "list.txt").write_text("\n".join(rows))
+    data = ("--layout", "text", "--annotations", tmp_path / "list.txt", "--classes", "a,b")
+    data = (*data, "--pictures", noise.records[0].path.parent, "--run", tmp_path / "run")
+    steps = ("--set", "model.schedule.steps=1", "--set", "model.schedule.milestones=[1]")
+    state = torchvision_state(classifier(WANTED))
+    write_zip(path, state)
+    status, out, _ = run(
+        *("train", "--preset", "refinedet_resnet101_320", "--backbone", path),
+        *("--set", "model.picture.channels=RGB"),
+        *("--set", "model.picture.mean=[123.675, 116.28, 103.53]"),
+        *("--set", "model.picture.std=[58.395, 57.12, 57.375]"),
+        *("--set", AT_3X3, "--set", "model.network.pool_centred=true"),
+        *(*data, *SET, *steps),
+    )
+    assert status == 0
+    assert "520 of 540 tensors of the trunk" in out
+    assert "trained with other" not in out
+    last = "backbone.res5_3.conv3.moving_variance"
+    np.testing.assert_array_equal(backend.began[last], state["layer4.2.bn3.running_var"])
 
 
 def test_a_trunk_that_was_imported_keeps_its_settings(path, tmp_path):
