@@ -153,7 +153,7 @@ class Trainer:
         return self.held
 
     def velocities(self):
-        return {name: np.zeros_like(p) for name, p in self.held.items()}
+        return {n: np.zeros_like(p) for n, p in self.held.items() if ".moving_" not in n}
 
 
 class Backend:

@@ -324,7 +324,7 @@ def test_training_from_torchvisions_trunk(run, tmp_path, path, noise, monkeypatc
     steps = ("--set", "model.schedule.steps=1", "--set", "model.schedule.milestones=[1]")
     state = torchvision_state(classifier(WANTED))
     write_zip(path, state)
-    status, out, _ = run(
+    status, out, err = run(
         *("train", "--preset", "refinedet_resnet101_320", "--backbone", path),
         *("--set", "model.picture.channels=RGB"),
         *("--set", "model.picture.mean=[123.675, 116.28, 103.53]"),
@@ -332,7 +332,7 @@ def test_training_from_torchvisions_trunk(run, tmp_path, path, noise, monkeypatc
         *("--set", AT_3X3, "--set", "model.network.pool_centred=true"),
         *(*data, *SET, *steps),
     )
-    assert status == 0
+    assert status == 0, err
     assert "520 of 540 tensors of the trunk" in out
     assert "trained with other" not in out
     last = "backbone.res5_3.conv3.moving_variance"
