@@ -37,7 +37,7 @@ def read_caffemodel(data: memoryview) -> dict[str, Array]:
 
     A shape of the old form, num x channels x height x width, whose first three are 1, is
     that of a vector, as Caffe itself takes it. Of a BatchNorm layer, 0 is the mean and 1 the
-    variance, divided by their factor.
+    variance, divided by their factor, in memory of their own.
 
     Raises:
         FormatError: cut off, or not such a file.
