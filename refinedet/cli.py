@@ -33,6 +33,7 @@ from refinedet.evaluation import (
 )
 from refinedet.files import write_json
 from refinedet.models import export_model, open_model
+from refinedet.plan import plan
 from refinedet.prediction import Predictor, confident
 from refinedet.protocols import PROTOCOLS, find_protocol
 from refinedet.published import (
@@ -49,7 +50,7 @@ from refinedet.spec.config import PRESETS, preset
 from refinedet.spec.errors import Array, ContractError
 from refinedet.spec.network import parameter_count
 from refinedet.training import TrainingError, scoring_bar, train
-from refinedet.weights.loading import patterns, with_backbone
+from refinedet.weights.loading import patterns, with_backbone, with_detector
 
 FAILURES = (
     BackendError,
@@ -234,9 +235,16 @@ def train_command(
         Path | None,
         typer.Option(help="Begin with the trunk of this file: .caffemodel, .pth, .safetensors."),
     ] = None,
+    detector: Annotated[
+        Path | None,
+        typer.Option("--initial", help="Begin with the whole detector of such a file."),
+    ] = None,
     partial: Annotated[
         str | None, typer.Option(help="Its tensors that may be missing; commas, * and layers.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all, say what the run would be, write nothing.")
+    ] = False,
 ) -> None:
     """Train, and evaluate if told on what."""
     source = _source(layout, root, annotations, pictures, split, classes)
@@ -254,14 +262,29 @@ def train_command(
         evaluation = _say_skips(read_dataset(other, check_pictures=True))
     settings = resolve(preset_name, settings_file, assignments or (), training.class_names)
     engine, initial = find_backend(backend, *TRAINS), None
-    if backbone is not None:
-        if resume:
-            raise TrainingError("--backbone: begins a run; leave it out, --resume has its weights")
-        initial, said = with_backbone(backbone, settings, patterns(partial))
-        typer.echo(said)
-    elif partial is not None:
-        raise TrainingError("--partial: says what may be missing from --backbone; give that too")
-    train(engine, training, evaluation, settings, run, resume=resume, initial=initial)
+    if backbone is not None and detector is not None:
+        raise TrainingError("--backbone: --initial has a trunk already; give one of the two")
+    for option, file, read in (
+        ("--backbone", backbone, with_backbone),
+        ("--initial", detector, with_detector),
+    ):
+        if file is not None:
+            if resume:
+                raise TrainingError(
+                    f"{option}: begins a run; leave it out, --resume has its weights"
+                )
+            initial, said = read(file, settings, patterns(partial))
+            typer.echo(said)
+    if partial is not None and initial is None:
+        raise TrainingError(
+            "--partial: says what may be missing from --backbone or --initial; give one of them too"
+        )
+    if dry_run:
+        typer.echo(
+            plan(engine.name, training, evaluation, settings, run, resume=resume, initial=initial)
+        )
+    else:
+        train(engine, training, evaluation, settings, run, resume=resume, initial=initial)
 
 
 @app.command("eval")

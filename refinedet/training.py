@@ -183,12 +183,11 @@ def train(
         TrainingError: a folder in use, nothing to resume, or a loss that is not finite.
         DataError: a data set that cannot be used.
     """
-    training.require_usable()
-    if evaluation is not None:
-        evaluation.require_usable()
-    places(training_objects(training), settings.input.max_objects)
+    start = starting_point(training, evaluation, settings, folder, resume=resume, initial=initial)
     new = not folder.exists()
-    start = _start(settings, folder, resume, initial)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    if start.parameters is initial:
+        save_checkpoint(folder / "checkpoints", start, settings.train.keep)
     write_atomically(folder / "settings.yaml", to_yaml(settings))
     journal = Journal(folder, start.steps_done)
     try:
@@ -202,10 +201,24 @@ def train(
         journal.close()
 
 
-def _start(
-    settings: Settings, folder: Path, resume: bool, initial: Parameters | None
+def starting_point(
+    training: Dataset,
+    evaluation: Dataset | None,
+    settings: Settings,
+    folder: Path,
+    *,
+    resume: bool = False,
+    initial: Parameters | None = None,
 ) -> Checkpoint:
-    """The checkpoint from which to go on; at the beginning, the initial or fresh parameters."""
+    """Where ``train`` begins, once it may begin. Arguments and errors are its; writes nothing.
+
+    Returns:
+        The newest checkpoint; at the beginning, the initial or fresh parameters.
+    """
+    training.require_usable()
+    if evaluation is not None:
+        evaluation.require_usable()
+    places(training_objects(training), settings.input.max_objects)
     if resume:
         if not (folder / "settings.yaml").exists():
             raise TrainingError(f"{folder}: no run to resume; leave out --resume to begin one")
@@ -214,13 +227,9 @@ def _start(
             return found
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise TrainingError(f"{folder}: is not empty; choose another --run, or --resume")
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    if initial is not None:
-        start = Checkpoint(settings, initial, None, 0)
-        save_checkpoint(folder / "checkpoints", start, settings.train.keep)
-        return start
-    parameters = initial_parameters(settings.model, settings.input.seed)
-    return Checkpoint(settings, parameters, None, 0)
+    if initial is None:
+        initial = initial_parameters(settings.model, settings.input.seed)
+    return Checkpoint(settings, initial, None, 0)
 
 
 def _with_progress(

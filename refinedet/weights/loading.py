@@ -112,8 +112,39 @@ def with_backbone(
     classifier = {*classifier_layers(settings.model)}
     wanted = [n for n in trunk if n.rpartition(".")[0] in classifier and ".l2_scale" not in n]
     taken = fit(file, fresh, wanted if layers <= classifier else trunk, partial)
-    said = f"{len(taken)} of {len(trunk)} tensors of the trunk are from {path} ({file.scheme.kind})"
-    stay = sorted({name for name in trunk if name not in taken})
+    return _laid_over(file, fresh, taken, trunk, "the trunk", settings)
+
+
+def with_detector(
+    path: Path, settings: Settings, partial: Sequence[str] = ()
+) -> tuple[Parameters, str]:
+    """Fresh parameters, with those of a whole detector over them.
+
+    Of a checkpoint the parameters alone are taken: what begins is another training.
+
+    Returns:
+        All parameters, and a line that tells what came from where.
+    Raises:
+        CheckpointError: as ``fit`` and ``read_weights``.
+    """
+    file = read_weights(path)
+    fresh = initial_parameters(settings.model, settings.input.seed)
+    taken = fit(file, fresh, list(fresh), partial)
+    return _laid_over(file, fresh, taken, list(fresh), "the detector", settings)
+
+
+def _laid_over(
+    file: WeightsFile,
+    fresh: Parameters,
+    taken: Parameters,
+    names: Sequence[str],
+    part: str,
+    settings: Settings,
+) -> tuple[Parameters, str]:
+    """All parameters, and how many of ``names``, which are ``part``, come from the file."""
+    said = f"{len(taken)} of {len(names)} tensors of {part} are from {file.path}"
+    said += f" ({file.scheme.kind})"
+    stay = sorted({name for name in names if name not in taken})
     if stay:
         said += f"; fresh: {', '.join(stay[:8])}{', ...' if len(stay) > 8 else ''}"
     return {**fresh, **taken}, said + _settings_note(file, settings)

@@ -1,4 +1,4 @@
-"""``refinedet weights`` and ``train --backbone``: what users type."""
+"""``refinedet weights``, ``train --backbone`` and ``--initial``: what users type."""
 
 import json
 
@@ -224,3 +224,17 @@ def test_train_backbone_on_the_command_line(run, tmp_path, noise, monkeypatch):
     np.testing.assert_array_equal(backend.began["backbone.conv1_1.weight"], state["0.weight"])
     metrics = (folder / "metrics.jsonl").read_text().splitlines()
     assert json.loads(metrics[0])["step"] == 1
+    refused(run(*common, "--run", folder, "--initial", file, "--resume"), "--initial: begins")
+    refused(run(*common, "--run", folder, "--backbone", file, "--initial", file), "one of the two")
+    whole = tmp_path / "coco.pth"
+    coco = port_state(random_parameters())
+    write_zip(whole, coco)
+    other = tmp_path / "other"
+    refused(run(*common, "--run", other, "--initial", whole), "odm.0.logits.weight has shape")
+    assert not other.exists()
+    result = run(*common, "--run", other, "--initial", whole, "--partial", "odm.*.logits")
+    assert result[0] == 0, result
+    assert "90 of 98 tensors of the detector are from" in result[1]
+    np.testing.assert_array_equal(backend.began["odm.0.offsets.bias"], coco["odm_loc.0.bias"])
+    start = load_checkpoint(other / "checkpoints" / "step-00000000.safetensors")
+    np.testing.assert_array_equal(start.parameters["odm.0.offsets.bias"], coco["odm_loc.0.bias"])

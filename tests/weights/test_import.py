@@ -7,7 +7,7 @@ from refinedet.checkpoint import Checkpoint, CheckpointError, load_checkpoint, w
 from refinedet.settings import resolve
 from refinedet.spec.config import replace
 from refinedet.spec.network import forward
-from refinedet.weights.loading import import_weights, with_backbone
+from refinedet.weights.loading import import_weights, with_backbone, with_detector
 from refinedet.weights.reading import read_weights
 from refinedet.weights.vgg16 import CAFFE, PORT
 
@@ -294,3 +294,21 @@ def test_what_was_imported_is_a_checkpoint(tmp_path):
     back = load_checkpoint(tmp_path / "y.safetensors")
     same(back.parameters, random_parameters())
     assert back.velocities is None
+
+
+def test_a_whole_detector_begins_a_run_whatever_its_classes(tmp_path):
+    """COCO to VOC: all but the class logits, which are of another shape."""
+    wanted = random_parameters()
+    settings = resolve("refinedet_vgg16_320", None, SMALL, ("a",))
+    for kind in WRITERS:
+        path = tmp_path / kind
+        WRITERS[kind](path, wanted)
+        refused(lambda path=path: with_detector(path, settings), r"8 misfits: odm\.0\.logits")
+        got, said = with_detector(path, settings, ["odm.*.logits"])
+        assert "90 of 98 tensors of the detector are from" in said
+        assert "fresh: odm.0.logits.bias, odm.0.logits.weight" in said
+        for name, value in got.items():
+            assert np.array_equal(value, wanted[name]) != ("odm" in name and "logits" in name)
+    names = resolve("refinedet_vgg16_320", None, SMALL, ("x", "y", "z"))
+    write_checkpoint(tmp_path / "own", Checkpoint(names, wanted, None, 3))
+    same(with_detector(tmp_path / "own", names)[0], wanted)
