@@ -101,9 +101,9 @@ def _needs(
     yield "parameters", f"{trained:,} trained; with running statistics {held:,}"
     fixed = NUMBER * (held + 2 * trained)
     picture = activation_bytes(config, start.parameters)
-    yield "memory", f"at least {_gigabytes(fixed + batch * picture)}, in float32:"
-    yield "", f"{_gigabytes(fixed)} for parameters, gradients and momentum, and"
-    yield "", f"{_gigabytes(picture)} a picture for the activations that the way back needs,"
+    yield "memory", f"at least {_bytes(fixed + batch * picture)}, in float32:"
+    yield "", f"{_bytes(fixed)} for parameters, gradients and momentum, and"
+    yield "", f"{_bytes(picture)} a picture for the activations that the way back needs,"
     yield "", "as the contract's forward pass keeps them. Buffers of a framework come on top:"
     yield "", "refinedet_vgg16_320 at batch 8 was seen to peak at 8.1 GB, with MindSpore on a CPU"
     # While one is written, all that are kept are still there.
@@ -111,9 +111,9 @@ def _needs(
     cache = sum(path.stat().st_size for path in _paths(training))
     free = shutil.disk_usage(place).free
     enough = "" if files * file + cache <= free else ": not enough"
-    yield "disk", f"{_gigabytes(files * file + cache)}: {_gigabytes(cache)} for the cache of"
-    yield "", f"the pictures, and {_gigabytes(file)} for each of {files} checkpoints;"
-    yield "", f"{_gigabytes(free)} are free in {place}{enough}"
+    yield "disk", f"{_bytes(files * file + cache)}: {_bytes(cache)} for the cache of the pictures,"
+    yield "", f"{_bytes(file)} for each of {files} checkpoints, one of them being written;"
+    yield "", f"{_bytes(free)} are free in {place}{enough}"
 
 
 def activation_bytes(config: Config, parameters: Parameters) -> int:
@@ -147,5 +147,5 @@ def _place(folder: Path) -> Path:
     return place
 
 
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -155,11 +155,11 @@ def test_memory_and_disk_are_reckoned_as_said(noise, tmp_path, monkeypatch):
     trained = sum(p.nbytes for n, p in parameters.items() if "moving" not in n)
     monkeypatch.setattr("refinedet.plan.activation_bytes", lambda *_: 10**7)
     said = plan("still", noise, None, settings, tmp_path / "run")
-    memory = (held + 2 * trained + 4 * 10**7) / 1e9
-    assert f"at least {memory:.2f} GB" in said
+    memory = (held + 2 * trained + 4 * 10**7) / 1e6
+    assert f"at least {memory:.1f} MB" in said
     pictures = sum(r.path.stat().st_size for r in noise.records)
-    disk = (3 * (held + trained) + pictures) / 1e9
-    assert f"{disk:.2f} GB" in said
+    disk = (3 * (held + trained) + pictures) / 1e6
+    assert f"disk          {disk:.1f} MB: {pictures / 1e6:.1f} MB for the cache" in said
     assert "not enough" not in said
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5))
     assert "not enough" in plan("still", noise, None, settings, tmp_path / "run")
