@@ -35,38 +35,30 @@ def plan(
 ) -> str:
     """A run in words, after everything that ``train`` checks. Arguments and errors are its."""
     start = starting_point(training, evaluation, settings, folder, resume=resume, initial=initial)
+    objects = zip(training.records, training_objects(training), strict=True)
+    paths = [record.path for record, (_, labels) in objects if len(labels)]
+    shown = f"{len(paths):,} pictures with objects of {len(training.class_names)} classes"
     rows = [
-        *_data(training, evaluation, settings),
-        *_steps(backend_name, training, settings, start),
-        *_needs(training, settings, start, _place(folder)),
+        ("training", f"{training.name}: {shown}"),
+        ("evaluation", _evaluation(evaluation, settings.train.evaluate_every)),
+        *_steps(backend_name, len(paths), settings, start),
+        *_needs(paths, settings, start, _place(folder)),
     ]
     return "\n".join(f"{name:<14}{text}" for name, text in rows)
 
 
-def _data(
-    training: Dataset, evaluation: Dataset | None, settings: Settings
-) -> Iterator[tuple[str, str]]:
-    count, classes = len(_paths(training)), len(training.class_names)
-    yield "training", f"{training.name}: {count:,} pictures with objects of {classes} classes"
+def _evaluation(evaluation: Dataset | None, every: int) -> str:
     if evaluation is None:
-        yield "evaluation", "none"
-    else:
-        every = settings.train.evaluate_every
-        when = f"every {every:,} steps and after the last" if every else "after the last step"
-        yield "evaluation", f"{evaluation.name}: {len(evaluation):,} pictures, {when}"
-
-
-def _paths(training: Dataset) -> list[Path]:
-    """The pictures that are trained on: those with an object."""
-    objects = zip(training.records, training_objects(training), strict=True)
-    return [record.path for record, (_, labels) in objects if len(labels)]
+        return "none"
+    when = f"every {every:,} steps and after the last" if every else "after the last step"
+    return f"{evaluation.name}: {len(evaluation):,} pictures, {when}"
 
 
 def _steps(
-    backend_name: str, training: Dataset, settings: Settings, start: Checkpoint
+    backend_name: str, pictures: int, settings: Settings, start: Checkpoint
 ) -> Iterator[tuple[str, str]]:
     schedule, batch = settings.model.schedule, settings.input.batch_size
-    epochs = schedule.steps * batch / len(_paths(training))
+    epochs = schedule.steps * batch / pictures
     many = f"{batch:,} picture{'s' if batch > 1 else ''}"
     yield (
         "steps",
@@ -93,7 +85,7 @@ def turning_points(schedule: ScheduleConfig) -> list[int]:
 
 
 def _needs(
-    training: Dataset, settings: Settings, start: Checkpoint, place: Path
+    paths: list[Path], settings: Settings, start: Checkpoint, place: Path
 ) -> Iterator[tuple[str, str]]:
     config, batch = settings.model, settings.input.batch_size
     trained = parameter_count(config)
@@ -108,7 +100,7 @@ def _needs(
     yield "", "refinedet_vgg16_320 at batch 8 was seen to peak at 8.1 GB, with MindSpore on a CPU"
     # While one is written, all that are kept are still there.
     file, files = NUMBER * (held + trained), settings.train.keep + 1
-    cache = sum(path.stat().st_size for path in _paths(training))
+    cache = sum(path.stat().st_size for path in paths)
     free = shutil.disk_usage(place).free
     enough = "" if files * file + cache <= free else ": not enough"
     yield "disk", f"{_bytes(files * file + cache)}: {_bytes(cache)} for the cache of the pictures,"
