@@ -1,0 +1,263 @@
+"""The detector as an ONNX model, built from the canonical parameters.
+
+Built, not converted from a framework: every node is one of opset 13's plain operators, the
+parameters keep the names of ``refinedet.spec.network``, and only the batch size is open.
+The layers are those of ``refinedet.spec.architecture``, in the order of
+``refinedet.spec.network``; the end is ``refinedet.spec.detection.scored_boxes``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from refinedet import __version__
+from refinedet.spec import architecture
+from refinedet.spec.anchors import anchors as all_anchors
+from refinedet.spec.architecture import LEVELS, Bottleneck, Conv, Pool
+from refinedet.spec.boxes import corners_to_centres
+from refinedet.spec.config import Config, feature_sizes
+from refinedet.spec.errors import Array
+from refinedet.spec.network import Heads, Parameters, check_parameters
+
+OPSET = 13
+"""The oldest whose Softmax is along one axis; TensorRT 8 and MindSpore Lite 2 read it."""
+IR_VERSION = 7
+"""Of the file format, as ONNX 1.8 wrote it with this opset: older runtimes refuse newer ones."""
+HEADS: tuple[str, ...] = Heads._fields
+SCORED_BOXES = ("boxes", "scores")
+MEANINGS = {
+    "pictures": "N pictures, normalised; channel, row, column",
+    "arm_offsets": "x, y, w, h from the anchors",
+    "arm_logits": "background, object",
+    "odm_offsets": "x, y, w, h from the refined anchors, or from the anchors",
+    "odm_logits": "background, classes",
+    "boxes": "x_min, y_min, x_max, y_max as fractions of the picture, not clipped",
+    "scores": "background, classes; 0 where the ARM sees background",
+}
+
+
+def detector(config: Config, parameters: Parameters, outputs: Sequence[str]) -> ModelProto:
+    """The model for any number of pictures.
+
+    Args:
+        parameters: by canonical name, float32; see ``spec.network.parameter_table``.
+        outputs: names from ``HEADS`` and ``SCORED_BOXES``.
+    Returns:
+        A model from ``pictures`` (N, 3, H, W) to these outputs, all float32:
+        ``arm_offsets`` (N, A, 4), ``arm_logits`` (N, A, 2), ``odm_offsets`` (N, A, 4),
+        ``odm_logits`` (N, A, K); ``boxes`` (N, A, 4), ``scores`` (N, A, K).
+    Raises:
+        ContractError: parameters that are not those of the table.
+    """
+    check_parameters(parameters, config)
+    graph = _Graph(config, parameters)
+    heads = graph.heads("pictures")
+    found = dict(zip(HEADS, heads, strict=True))
+    if set(outputs) & set(SCORED_BOXES):
+        found |= zip(SCORED_BOXES, graph.scored_boxes(*heads), strict=True)
+    rows, classes = len(all_anchors(config)), config.num_classes
+    widths = {"arm_logits": 2, "odm_logits": classes, "scores": classes}
+    for name in outputs:
+        graph.nodes.append(helper.make_node("Identity", [found[name]], [name], name))
+    made = helper.make_graph(
+        graph.nodes,
+        "refinedet",
+        [_value("pictures", "N", 3, *config.image_size)],
+        [_value(name, "N", rows, widths.get(name, 4)) for name in outputs],
+        [numpy_helper.from_array(value, name) for name, value in graph.constants.items()],
+    )
+    return helper.make_model(
+        made,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="refinedet",
+        producer_version=__version__,
+    )
+
+
+def _value(name: str, *shape: int | str) -> object:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape, MEANINGS[name])
+
+
+class _Graph:
+    """Nodes and constants in the making; a tensor is known by its name."""
+
+    def __init__(self, config: Config, parameters: Parameters) -> None:
+        self.config = config
+        self.parameters = parameters
+        self.nodes: list[NodeProto] = []
+        self.constants: dict[str, Array] = {}
+
+    def add(self, kind: str, *inputs: str, outputs: int = 1, **attributes: object) -> list[str]:
+        """One node; the names of its outputs."""
+        name = f"{kind}_{len(self.nodes)}"
+        made = [name if outputs == 1 else f"{name}_{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(kind, inputs, made, name, **attributes))
+        return made
+
+    def one(self, kind: str, *inputs: str, **attributes: object) -> str:
+        """One node with one output, its name."""
+        return self.add(kind, *inputs, **attributes)[0]
+
+    def constant(self, name: str, value: Array | float) -> str:
+        """An array, or a number as float32, under this name."""
+        stored = value if isinstance(value, np.ndarray) else np.array(value, np.float32)
+        self.constants[name] = stored
+        return name
+
+    def parameter(self, name: str) -> str:
+        """A parameter of the network, under its own name."""
+        return self.constant(name, self.parameters[name])
+
+    def relu(self, x: str) -> str:
+        return self.one("Relu", x)
+
+    def conv(self, conv: Conv, x: str) -> str:
+        """A convolution with its bias or batch normalisation."""
+        inputs = [x, self.parameter(f"{conv.name}.weight")]
+        if conv.bias and not conv.batch_norm:
+            inputs.append(self.parameter(f"{conv.name}.bias"))
+        before, behind = conv.padding, conv.padding + conv.far
+        shape = {
+            "kernel_shape": [conv.kernel] * 2,
+            "strides": [conv.stride] * 2,
+            "pads": [before, before, behind, behind],
+            "dilations": [conv.dilation] * 2,
+            "group": conv.inputs if conv.depthwise else 1,
+        }
+        x = self.one("ConvTranspose" if conv.transposed else "Conv", *inputs, **shape)
+        if not conv.batch_norm:
+            return x
+        parts = ("gamma", "beta", "moving_mean", "moving_variance")
+        normal = [self.parameter(f"{conv.name}.{part}") for part in parts]
+        eps = self.config.network.batch_norm_eps
+        return self.one("BatchNormalization", x, *normal, epsilon=eps)
+
+    def bottleneck(self, block: Bottleneck, x: str) -> str:
+        """A bottleneck, without the ReLU behind the sum."""
+        first, middle, last = block.convs
+        y = self.conv(last, self.relu(self.conv(middle, self.relu(self.conv(first, x)))))
+        return self.one("Add", y, self.conv(block.projection, x) if block.projection else x)
+
+    def pool(self, step: Pool, x: str) -> str:
+        """Max pooling; what lies outside does not count."""
+        before, behind = (step.before, 1 - step.before) if step.kernel == 3 else (0, 0)
+        pads = [before, before, behind, behind]
+        return self.one("MaxPool", x, kernel_shape=[step.kernel] * 2, strides=[2, 2], pads=pads)
+
+    def l2_normalise(self, name: str, x: str) -> str:
+        net = self.config.network
+        channels = self.constant("channels", np.array([1], np.int64))
+        squares = self.one("ReduceSum", self.one("Mul", x, x), channels, keepdims=1)
+        eps = self.constant("l2_eps", net.l2_eps)
+        norm = self.one("Sqrt", self.one("Max" if net.l2_floor else "Add", squares, eps))
+        # The scale keeps its canonical shape (C,), so it is brought to (C, 1, 1) here.
+        axes = self.constant("row_and_column", np.array([1, 2], np.int64))
+        scale = self.one("Unsqueeze", self.parameter(f"{name}.l2_scale"), axes)
+        return self.one("Mul", self.one("Div", x, norm), scale)
+
+    def trunk(self, x: str) -> Iterator[tuple[str, str]]:
+        """What the ARM and what the transfer blocks read of each source, finest first."""
+        net = self.config.network
+        normalised = architecture.normalised_sources(self.config)
+        sources = architecture.sources(self.config)
+        for stage, source in zip(architecture.trunk(self.config), sources, strict=True):
+            for step in stage:
+                if isinstance(step, Pool):
+                    x = self.pool(step, x)
+                else:
+                    is_conv = isinstance(step, Conv)
+                    plain = self.conv(step, x) if is_conv else self.bottleneck(step, x)
+                    x = self.relu(plain)
+            seen = plain if source.name == "backbone.fc7" and not net.fc7_relu else x
+            scaled = self.l2_normalise(source.name, seen) if source.name in normalised else seen
+            yield scaled if net.l2_in_arm else seen, scaled
+
+    def blocks(self, sources: list[str]) -> list[str]:
+        """The transfer connection blocks, finest first."""
+        blocks: list[str] = []
+        for level in reversed(range(LEVELS)):
+            lateral1, lateral2, *outputs = architecture.tcb_convs(level, self.config)
+            x = self.conv(lateral2, self.relu(self.conv(lateral1, sources[level])))
+            if not blocks:
+                x = self.relu(x)
+            else:
+                upsampled = self.conv(architecture.upsampling(level, self.config), blocks[0])
+                if self.config.network.tcb == "sum_relu_conv":
+                    x = self.relu(self.one("Add", x, upsampled))
+                else:
+                    x = self.one("Add", x, self.relu(upsampled))
+            for conv in outputs:
+                x = self.relu(self.conv(conv, x))
+            blocks.insert(0, x)
+        return blocks
+
+    def module(self, module: str, features: list[str]) -> tuple[str, str]:
+        """Offsets and logits of one module, a row an anchor."""
+        offsets: list[str] = []
+        logits: list[str] = []
+        for level, x in enumerate(features):
+            layers = architecture.head(module, level, self.config)
+            if layers.shared:
+                x = self.relu(self.bottleneck(layers.shared, x))
+            for convs, found in ((layers.offsets, offsets), (layers.logits, logits)):
+                found.append(self.rows(level, convs, x))
+        return self.one("Concat", *offsets, axis=1), self.one("Concat", *logits, axis=1)
+
+    def rows(self, level: int, convs: list[Conv], x: str) -> str:
+        """One output of one level: cell by cell, then the anchors of a cell."""
+        *before, last = convs
+        for conv in before:
+            bounds = self.constant("zero", 0), self.constant("six", 6)
+            x = self.one("Clip", self.conv(conv, x), *bounds)
+        x = self.one("Transpose", self.conv(last, x), perm=[0, 2, 3, 1])
+        cell = len(self.config.anchors.aspect_ratios)
+        rows, columns = feature_sizes(self.config)[level]
+        width = last.outputs // cell
+        shape = np.array([0, rows * columns * cell, width], np.int64)  # 0: as many as come in
+        return self.one("Reshape", x, self.constant(f"rows_{level}_{width}", shape))
+
+    def heads(self, pictures: str) -> tuple[str, str, str, str]:
+        """``spec.network.forward``: the four outputs, as ``HEADS`` has them."""
+        for_arm, for_tcb = zip(*self.trunk(pictures), strict=True)
+        arm = self.module("arm", list(for_arm))
+        return (*arm, *self.module("odm", self.blocks(list(for_tcb))))
+
+    def scored_boxes(
+        self, arm_offsets: str, arm_logits: str, odm_offsets: str, odm_logits: str
+    ) -> tuple[str, str]:
+        """``spec.detection.scored_boxes``: boxes and scores."""
+        config = self.config
+        centres = corners_to_centres(all_anchors(config))
+        boxes = (
+            self.constant("anchor_centres", np.ascontiguousarray(centres[None, :, :2])),
+            self.constant("anchor_sides", np.ascontiguousarray(centres[None, :, 2:])),
+        )
+        if config.anchors.refined:
+            boxes = self.decode(arm_offsets, *boxes)
+        centre, side = self.decode(odm_offsets, *boxes)
+        half = self.one("Mul", side, self.constant("half", 0.5))
+        corners = self.one("Sub", centre, half), self.one("Add", centre, half)
+
+        arm = self.one("Softmax", arm_logits, axis=-1)
+        _, objectness = self.add("Split", arm, outputs=2, axis=2)
+        least = self.constant("objectness", config.loss.objectness)
+        seen = self.one("GreaterOrEqual", objectness, least)
+        if config.loss.classes == "softmax":
+            scores = self.one("Softmax", odm_logits, axis=-1)
+        else:
+            scores = self.one("Sigmoid", odm_logits)
+        scores = self.one("Where", seen, scores, self.constant("zero", 0))
+        return self.one("Concat", *corners, axis=2), scores
+
+    def decode(self, offsets: str, centre: str, side: str) -> tuple[str, str]:
+        """``spec.coding.decode`` in centre form: centres and sides, each (N, A, 2)."""
+        variances = self.config.anchors.variances
+        shift, ratio = self.add("Split", offsets, outputs=2, axis=2)
+        shift = self.one("Mul", shift, self.constant("centre_variance", variances[0]))
+        ratio = self.one("Mul", ratio, self.constant("size_variance", variances[1]))
+        moved = self.one("Add", centre, self.one("Mul", shift, side))
+        return moved, self.one("Mul", side, self.one("Exp", ratio))
