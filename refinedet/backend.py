@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
 from refinedet.data.dataset import Dataset
-from refinedet.settings import InputSettings
+from refinedet.settings import InputSettings, Settings
 from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
 from refinedet.spec.network import Heads, Parameters
@@ -152,11 +152,20 @@ class Backend(Protocol):
     ) -> Iterator[Batch]:
         """The batches of a training from a step on: a function of data, settings and seed."""
 
-    def export(self, network: Network, path: Path) -> None:
-        """Write the detector, decoding included, as a file of the backend's own kind."""
+    def export(self, network: Network, path: Path, settings: Settings) -> None:
+        """Write the detector, decoding included, as a file of the backend's own kind.
 
-    def load(self, path: Path, config: Config) -> Network:
-        """Read what ``export`` wrote. ``heads`` may be missing from such a network."""
+        A kind that has a place for ``settings`` holds them too.
+        """
+
+    def load(self, path: Path, settings: Settings) -> Network:
+        """Read what ``export`` wrote with these settings.
+
+        ``heads`` may be missing from such a network.
+
+        Raises:
+            BackendError: not such a file, or, as far as it tells, one of other settings.
+        """
 
 
 def backend_names() -> list[str]:

@@ -1,7 +1,8 @@
 """Trained detectors as files: a run, a checkpoint, weights, or an export of a backend.
 
-An export has its settings beside it, as ``NAME.yaml``: the file of the backend holds
-the graph and the numbers, not the preset, the classes or the preparation of pictures.
+An export has its settings beside it, as ``NAME.yaml``: classes, preparation of pictures
+and all else that not every backend's kind of file has a place for. A file that has one holds
+them too, and is refused beside others.
 """
 
 from __future__ import annotations
@@ -56,7 +57,13 @@ def open_model(backend: Backend, path: Path) -> Model:
         if checkpoint is None:
             raise CheckpointError(f"{path}: no checkpoint in it; it is not a run, or has none yet")
     elif not is_exported(path):
-        checkpoint, _ = import_weights(path)
+        try:
+            checkpoint, _ = import_weights(path)
+        except CheckpointError as error:
+            if path.suffix == ".safetensors" or not path.exists():
+                raise
+            beside = f"nor an exported detector: there is no {_settings_file(path).name} beside it"
+            raise CheckpointError(f"{error}; {beside}") from error
     else:
         if not hasattr(backend, "load"):
             raise BackendError(f"{path}: backend {backend.name} reads no exported detectors")
@@ -69,7 +76,7 @@ def open_model(backend: Backend, path: Path) -> Model:
                 "other sizes give the run or checkpoint that it was exported from"
             )
 
-        return Model(backend.load(path, settings.model), settings.class_names, fixed)
+        return Model(backend.load(path, settings), settings.class_names, fixed)
 
     def made(config: Config) -> Network:
         return backend.network(config, checkpoint.parameters)
@@ -82,5 +89,5 @@ def export_model(backend: Backend, model: Model, path: Path) -> None:
     if path.is_dir() or not path.parent.is_dir():
         raise DataError(f"{path}: wants the name of a file in a folder that exists")
     settings = Settings(model=model.network.config, class_names=model.class_names)
-    backend.export(model.network, path)
+    backend.export(model.network, path, settings)
     write_atomically(_settings_file(path), to_yaml(settings))

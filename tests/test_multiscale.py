@@ -218,8 +218,8 @@ class Seers:
         self.asked.append((config.image_size, sum(float(x.sum()) for x in parameters.values())))
         return Seer(config, 20)
 
-    def load(self, path, config):
-        return Seer(config, 20)
+    def load(self, path, settings):
+        return Seer(settings.model, 20)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from refinedet.backend import BackendError, Batch, Limitation, Network, Trainer
 from refinedet.data.dataset import Dataset
-from refinedet.settings import InputSettings
+from refinedet.settings import InputSettings, Settings
 from refinedet.spec.config import Config
 from refinedet.spec.network import Parameters
 
@@ -109,11 +109,11 @@ class MindSporeBackend:
 
         return pipeline.batches(dataset, config, settings, cache, first_step)
 
-    def export(self, network: Network, path: Path) -> None:
-        """Write a MindIR; see ``refinedet.backend.Backend``."""
+    def export(self, network: Network, path: Path, settings: Settings) -> None:
+        """Write a MindIR, which has no place for settings; see ``refinedet.backend.Backend``."""
         self._engine().export(network, path)
 
-    def load(self, path: Path, config: Config) -> Network:
+    def load(self, path: Path, settings: Settings) -> Network:
         """Read a MindIR; see ``refinedet.backend.Backend``."""
-        network: Network = self._engine().MindIRNetwork(path, config)
+        network: Network = self._engine().MindIRNetwork(path, settings.model)
         return network

@@ -91,16 +91,18 @@ class _Graph:
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, Array] = {}
 
-    def add(self, kind: str, *inputs: str, outputs: int = 1, **attributes: object) -> list[str]:
-        """One node; the names of its outputs."""
+    def add(self, kind: str, *inputs: str, **attributes: object) -> str:
+        """One node; its output, which has its name."""
         name = f"{kind}_{len(self.nodes)}"
-        made = [name if outputs == 1 else f"{name}_{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(kind, inputs, made, name, **attributes))
-        return made
+        self.nodes.append(helper.make_node(kind, inputs, [name], name, **attributes))
+        return name
 
-    def one(self, kind: str, *inputs: str, **attributes: object) -> str:
-        """One node with one output, its name."""
-        return self.add(kind, *inputs, **attributes)[0]
+    def halves(self, x: str) -> tuple[str, str]:
+        """The first and the second half of the columns of (N, A, columns)."""
+        name = f"Split_{len(self.nodes)}"
+        low, high = f"{name}_low", f"{name}_high"
+        self.nodes.append(helper.make_node("Split", [x], [low, high], name, axis=2))
+        return low, high
 
     def constant(self, name: str, value: Array | float) -> str:
         """An array, or a number as float32, under this name."""
@@ -113,7 +115,8 @@ class _Graph:
         return self.constant(name, self.parameters[name])
 
     def relu(self, x: str) -> str:
-        return self.one("Relu", x)
+        """The positive part."""
+        return self.add("Relu", x)
 
     def conv(self, conv: Conv, x: str) -> str:
         """A convolution with its bias or batch normalisation."""
@@ -128,36 +131,37 @@ class _Graph:
             "dilations": [conv.dilation] * 2,
             "group": conv.inputs if conv.depthwise else 1,
         }
-        x = self.one("ConvTranspose" if conv.transposed else "Conv", *inputs, **shape)
+        x = self.add("ConvTranspose" if conv.transposed else "Conv", *inputs, **shape)
         if not conv.batch_norm:
             return x
         parts = ("gamma", "beta", "moving_mean", "moving_variance")
         normal = [self.parameter(f"{conv.name}.{part}") for part in parts]
         eps = self.config.network.batch_norm_eps
-        return self.one("BatchNormalization", x, *normal, epsilon=eps)
+        return self.add("BatchNormalization", x, *normal, epsilon=eps)
 
     def bottleneck(self, block: Bottleneck, x: str) -> str:
         """A bottleneck, without the ReLU behind the sum."""
         first, middle, last = block.convs
         y = self.conv(last, self.relu(self.conv(middle, self.relu(self.conv(first, x)))))
-        return self.one("Add", y, self.conv(block.projection, x) if block.projection else x)
+        return self.add("Add", y, self.conv(block.projection, x) if block.projection else x)
 
     def pool(self, step: Pool, x: str) -> str:
         """Max pooling; what lies outside does not count."""
         before, behind = (step.before, 1 - step.before) if step.kernel == 3 else (0, 0)
         pads = [before, before, behind, behind]
-        return self.one("MaxPool", x, kernel_shape=[step.kernel] * 2, strides=[2, 2], pads=pads)
+        return self.add("MaxPool", x, kernel_shape=[step.kernel] * 2, strides=[2, 2], pads=pads)
 
     def l2_normalise(self, name: str, x: str) -> str:
+        """``spec.layers.l2_normalise`` with the scale of this source."""
         net = self.config.network
         channels = self.constant("channels", np.array([1], np.int64))
-        squares = self.one("ReduceSum", self.one("Mul", x, x), channels, keepdims=1)
+        squares = self.add("ReduceSum", self.add("Mul", x, x), channels, keepdims=1)
         eps = self.constant("l2_eps", net.l2_eps)
-        norm = self.one("Sqrt", self.one("Max" if net.l2_floor else "Add", squares, eps))
+        norm = self.add("Sqrt", self.add("Max" if net.l2_floor else "Add", squares, eps))
         # The scale keeps its canonical shape (C,), so it is brought to (C, 1, 1) here.
         axes = self.constant("row_and_column", np.array([1, 2], np.int64))
-        scale = self.one("Unsqueeze", self.parameter(f"{name}.l2_scale"), axes)
-        return self.one("Mul", self.one("Div", x, norm), scale)
+        scale = self.add("Unsqueeze", self.parameter(f"{name}.l2_scale"), axes)
+        return self.add("Mul", self.add("Div", x, norm), scale)
 
     def trunk(self, x: str) -> Iterator[tuple[str, str]]:
         """What the ARM and what the transfer blocks read of each source, finest first."""
@@ -169,8 +173,9 @@ class _Graph:
                 if isinstance(step, Pool):
                     x = self.pool(step, x)
                 else:
-                    is_conv = isinstance(step, Conv)
-                    plain = self.conv(step, x) if is_conv else self.bottleneck(step, x)
+                    plain = (
+                        self.conv(step, x) if isinstance(step, Conv) else self.bottleneck(step, x)
+                    )
                     x = self.relu(plain)
             seen = plain if source.name == "backbone.fc7" and not net.fc7_relu else x
             scaled = self.l2_normalise(source.name, seen) if source.name in normalised else seen
@@ -187,9 +192,9 @@ class _Graph:
             else:
                 upsampled = self.conv(architecture.upsampling(level, self.config), blocks[0])
                 if self.config.network.tcb == "sum_relu_conv":
-                    x = self.relu(self.one("Add", x, upsampled))
+                    x = self.relu(self.add("Add", x, upsampled))
                 else:
-                    x = self.one("Add", x, self.relu(upsampled))
+                    x = self.add("Add", x, self.relu(upsampled))
             for conv in outputs:
                 x = self.relu(self.conv(conv, x))
             blocks.insert(0, x)
@@ -205,20 +210,20 @@ class _Graph:
                 x = self.relu(self.bottleneck(layers.shared, x))
             for convs, found in ((layers.offsets, offsets), (layers.logits, logits)):
                 found.append(self.rows(level, convs, x))
-        return self.one("Concat", *offsets, axis=1), self.one("Concat", *logits, axis=1)
+        return self.add("Concat", *offsets, axis=1), self.add("Concat", *logits, axis=1)
 
     def rows(self, level: int, convs: list[Conv], x: str) -> str:
         """One output of one level: cell by cell, then the anchors of a cell."""
         *before, last = convs
         for conv in before:
             bounds = self.constant("zero", 0), self.constant("six", 6)
-            x = self.one("Clip", self.conv(conv, x), *bounds)
-        x = self.one("Transpose", self.conv(last, x), perm=[0, 2, 3, 1])
+            x = self.add("Clip", self.conv(conv, x), *bounds)
+        x = self.add("Transpose", self.conv(last, x), perm=[0, 2, 3, 1])
         cell = len(self.config.anchors.aspect_ratios)
         rows, columns = feature_sizes(self.config)[level]
         width = last.outputs // cell
         shape = np.array([0, rows * columns * cell, width], np.int64)  # 0: as many as come in
-        return self.one("Reshape", x, self.constant(f"rows_{level}_{width}", shape))
+        return self.add("Reshape", x, self.constant(f"rows_{level}_{width}", shape))
 
     def heads(self, pictures: str) -> tuple[str, str, str, str]:
         """``spec.network.forward``: the four outputs, as ``HEADS`` has them."""
@@ -239,25 +244,25 @@ class _Graph:
         if config.anchors.refined:
             boxes = self.decode(arm_offsets, *boxes)
         centre, side = self.decode(odm_offsets, *boxes)
-        half = self.one("Mul", side, self.constant("half", 0.5))
-        corners = self.one("Sub", centre, half), self.one("Add", centre, half)
+        half = self.add("Mul", side, self.constant("half", 0.5))
+        corners = self.add("Sub", centre, half), self.add("Add", centre, half)
 
-        arm = self.one("Softmax", arm_logits, axis=-1)
-        _, objectness = self.add("Split", arm, outputs=2, axis=2)
+        arm = self.add("Softmax", arm_logits, axis=-1)
+        _, objectness = self.halves(arm)
         least = self.constant("objectness", config.loss.objectness)
-        seen = self.one("GreaterOrEqual", objectness, least)
+        seen = self.add("GreaterOrEqual", objectness, least)
         if config.loss.classes == "softmax":
-            scores = self.one("Softmax", odm_logits, axis=-1)
+            scores = self.add("Softmax", odm_logits, axis=-1)
         else:
-            scores = self.one("Sigmoid", odm_logits)
-        scores = self.one("Where", seen, scores, self.constant("zero", 0))
-        return self.one("Concat", *corners, axis=2), scores
+            scores = self.add("Sigmoid", odm_logits)
+        scores = self.add("Where", seen, scores, self.constant("zero", 0))
+        return self.add("Concat", *corners, axis=2), scores
 
     def decode(self, offsets: str, centre: str, side: str) -> tuple[str, str]:
         """``spec.coding.decode`` in centre form: centres and sides, each (N, A, 2)."""
         variances = self.config.anchors.variances
-        shift, ratio = self.add("Split", offsets, outputs=2, axis=2)
-        shift = self.one("Mul", shift, self.constant("centre_variance", variances[0]))
-        ratio = self.one("Mul", ratio, self.constant("size_variance", variances[1]))
-        moved = self.one("Add", centre, self.one("Mul", shift, side))
-        return moved, self.one("Mul", side, self.one("Exp", ratio))
+        shift, ratio = self.halves(offsets)
+        shift = self.add("Mul", shift, self.constant("centre_variance", variances[0]))
+        ratio = self.add("Mul", ratio, self.constant("size_variance", variances[1]))
+        moved = self.add("Add", centre, self.add("Mul", shift, side))
+        return moved, self.add("Mul", side, self.add("Exp", ratio))

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnxruntime
 
 from refinedet.adapters.onnxruntime.graph import HEADS, SCORED_BOXES, detector
-from refinedet.backend import BackendError
+from refinedet.backend import BackendError, Network
 from refinedet.files import write_atomically
 from refinedet.settings import Settings, SettingsError, differences, from_yaml, shown, to_yaml
 from refinedet.spec.anchors import anchors
@@ -17,28 +17,22 @@ from refinedet.spec.errors import Array, check_shape
 from refinedet.spec.network import Heads, Parameters
 
 SETTINGS = "settings"
-"""Under this name a file's metadata hold its settings, as YAML."""
+"""Under this key the metadata of a file hold its settings, as YAML."""
 
 
-def session_of(model: bytes | str) -> onnxruntime.InferenceSession:
-    """A model, or the file of that name, on as many cores as this process may use."""
+def session_of(model: bytes | Path) -> onnxruntime.InferenceSession:
+    """A model, or a file, on as many cores as this process may use."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     return onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
 
 
-class OnnxNetwork:
-    """``refinedet.backend.Network``, its model in memory."""
+class _Runs:
+    """A session that gives scored boxes."""
 
-    def __init__(self, config: Config, parameters: Parameters) -> None:
+    def __init__(self, config: Config, session: onnxruntime.InferenceSession) -> None:
         self.config = config
-        self.parameters = {name: tensor.copy() for name, tensor in parameters.items()}
-        model = detector(config, self.parameters, (*HEADS, *SCORED_BOXES))
-        self.session = session_of(model.SerializeToString())
-
-    def heads(self, pictures: Array) -> Heads:
-        """The raw outputs."""
-        return Heads(*self._run(HEADS, pictures))
+        self.session = session
 
     def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
         """Decoded boxes and scores of every anchor."""
@@ -51,28 +45,50 @@ class OnnxNetwork:
         return found
 
 
-class OnnxFile(OnnxNetwork):
+class OnnxNetwork(_Runs):
+    """``refinedet.backend.Network``, its model in memory."""
+
+    def __init__(self, config: Config, parameters: Parameters) -> None:
+        model = detector(config, parameters, (*HEADS, *SCORED_BOXES))
+        super().__init__(config, session_of(model.SerializeToString()))
+        self.parameters = {name: tensor.copy() for name, tensor in parameters.items()}
+
+    def heads(self, pictures: Array) -> Heads:
+        """The raw outputs."""
+        return Heads(*self._run(HEADS, pictures))
+
+
+class OnnxFile(_Runs):
     """An exported detector, run from its file."""
 
     def __init__(self, path: Path, settings: Settings) -> None:
-        self.config = settings.model
         try:
-            self.session = session_of(str(path))
+            session = session_of(path)
         except Exception as error:  # those of ONNX Runtime have no other class in common
             reason = str(error).strip().splitlines()[0]
             raise BackendError(f"{path}: not an ONNX file that can be run: {reason}") from error
-        _require_settings(path, self.session, settings)
-        _require_shapes(path, self.session, settings.model)
+        _require_settings(path, session, settings)
+        _require_tensors(path, session, settings.model)
+        super().__init__(settings.model, session)
 
     def heads(self, pictures: Array) -> Heads:
         """Raises: an exported detector has no raw outputs."""
         raise NotImplementedError("an exported file gives scored boxes, not the raw heads")
 
 
+def export(network: Network, path: Path, settings: Settings) -> None:
+    """Write the detector with its decoding and its settings."""
+    if not isinstance(network, OnnxNetwork):
+        raise BackendError(f"{path}: the model is exported already; copy its file, and its .yaml")
+    model = detector(network.config, network.parameters, SCORED_BOXES)
+    model.metadata_props.add(key=SETTINGS, value=to_yaml(settings))
+    write_atomically(path, model.SerializeToString())
+
+
 def _require_settings(
     path: Path, session: onnxruntime.InferenceSession, settings: Settings
 ) -> None:
-    """The file holds these settings, too."""
+    """The file holds these settings."""
     text = session.get_modelmeta().custom_metadata_map.get(SETTINGS)
     if text is None:
         raise BackendError(f"{path}: holds no settings; it was not written by refinedet export")
@@ -87,20 +103,18 @@ def _require_settings(
         )
 
 
-def _require_shapes(path: Path, session: onnxruntime.InferenceSession, config: Config) -> None:
-    """Inputs and outputs of the file are those that ``export`` writes for this config."""
+def _require_tensors(path: Path, session: onnxruntime.InferenceSession, config: Config) -> None:
+    """The file takes and gives what ``export`` writes for this config."""
     rows = len(anchors(config))
-    wanted = [
-        ("pictures", [3, *config.image_size]),
-        ("boxes", [rows, 4]),
-        ("scores", [rows, config.num_classes]),
-    ]
-    found = [*session.get_inputs(), *session.get_outputs()]
-    for value, (name, shape) in zip(found, wanted, strict=False): ...
-
-
-def export(network: OnnxNetwork, path: Path, settings: Settings) -> None:
-    """Write the detector with its decoding and its settings."""
-    model = detector(network.config, network.parameters, SCORED_BOXES)
-    model.metadata_props.add(key=SETTINGS, value=to_yaml(settings))
-    write_atomically(path, model.SerializeToString())
+    found = {v.name: (v.type, v.shape) for v in (*session.get_inputs(), *session.get_outputs())}
+    for name, *shape in (
+        ("pictures", "N", 3, *config.image_size),
+        ("boxes", "N", rows, 4),
+        ("scores", "N", rows, config.num_classes),
+    ):
+        kind, sides = found.get(name, ("missing", []))
+        if (kind, sides) != ("tensor(float)", shape):
+            raise BackendError(
+                f"{path}: {name} is {kind} {sides}, its settings want tensor(float) {shape}; "
+                "export again"
+            )

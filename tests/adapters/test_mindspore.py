@@ -9,6 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from refinedet.adapters.cpu import MindSporeCPU
 from refinedet.backend import Batch, find_backend
+from refinedet.settings import Settings
 from refinedet.spec import losses as spec_losses
 from refinedet.spec import network as spec
 from refinedet.spec.anchors import anchors
@@ -241,9 +242,10 @@ def test_export_runs_any_batch_with_the_same_numbers(tmp_path):
     backend = find_backend("mindspore-cpu")
     network = backend.network(BASE, parameters_of(BASE))
     file = tmp_path / "detector.mindir"
-    backend.export(network, file)
+    settings = Settings(model=BASE)
+    backend.export(network, file, settings)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
-    exported = backend.load(file, BASE)
+    exported = backend.load(file, settings)
     pictures = batch_of(BASE)[0].pictures
     for count in (3, 1):
         for got, want in zip(

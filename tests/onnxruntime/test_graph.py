@@ -102,7 +102,9 @@ def test_parameters_keep_their_names():
     parameters = inputs.seeded_parameters(config, 0)
     stored = {t.name: t for t in detector(config, parameters, HEADS).graph.initializer}
     for p in parameter_table(config):
-        np.testing.assert_array_equal(onnx.numpy_helper.to_array(stored[p.name]), parameters[p.name])
+        np.testing.assert_array_equal(
+            onnx.numpy_helper.to_array(stored[p.name]), parameters[p.name]
+        )
 
 
 def test_the_opset_is_one_that_converters_read():

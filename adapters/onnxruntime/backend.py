@@ -1,0 +1,49 @@
+"""ONNX Runtime on the CPU: backend ``onnxruntime``, which detects and does not train.
+
+ONNX and its runtime are imported at first use.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from refinedet.backend import Network
+from refinedet.settings import Settings
+from refinedet.spec.config import Config
+from refinedet.spec.network import Parameters
+
+PACKAGES = ("onnx", "onnxruntime")
+
+
+class OnnxRuntime:
+    """``refinedet.backend.Backend`` for detection: no ``operations``, no ``trainer``."""
+
+    name = "onnxruntime"
+
+    def missing(self) -> str | None:
+        """Which package it lacks."""
+        for package in PACKAGES:
+            try:
+                version(package)
+            except PackageNotFoundError:
+                return f"{package} is not installed; run: pip install 'refinedet[onnxruntime]'"
+        return None
+
+    def network(self, config: Config, parameters: Parameters) -> Network:
+        """See ``refinedet.backend.Backend``."""
+        from refinedet.adapters.onnxruntime.network import OnnxNetwork
+
+        return OnnxNetwork(config, parameters)
+
+    def export(self, network: Network, path: Path, settings: Settings) -> None:
+        """Write an ONNX file that holds its settings; see ``refinedet.backend.Backend``."""
+        from refinedet.adapters.onnxruntime.network import export
+
+        export(network, path, settings)
+
+    def load(self, path: Path, settings: Settings) -> Network:
+        """Read an ONNX file; see ``refinedet.backend.Backend``."""
+        from refinedet.adapters.onnxruntime.network import OnnxFile
+
+        return OnnxFile(path, settings)
