@@ -425,7 +425,7 @@ def export_command(
     output: Annotated[Path, typer.Option(help="The file to write, as detector.mindir.")],
     backend: BackendName = "mindspore-cpu",
 ) -> None:
-    """Write a trained detector as the backend's own kind of file (MindIR)."""
+    """Write a trained detector as the backend's own kind of file (MindIR, ONNX)."""
     engine = find_backend(backend, "network", "export")
     export_model(engine, open_model(engine, model), output)
     typer.echo(f"wrote {output} and its settings, {output}.yaml")

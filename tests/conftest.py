@@ -7,6 +7,13 @@ import numpy as np
 import pytest
 
 
+def pytest_report_header(config):
+    """The folders that only a tox environment of their name runs."""
+    here = Path(__file__).parent
+    left = [name for name in config.getini("norecursedirs") if (here / name).is_dir()]
+    return [f"tests/{name}: only where named; tox -e {name} runs it" for name in left]
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real data beside the project; without it the test is skipped, or fails where it must run."""

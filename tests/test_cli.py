@@ -137,7 +137,7 @@ def test_what_users_get_wrong_is_one_line(run, weights, tmp_path):
     refused(run("detect", tmp_path / "none", "--model", weights), "no such picture or folder")
     refused(run("detect", empty, "--model", weights), "no picture in this folder")
     refused(run("detect", text, "--model", weights, "--output", tmp_path / "o"), "text.txt")
-    refused(run("detect", text, "--model", text), "text.txt: ")
+    refused(run("detect", text, "--model", text), "there is no text.txt.yaml beside it")
     refused(run("detect", text, "--model", empty), "no checkpoint in it")
     refused(run("detect", text, "--model", weights, "--backend", "gpu"), "there are mindspore-cpu")
     refused(run("detect", text, "--model", weights, "--backend", "no.module:x"), "no.module")

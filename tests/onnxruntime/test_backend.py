@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from refinedet.backend import BackendError, find_backend
 from refinedet.checkpoint import Checkpoint, write_checkpoint
 from refinedet.conformance import inputs
 from refinedet.conformance.checks.network import WITH_BATCH_NORM, WITH_BIASES
+from refinedet.data.augment import normaliser, resize_only
+from refinedet.data.pictures import read_picture
 from refinedet.files import WriteError
 from refinedet.models import open_model
 from refinedet.settings import Settings, from_yaml, to_yaml
@@ -278,3 +281,21 @@ def test_settings_without_their_file_are_refused(run, exported, data):
 
 def test_open_model_gives_the_classes(exported):
     assert open_model(OnnxRuntime(), exported[1]).class_names == ("a", "b")
+
+
+def test_the_program_of_the_page_sees_what_detect_sees(exported, noise, monkeypatch):
+    page = (Path(__file__).resolve().parents[2] / "docs/onnx.md").read_text()
+    (program,) = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
+    picture = noise.records[0].path
+    monkeypatch.chdir(exported[1].parent)
+    for name, file in (("detector.onnx", exported[1]), ("street.jpg", picture)):
+        Path(name).write_bytes(file.read_bytes())
+    scope = {}
+    exec(program, scope)
+    network = OnnxRuntime().load(exported[1], SETTINGS)
+    small = resize_only(read_picture(picture), CONFIG.image_size)
+    pictures = normaliser(CONFIG.picture)(small)[None]
+    assert_allclose(scope["pictures"], pictures, atol=1e-5)
+    for name, want in zip(("boxes", "scores"), network.scored_boxes(pictures), strict=True):
+        assert_allclose(scope[name], want, atol=1e-5)
+    assert scope["class_names"] == ["a", "b"]
