@@ -64,10 +64,11 @@ class OnnxFile(_Runs):
     def __init__(self, path: Path, settings: Settings) -> None:
         try:
             session = session_of(path)
+            kept = session.get_modelmeta().custom_metadata_map.get(SETTINGS)
         except Exception as error:  # those of ONNX Runtime have no other class in common
-            reason = str(error).strip().splitlines()[0]
+            reason = " ".join(str(error).split())
             raise BackendError(f"{path}: not an ONNX file that can be run: {reason}") from error
-        _require_settings(path, session, settings)
+        _require_settings(path, kept, settings)
         _require_tensors(path, session, settings.model)
         super().__init__(settings.model, session)
 
@@ -85,11 +86,8 @@ def export(network: Network, path: Path, settings: Settings) -> None:
     write_atomically(path, model.SerializeToString())
 
 
-def _require_settings(
-    path: Path, session: onnxruntime.InferenceSession, settings: Settings
-) -> None:
-    """The file holds these settings."""
-    text = session.get_modelmeta().custom_metadata_map.get(SETTINGS)
+def _require_settings(path: Path, text: str | None, settings: Settings) -> None:
+    """The file's own settings, as YAML, are these."""
     if text is None:
         raise BackendError(f"{path}: holds no settings; it was not written by refinedet export")
     try:

@@ -131,7 +131,9 @@ def test_a_file_is_whole_or_not_there(network, file, monkeypatch):
 
 def test_a_damaged_file_is_refused(file):
     whole = file.read_bytes()
-    for data in (b"", b"rubbish", whole[: len(whole) // 2], whole[:-1]):
+    no_text = whole.replace(b"class_names", b"class\xffnames")
+    assert no_text != whole
+    for data in (b"", b"rubbish", whole[: len(whole) // 2], whole[:-1], no_text):
         file.write_bytes(data)
         refused(file, "")
 
