@@ -87,7 +87,8 @@ def lengthened(boxes: Array, pixel: tuple[float, float]) -> Array:
 
     Overlaps of such boxes are those of systems that count pixels and add 1 to sides.
     """
-    return boxes.astype(np.float64) + np.array([0, 0, *pixel])
+    longer: Array = boxes.astype(np.float64) + np.array([0, 0, *pixel])
+    return longer
 
 
 def clip_boxes(boxes: Array) -> Array:
