@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from refinedet.spec.architecture import Conv
 from refinedet.spec.config import preset, replace
 from refinedet.spec.network import initial_parameters, parameter_count, parameter_table
 
@@ -77,6 +78,12 @@ def test_the_papers_network_field_by_field():
 
 
 # The table of parameters
+
+
+def test_a_plain_convolution_is_3x3_with_a_bias_and_keeps_the_size():
+    # Kernel, stride, padding, dilation, far; batch normalisation, its momentum, its gamma.
+    wanted = ("x", 3, 8, 3, 1, 1, 1, 0, False, 0.9, 1.0, True, False, False)
+    assert Conv("x", 3, 8) == wanted
 
 
 def bottleneck(name, inputs, inner, outputs, projected):

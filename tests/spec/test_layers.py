@@ -268,3 +268,11 @@ def test_layers_and_gradients_keep_float32():
     out = batch_normalise(x, c, c, c, c, 1e-5)
     got = GRADIENTS[batch_normalise](out, x, c, c, c, c, 1e-5)
     assert {g.dtype for g in (out, *got)} == {x.dtype}
+
+
+def test_what_no_output_depends_on_does_not_end_the_way_back():
+    tape, x = Tape(), np.float64([1, -2])
+    y = tape(relu, x)
+    tape(relu, y)  # nobody asks for this
+    gradients = tape.back([(y, np.ones(2))], {"x": x})
+    assert gradients["x"].tolist() == [1, 0]

@@ -244,6 +244,12 @@ def test_layers_by_hand():
     assert_allclose(by_x[0, :, 0, 1], [0.5, 0.5])  # the norm does not move
     assert_allclose(by_x[0, :, 0, 0], [(1 - 0.6 * 1.4) / 5, (1 - 0.8 * 1.4) / 5])
     assert_allclose(by_scale, [1.1, 0.8])
+    # Squares of 2.25 in both channels: their sum is above the floor, none of them is.
+    x = np.full((1, 2, 1, 1), 1.5)
+    by_x, _ = l2_normalise_gradient(
+        np.float64([[[[1]], [[0]]]]), x, np.float64([1, 1]), 4.0, floor=True
+    )
+    assert_allclose(by_x.ravel(), [0.5 / np.sqrt(4.5), -0.5 / np.sqrt(4.5)])
 
 
 # Anchors
