@@ -8,11 +8,9 @@ augment in parallel.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import operator
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +19,10 @@ import cv2
 import mindspore.dataset as ds
 import numpy as np
 from mindspore.mindrecord import FileWriter
-from tqdm import tqdm
 
 from refinedet.backend import Batch
-from refinedet.data.checks import sizes
+from refinedet.data.batches import fingerprint, tell_left_out, training_pictures
 from refinedet.data.dataset import DataError, Dataset
-from refinedet.data.pictures import decode_picture
 from refinedet.data.training import SampleMaker, places, reading_order, training_objects
 from refinedet.settings import InputSettings
 from refinedet.spec.config import Config
@@ -43,19 +39,6 @@ STEPS_A_CHUNK = 500
 """Steps that one MindSpore pipeline serves; bounds its list of indices."""
 
 
-def fingerprint(dataset: Dataset) -> str:
-    """What the cache was made from: the pictures' files and all their objects."""
-    digest = hashlib.sha256(json.dumps([FORMAT, dataset.class_names]).encode())
-    for record, (boxes, labels) in zip(dataset.records, training_objects(dataset), strict=True):
-        try:
-            status = record.path.stat()
-        except OSError as error:
-            raise DataError(f"{record.path}: {error.strerror}") from error
-        digest.update(f"{record.path}|{status.st_size}|{status.st_mtime_ns}".encode())
-        digest.update(boxes.tobytes() + labels.tobytes())
-    return digest.hexdigest()
-
-
 def build_cache(dataset: Dataset, folder: Path) -> tuple[Path, int, int]:
     """The MindRecord file of a data set, made unless it is there already.
 
@@ -69,7 +52,7 @@ def build_cache(dataset: Dataset, folder: Path) -> tuple[Path, int, int]:
     Raises:
         DataError: nothing to train on, or the disk is full.
     """
-    mark = fingerprint(dataset)
+    mark = f"{FORMAT}-{fingerprint(dataset)}"
     note, file = folder / "cache.json", folder / "pictures.mindrecord"
     try:
         known = json.loads(note.read_text())
@@ -84,8 +67,6 @@ def build_cache(dataset: Dataset, folder: Path) -> tuple[Path, int, int]:
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         written, unreadable = _write_records(dataset, fresh / file.name)
-        if written == 0:
-            raise DataError(f"{dataset.name}: no readable picture with an object to train on")
         content = {"fingerprint": mark, "pictures": written, "unreadable": unreadable}
         (fresh / note.name).write_text(json.dumps(content))
         shutil.rmtree(folder, ignore_errors=True)
@@ -101,24 +82,16 @@ def _write_records(dataset: Dataset, file: Path) -> tuple[int, int]:
     writer = FileWriter(str(file), shard_num=1)
     writer.add_schema(SCHEMA, "pictures with their objects")
     written = unreadable = 0
-    rows = list(zip(dataset.records, training_objects(dataset), strict=True))
-    for record, (boxes, labels) in tqdm(rows, "caching pictures", disable=None, delay=2):
-        if len(labels) == 0:
-            continue
-        try:
-            encoded = record.path.read_bytes()
-            height, width = decode_picture(encoded, str(record.path)).shape[:2]
-        except (OSError, DataError):
+    objects = training_objects(dataset)
+    for index, encoded in training_pictures(dataset):
+        if encoded is None:
             unreadable += 1
             continue
-        if (record.width, record.height) != (width, height):
-            said = (record.width, record.height)
-            raise DataError(f"{record.path}: {sizes(said, (width, height))}")
+        boxes, labels = objects[index]
         row = {"picture": encoded, "boxes": boxes, "labels": labels.astype(np.int32)}
         writer.write_raw_data([row])
         written += 1
-    if written:
-        writer.commit()
+    writer.commit()
     return written, unreadable
 
 
@@ -128,10 +101,7 @@ def batches(
     """See ``refinedet.backend.Backend.batches``."""
     max_objects = places(training_objects(dataset), settings.max_objects)
     file, count, unreadable = build_cache(dataset, cache)
-    if unreadable:
-        print(
-            f"{dataset.name}: left out {unreadable} pictures that cannot be read", file=sys.stderr
-        )
+    tell_left_out(dataset, unreadable)
     cv2.setNumThreads(1)  # the workers are the threads
     make = SampleMaker(config, settings, max_objects)
     for step in range(first_step, config.schedule.steps, STEPS_A_CHUNK):

@@ -9,6 +9,7 @@ of workers gives the same batches.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -31,19 +32,17 @@ class Slice(NamedTuple):
     """Position of the first."""
 
 
-def reading_order(count: int, seed: int, first: int, last: int) -> list[Slice]:
+def reading_order(count: int, seed: int, first: int, last: int) -> Iterator[Slice]:
     """The pictures at positions ``first`` to ``last`` - 1, one slice an epoch.
 
     An epoch is ``count`` positions; each shows every picture once, in a new order.
     """
-    slices = []
     while first < last:
         epoch, start = divmod(first, count)
         stop = min(count, start + last - first)
         order = np.random.default_rng((seed, epoch)).permutation(count)
-        slices.append(Slice(order[start:stop], first))
+        yield Slice(order[start:stop], first)
         first += stop - start
-    return slices
 
 
 def training_objects(dataset: Dataset) -> list[tuple[Array, Array]]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from refinedet.adapters.cpu import MindSporeCPU
+from refinedet.data.batches import batches as batches_in_numpy
 from refinedet.data.dataset import DataError, Dataset, make_record
 from refinedet.data.training import SampleMaker, reading_order
 from refinedet.settings import InputSettings
@@ -60,8 +61,17 @@ def test_same_seed_same_batches_whatever_the_workers_and_the_start(noise, tmp_pa
     assert not np.array_equal(other[0].pictures, whole[0].pictures)
 
 
+def test_batches_are_those_of_any_other_backend(noise, tmp_path):
+    """The plain loader's, from a set with a picture that no loader can read."""
+    noise.records[2].path.write_bytes(b"no picture")
+    for first_step in (0, 5):
+        mine = batches(noise, tmp_path / "cache", first_step)
+        plain = batches_in_numpy(noise, CONFIG, SETTINGS, tmp_path / "cache", first_step)
+        assert_same(mine, list(plain))
+
+
 def test_an_epoch_shows_every_picture_once():
-    slices = reading_order(10, 0, 0, 30)
+    slices = list(reading_order(10, 0, 0, 30))
     assert [sorted(s.indices) for s in slices] == [list(range(10))] * 3
     assert [s.first for s in slices] == [0, 10, 20]
     assert not np.array_equal(slices[0].indices, slices[1].indices)

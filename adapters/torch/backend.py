@@ -1,0 +1,123 @@
+"""The PyTorch backend on one kind of device. PyTorch is imported at first use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from refinedet.backend import BackendError, Batch, Network, Trainer
+from refinedet.data.batches import batches
+from refinedet.data.dataset import Dataset
+from refinedet.settings import InputSettings
+from refinedet.spec.config import Config
+from refinedet.spec.network import Parameters
+
+OLDEST = (2, 4)
+
+
+class TorchBackend:
+    """``refinedet.backend.Backend`` for one of PyTorch's devices; it exports nothing."""
+
+    def __init__(self, name: str, device: str) -> None:
+        self.name = name
+        self.device = device
+
+    def missing(self) -> str | None:
+        """Why it cannot run here, from the installed version alone."""
+        try:
+            found = version("torch")
+        except PackageNotFoundError:
+            return "PyTorch is not installed; run: pip install 'refinedet[torch]'"
+        if tuple(int(part) for part in found.split(".")[:2]) < OLDEST:
+            return f"PyTorch {found} is installed; 2.4 or newer is supported"
+        return None
+
+    def _ready(self) -> str:
+        """The device, once it is there and set up.
+
+        Raises:
+            BackendError: it is missing.
+        """
+        if reason := self.missing():
+            raise BackendError(f"backend {self.name}: {reason}")
+        import torch
+
+        # The contract's tolerances are those of float32, and one training gives one result.
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        return self.device
+
+    @property
+    def operations(self) -> Any:
+        """See ``refinedet.backend.Backend``."""
+        device = self._ready()
+        from refinedet.adapters.torch.operations import Operations
+
+        return Operations(device)
+
+    def network(self, config: Config, parameters: Parameters) -> Network:
+        """See ``refinedet.backend.Backend``."""
+        device = self._ready()
+        from refinedet.adapters.torch.network import TorchNetwork
+
+        return TorchNetwork(config, parameters, device)
+
+    def trainer(
+        self,
+        config: Config,
+        parameters: Parameters,
+        velocities: Parameters | None = None,
+        steps_done: int = 0,
+    ) -> Trainer:
+        """See ``refinedet.backend.Backend``."""
+        device = self._ready()
+        from refinedet.adapters.torch.trainer import TorchTrainer
+
+        return TorchTrainer(config, parameters, velocities, steps_done, device)
+
+    def batches(
+        self,
+        dataset: Dataset,
+        config: Config,
+        settings: InputSettings,
+        cache: Path,
+        first_step: int = 0,
+    ) -> Iterator[Batch]:
+        """See ``refinedet.backend.Backend``."""
+        return batches(dataset, config, settings, cache, first_step)
+
+
+class TorchCPU(TorchBackend):
+    """Trains and detects on the processor's cores."""
+
+    def __init__(self) -> None:
+        super().__init__("torch-cpu", "cpu")
+
+
+class TorchCUDA(TorchBackend):
+    """Trains and detects on an NVIDIA GPU: the first that ``CUDA_VISIBLE_DEVICES`` shows."""
+
+    def __init__(self) -> None:
+        super().__init__("torch-cuda", "cuda")
+
+    def missing(self) -> str | None:
+        """Why it cannot run here; PyTorch itself has to look for the device."""
+        if reason := super().missing():
+            return reason
+        import torch
+
+        if torch.version.cuda is None:
+            return (
+                f"PyTorch {torch.__version__} is built without CUDA; install a build with it, as "
+                "pytorch.org/get-started says, or use --backend torch-cpu"
+            )
+        if not torch.cuda.is_available():
+            return (
+                f"PyTorch finds no CUDA device; it wants an NVIDIA GPU and a driver for CUDA "
+                f"{torch.version.cuda} (nvidia-smi shows both), or use --backend torch-cpu"
+            )
+        return None

@@ -1,0 +1,231 @@
+"""The detector in PyTorch, with the parameters of ``refinedet.spec.network``.
+
+It is a function of tensors that keep their canonical names; the layers are those of
+``refinedet.spec.architecture``. Importing this imports PyTorch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
+
+from refinedet.spec import architecture
+from refinedet.spec.anchors import anchors as all_anchors
+from refinedet.spec.architecture import Bottleneck, Conv, Head, Pool
+from refinedet.spec.config import Config
+from refinedet.spec.errors import Array
+from refinedet.spec.network import Heads, Parameters, check_parameters
+
+
+def to_tensor(array: Array, device: str) -> torch.Tensor:
+    """A copy on the device."""
+    return torch.tensor(array, device=device)
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """A copy that NumPy owns, C-contiguous."""
+    array: Array = np.array(tensor.detach().cpu().numpy(), order="C")
+    return array
+
+
+Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""The fields of ``refinedet.spec.network.Heads``, in their order."""
+
+
+class Detector:
+    """The whole network on one device, for training or for inference.
+
+    In training, batch normalisation goes by the batch, and the running statistics follow it.
+
+    Attributes:
+        tensors: all parameters by canonical name.
+        anchors: (A, 4), centre form.
+    """
+
+    def __init__(
+        self, config: Config, parameters: Parameters, device: str, *, training: bool = False
+    ) -> None:
+        check_parameters(parameters, config)
+        self.config = config
+        self.training = training
+        self.tensors = {name: to_tensor(array, device) for name, array in parameters.items()}
+        self.anchors = centre_anchors(config, device)
+        levels = range(architecture.LEVELS)
+        self._trunk = architecture.trunk(config)
+        self._normalised = architecture.normalised_sources(config)
+        self._tcb = [architecture.tcb_convs(level, config) for level in levels]
+        self._upsampling = [architecture.upsampling(level, config) for level in levels]
+        self._arm, self._odm = (
+            [architecture.head(module, level, config) for level in levels]
+            for module in ("arm", "odm")
+        )
+
+    def __call__(self, pictures: torch.Tensor) -> Outputs:
+        """The four outputs for pictures (N, 3, H, W) float32; N from 1."""
+        for_arm, for_tcb = self._sources(pictures)
+        blocks = self._blocks(for_tcb)
+        return *self._module(self._arm, for_arm), *self._module(self._odm, blocks)
+
+    def _conv(self, conv: Conv, x: torch.Tensor) -> torch.Tensor:
+        """A convolution and its batch normalisation or bias, without activation."""
+        weight, bias = (self.tensors.get(f"{conv.name}.{part}") for part in ("weight", "bias"))
+        if conv.transposed:
+            x = F.conv_transpose2d(x, weight, bias, conv.stride)
+        else:
+            padding, groups = conv.padding, conv.inputs if conv.depthwise else 1
+            if conv.far:
+                x, padding = F.pad(x, (padding, padding + conv.far) * 2), 0
+            x = F.conv2d(x, weight, bias, conv.stride, padding, conv.dilation, groups)
+        return self._batch_norm(conv, x) if conv.batch_norm else x
+
+    def _batch_norm(self, conv: Conv, x: torch.Tensor) -> torch.Tensor:
+        parts = "moving_mean", "moving_variance", "gamma", "beta"
+        mean, variance, gamma, beta = (self.tensors[f"{conv.name}.{part}"] for part in parts)
+        # One number a channel has no unbiased variance; the contract's is 0, that of two equals.
+        alone = self.training and x.numel() == conv.outputs
+        seen = torch.cat((x, x)) if alone else x
+        last = 1 - conv.momentum, self.config.network.batch_norm_eps
+        y = F.batch_norm(seen, mean, variance, gamma, beta, self.training, *last)
+        return y[:1] if alone else y
+
+    def _bottleneck(self, block: Bottleneck, x: torch.Tensor) -> torch.Tensor:
+        """Without the ReLU behind the sum."""
+        first, middle, last = block.convs
+        y = F.relu_(self._conv(middle, F.relu_(self._conv(first, x))))
+        return self._conv(last, y) + (self._conv(block.projection, x) if block.projection else x)
+
+    def _sources(self, x: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """What the ARM reads and what the transfer blocks read, finest first."""
+        net = self.config.network
+        for_arm, for_tcb = [], []
+        for stage in self._trunk:
+            for step in stage:
+                if isinstance(step, Pool):
+                    x = max_pool(step, x)
+                    continue
+                plain = self._conv(step, x) if isinstance(step, Conv) else self._bottleneck(step, x)
+                name = step.name
+                before_relu = name == "backbone.fc7" and not net.fc7_relu
+                x = F.relu(plain) if before_relu else F.relu_(plain)
+                source = plain if before_relu else x
+            normalised = source
+            if name in self._normalised:
+                scale = self.tensors[f"{name}.l2_scale"]
+                normalised = l2_normalise(source, scale, net.l2_eps, net.l2_floor)
+            for_tcb.append(normalised)
+            for_arm.append(normalised if net.l2_in_arm else source)
+        return for_arm, for_tcb
+
+    def _blocks(self, sources: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The transfer connection blocks, finest first; each adds the next coarser one."""
+        blocks: list[torch.Tensor] = []
+        for level in reversed(range(architecture.LEVELS)):
+            lateral1, lateral2, *outputs = self._tcb[level]
+            x = self._conv(lateral2, F.relu_(self._conv(lateral1, sources[level])))
+            if not blocks:
+                x = F.relu_(x)
+            else:
+                coarser = self._conv(self._upsampling[level], blocks[0])
+                zoo = self.config.network.tcb == "relu_sum_conv_conv"
+                x = x + F.relu_(coarser) if zoo else F.relu_(x + coarser)
+            for conv in outputs:
+                x = F.relu_(self._conv(conv, x))
+            blocks.insert(0, x)
+        return blocks
+
+    def _module(
+        self, heads: list[Head], features: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Offsets and logits of the ARM or the ODM, (N, A, ...)."""
+        offsets, logits = [], []
+        for head, x in zip(heads, features, strict=True):
+            if head.shared:
+                x = F.relu_(self._bottleneck(head.shared, x))
+            offsets.append(self._rows(head.offsets, x))
+            logits.append(self._rows(head.logits, x))
+        return torch.cat(offsets, 1), torch.cat(logits, 1)
+
+    def _rows(self, convs: list[Conv], x: torch.Tensor) -> torch.Tensor:
+        """One output of a level, a row an anchor: cell by cell, then anchors of a cell."""
+        *before, last = convs
+        for conv in before:
+            x = F.relu6(self._conv(conv, x))
+        y = self._conv(last, x).permute(0, 2, 3, 1)
+        return y.reshape(len(y), -1, last.outputs // len(self.config.anchors.aspect_ratios))
+
+
+def max_pool(step: Pool, x: torch.Tensor) -> torch.Tensor:
+    """``spec.layers.max_pool2x2`` or ``max_pool3x3``; PyTorch, too, takes the first of equals."""
+    if step.kernel == 2:
+        return F.max_pool2d(x, 2)
+    return F.max_pool2d(F.pad(x, (step.before, 1 - step.before) * 2, value=-torch.inf), 3, 2)
+
+
+def l2_normalise(x: torch.Tensor, scale: torch.Tensor, eps: float, floor: bool) -> torch.Tensor:
+    """``spec.layers.l2_normalise``. ``clamp`` would let a gradient through at the floor."""
+    squares = x.square().sum(1, keepdim=True)
+    squares = torch.where(squares > eps, squares, eps) if floor else squares + eps
+    return x / squares.sqrt() * scale[:, None, None]
+
+
+def centre_anchors(config: Config, device: str) -> torch.Tensor:
+    """The anchors, (A, 4), centre form."""
+    low, high = np.split(all_anchors(config).astype(np.float64), 2, axis=1)
+    return to_tensor(np.hstack([(low + high) / 2, high - low]).astype(np.float32), device)
+
+
+def to_centres(boxes: torch.Tensor) -> torch.Tensor:
+    """Corner form to centre form, (..., 4)."""
+    low, high = boxes.split(2, -1)
+    return torch.cat(((low + high) / 2, high - low), -1)
+
+
+def to_corners(boxes: torch.Tensor) -> torch.Tensor:
+    """Centre form to corner form, (..., 4)."""
+    centre, sides = boxes.split(2, -1)
+    return torch.cat((centre - sides / 2, centre + sides / 2), -1)
+
+
+def decode(
+    offsets: torch.Tensor, anchors: torch.Tensor, variances: tuple[float, ...]
+) -> torch.Tensor:
+    """``spec.coding.decode`` with anchors and boxes (..., 4) in centre form."""
+    (move, stretch), (centre, sides) = offsets.split(2, -1), anchors.split(2, -1)
+    moved = centre + move * variances[0] * sides
+    return torch.cat((moved, sides * torch.exp(stretch * variances[1])), -1)
+
+
+def scored_boxes(
+    outputs: Outputs, anchors: torch.Tensor, config: Config
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``spec.detection.scored_boxes``, anchors (A, 4) in centre form."""
+    arm_offsets, arm_logits, odm_offsets, odm_logits = outputs
+    if config.anchors.refined:
+        anchors = decode(arm_offsets, anchors, config.anchors.variances)
+    boxes = decode(odm_offsets, anchors, config.anchors.variances)
+    seen = arm_logits.softmax(-1)[..., 1:] >= config.loss.objectness
+    softmax = config.loss.classes == "softmax"
+    scores = odm_logits.softmax(-1) if softmax else odm_logits.sigmoid()
+    return to_corners(boxes), scores * seen
+
+
+class TorchNetwork:
+    """``refinedet.backend.Network`` on one device."""
+
+    def __init__(self, config: Config, parameters: Parameters, device: str) -> None:
+        self.config = config
+        self.detector = Detector(config, parameters, device)
+        self.device = device
+
+    @torch.inference_mode()
+    def heads(self, pictures: Array) -> Heads:
+        """The raw outputs."""
+        return Heads(*(to_numpy(head) for head in self.detector(to_tensor(pictures, self.device))))
+
+    @torch.inference_mode()
+    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
+        """Decoded boxes and scores of every anchor."""
+        outputs = self.detector(to_tensor(pictures, self.device))
+        boxes, scores = scored_boxes(outputs, self.detector.anchors, self.config)
+        return to_numpy(boxes), to_numpy(scores)

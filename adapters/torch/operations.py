@@ -1,0 +1,230 @@
+"""The contract's operations, one by one, as this backend computes them.
+
+They are the functions that its network and its training are made of; what runs on the host
+(preparing pictures, the ARM's targets, suppression, the schedule) is called as the
+application calls it. Arguments and results: ``refinedet.operations``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from refinedet.adapters.torch import losses, network, trainer
+from refinedet.adapters.torch.network import to_centres, to_corners, to_numpy, to_tensor
+from refinedet.data.augment import normaliser
+from refinedet.data.targets import ArmTargets
+from refinedet.postprocess import postprocess, suppress
+from refinedet.spec import schedule
+from refinedet.spec.config import (
+    Config,
+    DetectionConfig,
+    MatchingConfig,
+    PictureConfig,
+)
+from refinedet.spec.errors import Array
+from refinedet.spec.losses import Loss, ModuleLoss
+from refinedet.spec.network import Heads, Parameters, trained_parameters
+
+
+class Operations:
+    """The functions of ``refinedet.operations.OPERATIONS`` on one device."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def _tensors(self, *arrays: Array) -> tuple[torch.Tensor, ...]:
+        return tuple(to_tensor(array, self.device) for array in arrays)
+
+    def _run(self, function: Callable[..., torch.Tensor], *arrays: Array) -> Array:
+        return to_numpy(function(*self._tensors(*arrays)))
+
+    def _with_gradients(
+        self, function: Callable[..., tuple[torch.Tensor, ...]], *arrays: Array
+    ) -> tuple[list[torch.Tensor], list[Array]]:
+        """The losses that ``function`` gives, and the gradients of their sum by the arrays."""
+        tensors = [tensor.requires_grad_() for tensor in self._tensors(*arrays)]
+        found = function(*tensors)
+        total = torch.stack([part.sum() for part in found]).sum()
+        gradients = torch.autograd.grad(total, tensors)
+        return [part.detach() for part in found], [to_numpy(g) for g in gradients]
+
+    # Pictures, anchors, boxes
+
+    def normalise(self, picture: Array, config: PictureConfig) -> Array:
+        return normaliser(config)(picture)
+
+    def anchors(self, config: Config) -> Array:
+        return to_numpy(to_corners(network.centre_anchors(config, self.device)))
+
+    def corners_to_centres(self, boxes: Array) -> Array:
+        return self._run(to_centres, boxes)
+
+    def centres_to_corners(self, boxes: Array) -> Array:
+        return self._run(to_corners, boxes)
+
+    def box_iou(self, anchors: Array, truths: Array) -> Array:
+        return self._run(lambda a, t: losses.pairwise_iou(t[None], a[None])[0].T, anchors, truths)
+
+    def clip_boxes(self, boxes: Array) -> Array:
+        return boxes.clip(0, 1)  # as ``postprocess`` does
+
+    # Coding
+
+    def encode(self, boxes: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
+        return self._run(lambda b, a: losses.encode(b, to_centres(a), variances), boxes, anchors)
+
+    def decode(self, offsets: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
+        def run(o: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+            return to_corners(network.decode(o, to_centres(a), variances))
+
+        return self._run(run, offsets, anchors)
+
+    def cascaded_decode(
+        self, arm_offsets: Array, odm_offsets: Array, anchors: Array, variances: tuple[float, ...]
+    ) -> Array:
+        def run(arm: torch.Tensor, odm: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+            refined = network.decode(arm, to_centres(a), variances)
+            return to_corners(network.decode(odm, refined, variances))
+
+        return self._run(run, arm_offsets, odm_offsets, anchors)
+
+    # Matching
+
+    def match(self, iou: Array, config: MatchingConfig) -> Array:
+        if iou.size == 0:
+            return np.full(len(iou), -1, np.int64)
+        return self._run(lambda x: losses.match(x.T[None], config)[0], iou)
+
+    def targets(
+        self, anchors: Array, boxes: Array, labels: Array, config: Config
+    ) -> tuple[Array, Array]:
+        if len(anchors) == 0:
+            return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+        a, b, c = self._tensors(anchors, *_places([boxes], [labels]))
+        offsets, found = losses.targets(to_centres(a)[None], b, c.long(), config)
+        return to_numpy(offsets[0]), to_numpy(found[0])
+
+    # Losses
+
+    def softmax(self, logits: Array) -> Array:
+        return self._run(lambda x: x.softmax(-1), logits)
+
+    def sigmoid(self, logits: Array) -> Array:
+        return self._run(torch.sigmoid, logits)
+
+    def cross_entropy(self, logits: Array, labels: Array) -> tuple[Array, Array]:
+        (classes,) = self._tensors(labels)
+        return self._rows(lambda x: losses.cross_entropy(x, classes.long()), logits)
+
+    def focal(
+        self, logits: Array, labels: Array, alpha: float, gamma: float
+    ) -> tuple[Array, Array]:
+        (classes,) = self._tensors(labels)
+        return self._rows(lambda x: losses.focal(x, classes, alpha, gamma), logits)
+
+    def smooth_l1(self, predicted: Array, wanted: Array) -> tuple[Array, Array]:
+        (goal,) = self._tensors(wanted)
+        return self._rows(lambda x: losses.smooth_l1(x, goal), predicted)
+
+    def _rows(
+        self, function: Callable[[torch.Tensor], torch.Tensor], by: Array
+    ) -> tuple[Array, Array]:
+        """Losses of rows (M,) and their gradients by ``by`` (M, K)."""
+        (rows,), (gradient,) = self._with_gradients(lambda x: (function(x),), by)
+        return to_numpy(rows), gradient
+
+    def hard_negatives(
+        self, losses_: Array, positive: Array, eligible: Array, ratio: float
+    ) -> Array:
+        def run(x: torch.Tensor, p: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+            return losses.hard_negatives(x[None], p[None], e[None], ratio)[0]
+
+        return self._run(run, losses_, positive, eligible)
+
+    def module_loss(
+        self,
+        offsets: Array,
+        logits: Array,
+        wanted: Array,
+        labels: Array,
+        eligible: Array,
+        ratio: float,
+    ) -> ModuleLoss:
+        goal, classes, may = self._tensors(wanted, labels, eligible)
+
+        def run(o: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return losses.module_loss(o, x, goal, classes.long(), may, ratio)
+
+        (box, label), gradients = self._with_gradients(run, offsets, logits)
+        return ModuleLoss(float(box), float(label), *gradients)
+
+    def detector_loss(
+        self, heads: Heads, boxes: list[Array], labels: list[Array], config: Config
+    ) -> Loss:
+        match = ArmTargets(config)
+        arm = [match(b, c) for b, c in zip(boxes, labels, strict=True)]
+        arm_wanted, arm_labels = (np.stack(part) for part in zip(*arm, strict=True))
+        padded, classes, goal, found = self._tensors(
+            *_places(boxes, labels), arm_wanted, arm_labels
+        )
+        constants = padded, classes, goal, found, network.centre_anchors(config, self.device)
+
+        def run(*outputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return losses.detector_loss(outputs, *constants, config).unbind()
+
+        parts, (g0, g1, g2, g3) = self._with_gradients(run, *heads)
+        arm_box, arm_class, odm_box, odm_class = (float(part) for part in parts)
+        return Loss(ModuleLoss(arm_box, arm_class, g0, g1), ModuleLoss(odm_box, odm_class, g2, g3))
+
+    # Detection
+
+    def scored_boxes(self, heads: Heads, config: Config) -> tuple[Array, Array]:
+        anchors = network.centre_anchors(config, self.device)
+        arm, seen, odm, logits = self._tensors(*heads)
+        found = network.scored_boxes((arm, seen, odm, logits), anchors, config)
+        return to_numpy(found[0]), to_numpy(found[1])
+
+    def nms(
+        self, boxes: Array, scores: Array, iou: float, pixel: tuple[float, float] = (0.0, 0.0)
+    ) -> Array:
+        order = np.argsort(-scores, kind="stable")
+        config = DetectionConfig(nms_iou=iou)
+        return order[suppress(boxes[order], np.ones(len(order), np.int64), config, pixel)]
+
+    detect = staticmethod(postprocess)
+
+    # Training
+
+    learning_rate = staticmethod(schedule.learning_rate)
+
+    def momentum_step(
+        self,
+        parameters: Parameters,
+        gradients: Parameters,
+        velocities: Parameters,
+        rate: float,
+        config: Config,
+    ) -> tuple[Parameters, Parameters]:
+        new, by, moved = (
+            {name: to_tensor(array, self.device) for name, array in arrays.items()}
+            for arrays in (parameters, gradients, velocities)
+        )
+        trained = trained_parameters(config)
+        trainer.momentum_step(new, by, moved, rate, trained, config.optimizer)
+        return (
+            {name: to_numpy(tensor) for name, tensor in new.items()},
+            {name: to_numpy(tensor) for name, tensor in moved.items()},
+        )
+
+
+def _places(boxes: list[Array], labels: list[Array]) -> tuple[Array, Array]:
+    """Objects of each picture as a batch has them: (N, T, 4) and (N, T) int32, T from 1."""
+    most = max(1, *(len(one) for one in labels))
+    padded = np.zeros((len(boxes), most, 4), np.float32)
+    classes = np.zeros((len(boxes), most), np.int32)
+    for row, (b, c) in enumerate(zip(boxes, labels, strict=True)):
+        padded[row, : len(b)], classes[row, : len(c)] = b, c
+    return padded, classes

@@ -1,0 +1,91 @@
+"""Training steps in PyTorch."""
+
+from __future__ import annotations
+
+import torch
+
+from refinedet.adapters.torch.losses import detector_loss
+from refinedet.adapters.torch.network import Detector, to_numpy, to_tensor
+from refinedet.backend import Batch, StepLosses
+from refinedet.spec.config import Config, OptimizerConfig
+from refinedet.spec.network import Parameter, Parameters, trained_parameters
+from refinedet.spec.schedule import learning_rate
+
+Tensors = dict[str, torch.Tensor]
+"""By canonical name."""
+
+
+@torch.no_grad()
+def momentum_step(
+    tensors: Tensors,
+    gradients: Tensors,
+    velocities: Tensors,
+    rate: float,
+    trained: list[Parameter],
+    options: OptimizerConfig,
+) -> None:
+    """``spec.optimizer.momentum_step``, in the tensors and velocities themselves."""
+    gradients = {name: g / options.loss_scale for name, g in gradients.items()}
+    if options.clip_norm is not None:
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients.values()]
+        shrink = (options.clip_norm / torch.stack(norms).norm()).clamp(max=1)
+        gradients = {name: g * shrink for name, g in gradients.items()}
+    for entry in trained:
+        decay = options.weight_decay if entry.group == "decay" or options.decay_all else 0.0
+        factor = options.bias_rate if entry.group == "bias" else 1.0
+        tensor, velocity = tensors[entry.name], velocities[entry.name]
+        velocity.mul_(options.momentum).add_(gradients[entry.name]).add_(tensor, alpha=decay)
+        tensor.sub_(velocity, alpha=rate * factor)
+
+
+class TorchTrainer:
+    """``refinedet.backend.Trainer`` on one device."""
+
+    def __init__(
+        self,
+        config: Config,
+        parameters: Parameters,
+        velocities: Parameters | None,
+        steps_done: int,
+        device: str,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.steps_done = steps_done
+        self.detector = Detector(config, parameters, device, training=True)
+        self._trained = trained_parameters(config)
+        self._weights = {p.name: self.detector.tensors[p.name] for p in self._trained}
+        for weight in self._weights.values():
+            weight.requires_grad_()
+        if velocities is None:
+            self._moments = {name: torch.zeros_like(w) for name, w in self._weights.items()}
+        else:
+            self._moments = {name: to_tensor(velocities[name], device) for name in self._weights}
+
+    def step(self, batch: Batch) -> StepLosses:
+        """One step; see ``refinedet.backend.Trainer``."""
+        pictures, boxes, labels, goal, found = (to_tensor(x, self.device) for x in batch)
+        constants = boxes, labels, goal, found, self.detector.anchors
+        parts = detector_loss(self.detector(pictures), *constants, self.config)
+        scaled = parts.sum() * self.config.optimizer.loss_scale
+        gradients = torch.autograd.grad(scaled, list(self._weights.values()))
+        momentum_step(
+            self._weights,
+            dict(zip(self._weights, gradients, strict=True)),
+            self._moments,
+            learning_rate(self.steps_done, self.config.schedule),
+            self._trained,
+            self.config.optimizer,
+        )
+        self.steps_done += 1
+        arm_offsets, arm_logits, odm_offsets, odm_logits = parts.tolist()
+        total = arm_offsets + arm_logits + odm_offsets + odm_logits
+        return StepLosses(arm_offsets, arm_logits, odm_offsets, odm_logits, total)
+
+    def parameters(self) -> Parameters:
+        """Copies of all parameters by canonical name."""
+        return {name: to_numpy(tensor) for name, tensor in self.detector.tensors.items()}
+
+    def velocities(self) -> Parameters:
+        """Copies of the momentum by canonical name."""
+        return {name: to_numpy(tensor) for name, tensor in self._moments.items()}

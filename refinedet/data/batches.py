@@ -1,0 +1,153 @@
+"""Batches in NumPy, for every backend whose framework needs no input pipeline of its own.
+
+The pictures are looked through once: those that cannot be read are left out. Then threads
+make the samples of ``refinedet.data.training``, a little ahead of the reader.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from refinedet.backend import Batch
+from refinedet.data.checks import sizes
+from refinedet.data.dataset import DataError, Dataset
+from refinedet.data.pictures import decode_picture
+from refinedet.data.training import SampleMaker, places, reading_order, training_objects
+from refinedet.files import write_json
+from refinedet.settings import InputSettings
+from refinedet.spec.config import Config
+from refinedet.spec.errors import Array
+
+NOTE = "readable.json"
+"""In the cache: which pictures can be read."""
+AHEAD = 2
+"""Batches that are made before they are read."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """The state of a data set: the pictures' files, by name, size and time, and all objects.
+
+    Raises:
+        DataError: a file that is not there.
+    """
+    digest = hashlib.sha256(json.dumps(dataset.class_names).encode())
+    for record, (boxes, labels) in zip(dataset.records, training_objects(dataset), strict=True):
+        try:
+            status = record.path.stat()
+        except OSError as error:
+            raise DataError(f"{record.path}: {error.strerror}") from error
+        digest.update(f"{record.path}|{status.st_size}|{status.st_mtime_ns}".encode())
+        digest.update(boxes.tobytes() + labels.tobytes())
+    return digest.hexdigest()
+
+
+def training_pictures(dataset: Dataset) -> Iterator[tuple[int, bytes | None]]:
+    """Every record with an object to train on: its index and its file, None if unreadable.
+
+    Raises:
+        DataError: a picture of another size than annotated, or, at the end, none readable.
+    """
+    readable = False
+    rows = list(zip(dataset.records, training_objects(dataset), strict=True))
+    bar = tqdm(rows, "reading pictures", disable=None, delay=2)
+    for index, (record, (_, labels)) in enumerate(bar):
+        if len(labels) == 0:
+            continue
+        try:
+            encoded = record.path.read_bytes()
+            height, width = decode_picture(encoded, str(record.path)).shape[:2]
+        except (OSError, DataError):
+            yield index, None
+            continue
+        if (record.width, record.height) != (width, height):
+            said = (record.width, record.height)
+            raise DataError(f"{record.path}: {sizes(said, (width, height))}")
+        readable = True
+        yield index, encoded
+    if not readable:
+        raise DataError(f"{dataset.name}: no readable picture with an object to train on")
+
+
+def tell_left_out(dataset: Dataset, unreadable: int) -> None:
+    """Say on standard error how many pictures are not trained on, if any."""
+    if unreadable:
+        print(
+            f"{dataset.name}: left out {unreadable} pictures that cannot be read", file=sys.stderr
+        )
+
+
+def readable_pictures(dataset: Dataset, cache: Path) -> list[int]:
+    """Indices of the records to train on; noted in the cache until the data set changes."""
+    mark, note = fingerprint(dataset), cache / NOTE
+    try:
+        known = json.loads(note.read_text())
+        if known["fingerprint"] != mark:
+            raise ValueError
+        readable, unreadable = list(known["readable"]), int(known["unreadable"])
+    except (OSError, ValueError, KeyError, TypeError):
+        found = [(index, encoded is not None) for index, encoded in training_pictures(dataset)]
+        readable = [index for index, good in found if good]
+        unreadable = len(found) - len(readable)
+        cache.mkdir(parents=True, exist_ok=True)
+        write_json(note, {"fingerprint": mark, "readable": readable, "unreadable": unreadable})
+    tell_left_out(dataset, unreadable)
+    return readable
+
+
+def batches(
+    dataset: Dataset, config: Config, settings: InputSettings, cache: Path, first_step: int = 0
+) -> Iterator[Batch]:
+    """See ``refinedet.backend.Backend.batches``; ``cache`` is a folder with one small file."""
+    objects = training_objects(dataset)
+    make = SampleMaker(config, settings, places(objects, settings.max_objects))
+    readable = readable_pictures(dataset, cache)
+    cv2.setNumThreads(1)  # the workers are the threads
+
+    def sample(place: tuple[int, int]) -> tuple[Array, ...]:
+        position, index = place
+        path = dataset.records[index].path
+        try:
+            encoded = np.fromfile(path, np.uint8)
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}") from error
+        return make(encoded, *objects[index], np.array(position))
+
+    size = settings.batch_size
+    first, last = (step * size for step in (first_step, config.schedule.steps))
+    order = (
+        (part.first + i, readable[index])
+        for part in reading_order(len(readable), settings.seed, first, last)
+        for i, index in enumerate(part.indices)
+    )
+    with ThreadPoolExecutor(settings.workers) as pool:
+        samples = _in_order(pool, sample, order, AHEAD * size)
+        for _ in range(first_step, config.schedule.steps):
+            rows = [next(samples) for _ in range(size)]
+            yield Batch(*(np.stack(arrays) for arrays in zip(*rows, strict=True)))
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, function: Callable[[T], R], arguments: Iterable[T], ahead: int
+) -> Iterator[R]:
+    """``map`` in the pool's threads, at most so many results ahead of the reader."""
+    waiting: deque[Future[R]] = deque()
+    for argument in arguments:
+        waiting.append(pool.submit(function, argument))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

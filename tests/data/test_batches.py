@@ -1,0 +1,143 @@
+"""Batches in NumPy: a function of data, settings and seed; pictures are looked through once."""
+
+import json
+from dataclasses import replace as replaced
+
+import numpy as np
+import pytest
+
+from refinedet.data import batches as module
+from refinedet.data.batches import batches
+from refinedet.data.dataset import DataError, Dataset, make_record
+from refinedet.data.training import SampleMaker, reading_order
+from refinedet.settings import InputSettings
+from refinedet.spec.config import preset, replace
+
+CONFIG = replace(
+    preset("refinedet_eighth_128"),
+    image_size=(64, 128),
+    num_classes=3,
+    schedule={"steps": 7, "warmup_steps": 0},
+)
+COUNT = 10
+"""Pictures of the data set ``noise``."""
+
+
+def made(dataset, cache, first_step=0, **changes):
+    settings = InputSettings(**{"batch_size": 4, "seed": 11, **changes})
+    return list(batches(dataset, CONFIG, settings, cache, first_step))
+
+
+def assert_same(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        for name, x, y in zip(a._fields, a, b, strict=True):
+            np.testing.assert_array_equal(x, y, err_msg=name)
+
+
+def test_batches_have_the_interfaces_shapes_and_are_what_the_samples_say(noise, tmp_path):
+    got = made(noise, tmp_path / "cache")
+    assert len(got) == 7
+    order = np.concatenate([s.indices for s in reading_order(COUNT, 11, 0, 28)])
+    make = SampleMaker(CONFIG, InputSettings(batch_size=4, seed=11), 8)
+    for step, batch in enumerate(got):
+        assert batch.pictures.shape == (4, 3, 64, 128)
+        assert [a.dtype for a in batch] == [np.float32, np.float32, np.int32, np.float32, np.int32]
+        for row in range(4):
+            position = step * 4 + row
+            record = noise.records[order[position]]
+            encoded = np.fromfile(record.path, np.uint8)
+            want = make(encoded, record.boxes, record.labels, np.int64(position))
+            for x, y in zip(batch, want, strict=True):
+                np.testing.assert_array_equal(x[row], y)
+
+
+def test_same_seed_same_batches_whatever_the_workers_and_the_start(noise, tmp_path):
+    whole = made(noise, tmp_path / "cache")
+    assert_same(made(noise, tmp_path / "cache", workers=3), whole)
+    assert_same(made(noise, tmp_path / "other", first_step=3), whole[3:])
+    other = made(noise, tmp_path / "cache", seed=12)
+    assert not np.array_equal(other[0].pictures, whole[0].pictures)
+
+
+def test_no_more_samples_are_made_than_a_reader_is_about_to_want(noise, tmp_path, monkeypatch):
+    made_for = []
+
+    class Counting(SampleMaker):
+        def __call__(self, encoded, boxes, labels, position):
+            made_for.append(int(position))
+            return super().__call__(encoded, boxes, labels, position)
+
+    monkeypatch.setattr(module, "SampleMaker", Counting)
+    config = replace(CONFIG, schedule={"steps": 1000})
+    reader = batches(noise, config, InputSettings(batch_size=4), tmp_path / "cache", 0)
+    next(reader)
+    reader.close()
+    assert len(made_for) <= 4 * (1 + module.AHEAD)
+
+
+def test_pictures_are_looked_through_once_for_each_state_of_the_data(noise, tmp_path, monkeypatch):
+    looked, plain = [], module.decode_picture
+
+    def decode(encoded, name):
+        looked.append(name)
+        return plain(encoded, name)
+
+    monkeypatch.setattr(module, "decode_picture", decode)
+    made(noise, tmp_path / "cache")
+    assert len(looked) == COUNT
+    made(noise, tmp_path / "cache")
+    assert len(looked) == COUNT
+    noise.records[0].boxes[0, 0] += 1
+    made(noise, tmp_path / "cache")
+    assert len(looked) == 2 * COUNT
+    (tmp_path / "cache" / module.NOTE).write_text("{")
+    made(noise, tmp_path / "cache")
+    assert len(looked) == 3 * COUNT
+
+
+def test_unreadable_pictures_are_left_out_with_a_count(noise, tmp_path, capsys):
+    whole = noise.records[2].path.read_bytes()
+    noise.records[2].path.write_bytes(whole[:100])
+    fewer = Dataset(noise.name, noise.class_names, noise.records[:2] + noise.records[3:])
+    got = made(noise, tmp_path / "cache")
+    for _ in range(2):  # from the note, too
+        assert capsys.readouterr().err == "noise: left out 1 pictures that cannot be read\n"
+        assert_same(made(noise, tmp_path / "cache"), got)
+    assert_same(made(fewer, tmp_path / "other"), got)
+
+
+def test_a_picture_that_goes_away_is_one_line_with_its_name(noise, tmp_path):
+    reader = batches(noise, CONFIG, InputSettings(batch_size=4), tmp_path / "cache", 0)
+    next(reader)
+    for record in noise.records:
+        record.path.unlink()
+    with pytest.raises(DataError, match=r"\.png: No such file"):
+        list(reader)
+
+
+def test_nothing_to_train_on_is_one_line(noise, tmp_path):
+    empty = Dataset("empty", ("a", "b"), [make_record(1, noise.records[0].path, (80, 48), [])])
+    with pytest.raises(DataError, match="no picture has an object"):
+        made(empty, tmp_path / "cache")
+    with pytest.raises(DataError, match="max_objects"):
+        made(noise, tmp_path / "cache", max_objects=2)
+    for record in noise.records:
+        record.path.write_bytes(b"")
+    with pytest.raises(DataError, match="no readable picture"):
+        made(noise, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_another_size_than_the_annotations_say_is_one_line(noise, tmp_path):
+    wrong = [replaced(record, width=81) for record in noise.records]
+    with pytest.raises(DataError, match="81x48"):
+        made(Dataset(noise.name, noise.class_names, wrong), tmp_path / "cache")
+
+
+def test_the_note_is_whole_or_not_there(noise, tmp_path):
+    made(noise, tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [module.NOTE]
+    assert json.loads((tmp_path / "cache" / module.NOTE).read_text())["readable"] == list(
+        range(COUNT)
+    )
