@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
+from torch import Tensor
 
 from refinedet.adapters.torch.network import Outputs, decode, to_centres, to_corners
 from refinedet.spec.config import Config, MatchingConfig
 
 
-def pairwise_iou(boxes: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
     """Overlap (N, T, A) of boxes (N, T, 4) with anchors (N, A, 4), corner form."""
     bx0, by0, bx1, by1 = boxes[:, :, None].unbind(-1)  # each (N, T, 1)
     ax0, ay0, ax1, ay1 = anchors[:, None].unbind(-1)  # each (N, 1, A)
@@ -25,7 +26,7 @@ def pairwise_iou(boxes: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
     return torch.where(union > 0, shared / union, 0)
 
 
-def match(iou: torch.Tensor, config: MatchingConfig) -> torch.Tensor:
+def match(iou: Tensor, config: MatchingConfig) -> Tensor:
     """``spec.matching.match`` for a batch.
 
     Args:
@@ -42,7 +43,7 @@ def match(iou: torch.Tensor, config: MatchingConfig) -> torch.Tensor:
     return torch.where((matched < 0) & answers, best, matched)
 
 
-def _bipartite(overlap: torch.Tensor) -> torch.Tensor:
+def _bipartite(overlap: Tensor) -> Tensor:
     """For each anchor (N, A) the object whose own it is, or -1.
 
     The contract joins the pair of largest overlap, again and again. A pair in which each is
@@ -66,7 +67,7 @@ def _bipartite(overlap: torch.Tensor) -> torch.Tensor:
         free[picture, :, anchor] = 0
 
 
-def _match_in_order(iou: torch.Tensor, config: MatchingConfig) -> torch.Tensor:
+def _match_in_order(iou: Tensor, config: MatchingConfig) -> Tensor:
     """``match`` by the model zoo's rule: object after object."""
     n, t, a = iou.shape
     matched = torch.full((n, a), -1, device=iou.device)
@@ -80,20 +81,16 @@ def _match_in_order(iou: torch.Tensor, config: MatchingConfig) -> torch.Tensor:
     return matched
 
 
-def encode(
-    boxes: torch.Tensor, anchors: torch.Tensor, variances: tuple[float, ...]
-) -> torch.Tensor:
+def encode(boxes: Tensor, anchors: Tensor, variances: tuple[float, ...]) -> Tensor:
     """``spec.coding.encode``: boxes (..., 4) corner form, anchors (..., 4) centre form."""
-    (centre, sides), (from_centre, from_sides) = (
-        part.split(2, -1) for part in (to_centres(boxes), anchors)
-    )
-    offset = (centre - from_centre) / (from_sides * variances[0])
-    return torch.cat((offset, torch.log(sides / from_sides) / variances[1]), -1)
+    (centre, sides), (origin, units) = to_centres(boxes).split(2, -1), anchors.split(2, -1)
+    offset = (centre - origin) / (units * variances[0])
+    return torch.cat((offset, torch.log(sides / units) / variances[1]), -1)
 
 
 def targets(
-    anchors: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, config: Config
-) -> tuple[torch.Tensor, torch.Tensor]:
+    anchors: Tensor, boxes: Tensor, labels: Tensor, config: Config
+) -> tuple[Tensor, Tensor]:
     """``spec.matching.targets`` for a batch.
 
     Args:
@@ -111,17 +108,17 @@ def targets(
     )
 
 
-def smooth_l1(offsets: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def smooth_l1(offsets: Tensor, wanted: Tensor) -> Tensor:
     """``spec.losses.smooth_l1``, (..., 4) to (...)."""
     return F.smooth_l1_loss(offsets, wanted, reduction="none").sum(-1)
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """``spec.losses.cross_entropy``, logits (..., K) and labels (...) int64 to (...)."""
     return -logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
 
 
-def focal(logits: torch.Tensor, labels: torch.Tensor, alpha: float, gamma: float) -> torch.Tensor:
+def focal(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
     """``spec.losses.focal``, logits (..., K) and labels (...) to (...)."""
     here = labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)
     x = torch.where(here, logits, -logits)  # of the probability of being right
@@ -131,9 +128,7 @@ def focal(logits: torch.Tensor, labels: torch.Tensor, alpha: float, gamma: float
     return -(weight * wrong * F.logsigmoid(x)).sum(-1)
 
 
-def hard_negatives(
-    losses: torch.Tensor, positive: torch.Tensor, eligible: torch.Tensor, ratio: float
-) -> torch.Tensor:
+def hard_negatives(losses: Tensor, positive: Tensor, eligible: Tensor, ratio: float) -> Tensor:
     """``spec.losses.hard_negatives`` for a batch, all (N, A)."""
     candidate = eligible & ~positive
     losses = torch.where(candidate, losses, -torch.inf)
@@ -144,8 +139,8 @@ def hard_negatives(
 
 
 def over_positives(
-    offsets: torch.Tensor, wanted: torch.Tensor, positive: torch.Tensor, class_loss: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+    offsets: Tensor, wanted: Tensor, positive: Tensor, class_loss: Tensor
+) -> tuple[Tensor, Tensor]:
     """The loss of the offsets of ``positive`` (N, A) and ``class_loss``, over their number."""
     box_loss = (smooth_l1(offsets, wanted) * positive).sum()
     divisor = positive.sum().clamp(min=1)
@@ -153,13 +148,8 @@ def over_positives(
 
 
 def module_loss(
-    offsets: torch.Tensor,
-    logits: torch.Tensor,
-    wanted: torch.Tensor,
-    labels: torch.Tensor,
-    eligible: torch.Tensor,
-    ratio: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    offsets: Tensor, logits: Tensor, wanted: Tensor, labels: Tensor, eligible: Tensor, ratio: float
+) -> tuple[Tensor, Tensor]:
     """``spec.losses.module_loss``: the loss of the offsets and that of the classes."""
     positive = labels > 0
     class_loss = cross_entropy(logits, labels)
@@ -168,13 +158,8 @@ def module_loss(
 
 
 def focal_module_loss(
-    offsets: torch.Tensor,
-    logits: torch.Tensor,
-    wanted: torch.Tensor,
-    labels: torch.Tensor,
-    alpha: float,
-    gamma: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    offsets: Tensor, logits: Tensor, wanted: Tensor, labels: Tensor, alpha: float, gamma: float
+) -> tuple[Tensor, Tensor]:
     """``spec.losses.focal_module_loss``: the loss of the offsets and that of the classes."""
     class_loss = focal(logits, labels, alpha, gamma).sum()
     return over_positives(offsets, wanted, labels > 0, class_loss)
@@ -182,13 +167,13 @@ def focal_module_loss(
 
 def detector_loss(
     outputs: Outputs,
-    boxes: torch.Tensor,
-    labels: torch.Tensor,
-    arm_wanted: torch.Tensor,
-    arm_labels: torch.Tensor,
-    anchors: torch.Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    arm_wanted: Tensor,
+    arm_labels: Tensor,
+    anchors: Tensor,
     config: Config,
-) -> torch.Tensor:
+) -> Tensor:
     """``spec.losses.detector_loss``: its four parts, (4,), in the order of ``StepLosses``.
 
     Args:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
+from torch import Tensor
 
 from refinedet.spec import architecture
 from refinedet.spec.anchors import anchors as all_anchors
@@ -17,20 +18,24 @@ from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
 from refinedet.spec.network import Heads, Parameters, check_parameters
 
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
+"""The fields of ``refinedet.spec.network.Heads``, in their order."""
 
-def to_tensor(array: Array, device: str) -> torch.Tensor:
+
+def to_tensor(array: Array, device: str) -> Tensor:
     """A copy on the device."""
     return torch.tensor(array, device=device)
 
 
-def to_numpy(tensor: torch.Tensor) -> Array:
+def to_numpy(tensor: Tensor) -> Array:
     """A copy that NumPy owns, C-contiguous."""
     array: Array = np.array(tensor.detach().cpu().numpy(), order="C")
     return array
 
 
-Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-"""The fields of ``refinedet.spec.network.Heads``, in their order."""
+def to_parameters(tensors: dict[str, Tensor]) -> Parameters:
+    """Copies by canonical name."""
+    return {name: to_numpy(tensor) for name, tensor in tensors.items()}
 
 
 class Detector:
@@ -61,13 +66,13 @@ class Detector:
             for module in ("arm", "odm")
         )
 
-    def __call__(self, pictures: torch.Tensor) -> Outputs:
+    def __call__(self, pictures: Tensor) -> Outputs:
         """The four outputs for pictures (N, 3, H, W) float32; N from 1."""
         for_arm, for_tcb = self._sources(pictures)
         blocks = self._blocks(for_tcb)
         return *self._module(self._arm, for_arm), *self._module(self._odm, blocks)
 
-    def _conv(self, conv: Conv, x: torch.Tensor) -> torch.Tensor:
+    def _conv(self, conv: Conv, x: Tensor) -> Tensor:
         """A convolution and its batch normalisation or bias, without activation."""
         weight, bias = (self.tensors.get(f"{conv.name}.{part}") for part in ("weight", "bias"))
         if conv.transposed:
@@ -79,7 +84,7 @@ class Detector:
             x = F.conv2d(x, weight, bias, conv.stride, padding, conv.dilation, groups)
         return self._batch_norm(conv, x) if conv.batch_norm else x
 
-    def _batch_norm(self, conv: Conv, x: torch.Tensor) -> torch.Tensor:
+    def _batch_norm(self, conv: Conv, x: Tensor) -> Tensor:
         parts = "moving_mean", "moving_variance", "gamma", "beta"
         mean, variance, gamma, beta = (self.tensors[f"{conv.name}.{part}"] for part in parts)
         # One number a channel has no unbiased variance; the contract's is 0, that of two equals.
@@ -89,13 +94,13 @@ class Detector:
         y = F.batch_norm(seen, mean, variance, gamma, beta, self.training, *last)
         return y[:1] if alone else y
 
-    def _bottleneck(self, block: Bottleneck, x: torch.Tensor) -> torch.Tensor:
+    def _bottleneck(self, block: Bottleneck, x: Tensor) -> Tensor:
         """Without the ReLU behind the sum."""
         first, middle, last = block.convs
         y = F.relu_(self._conv(middle, F.relu_(self._conv(first, x))))
         return self._conv(last, y) + (self._conv(block.projection, x) if block.projection else x)
 
-    def _sources(self, x: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def _sources(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """What the ARM reads and what the transfer blocks read, finest first."""
         net = self.config.network
         for_arm, for_tcb = [], []
@@ -117,9 +122,9 @@ class Detector:
             for_arm.append(normalised if net.l2_in_arm else source)
         return for_arm, for_tcb
 
-    def _blocks(self, sources: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _blocks(self, sources: list[Tensor]) -> list[Tensor]:
         """The transfer connection blocks, finest first; each adds the next coarser one."""
-        blocks: list[torch.Tensor] = []
+        blocks: list[Tensor] = []
         for level in reversed(range(architecture.LEVELS)):
             lateral1, lateral2, *outputs = self._tcb[level]
             x = self._conv(lateral2, F.relu_(self._conv(lateral1, sources[level])))
@@ -134,9 +139,7 @@ class Detector:
             blocks.insert(0, x)
         return blocks
 
-    def _module(
-        self, heads: list[Head], features: list[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _module(self, heads: list[Head], features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Offsets and logits of the ARM or the ODM, (N, A, ...)."""
         offsets, logits = [], []
         for head, x in zip(heads, features, strict=True):
@@ -146,7 +149,7 @@ class Detector:
             logits.append(self._rows(head.logits, x))
         return torch.cat(offsets, 1), torch.cat(logits, 1)
 
-    def _rows(self, convs: list[Conv], x: torch.Tensor) -> torch.Tensor:
+    def _rows(self, convs: list[Conv], x: Tensor) -> Tensor:
         """One output of a level, a row an anchor: cell by cell, then anchors of a cell."""
         *before, last = convs
         for conv in before:
@@ -155,50 +158,46 @@ class Detector:
         return y.reshape(len(y), -1, last.outputs // len(self.config.anchors.aspect_ratios))
 
 
-def max_pool(step: Pool, x: torch.Tensor) -> torch.Tensor:
+def max_pool(step: Pool, x: Tensor) -> Tensor:
     """``spec.layers.max_pool2x2`` or ``max_pool3x3``; PyTorch, too, takes the first of equals."""
     if step.kernel == 2:
         return F.max_pool2d(x, 2)
     return F.max_pool2d(F.pad(x, (step.before, 1 - step.before) * 2, value=-torch.inf), 3, 2)
 
 
-def l2_normalise(x: torch.Tensor, scale: torch.Tensor, eps: float, floor: bool) -> torch.Tensor:
+def l2_normalise(x: Tensor, scale: Tensor, eps: float, floor: bool) -> Tensor:
     """``spec.layers.l2_normalise``. ``clamp`` would let a gradient through at the floor."""
     squares = x.square().sum(1, keepdim=True)
     squares = torch.where(squares > eps, squares, eps) if floor else squares + eps
     return x / squares.sqrt() * scale[:, None, None]
 
 
-def centre_anchors(config: Config, device: str) -> torch.Tensor:
+def centre_anchors(config: Config, device: str) -> Tensor:
     """The anchors, (A, 4), centre form."""
     low, high = np.split(all_anchors(config).astype(np.float64), 2, axis=1)
     return to_tensor(np.hstack([(low + high) / 2, high - low]).astype(np.float32), device)
 
 
-def to_centres(boxes: torch.Tensor) -> torch.Tensor:
+def to_centres(boxes: Tensor) -> Tensor:
     """Corner form to centre form, (..., 4)."""
     low, high = boxes.split(2, -1)
     return torch.cat(((low + high) / 2, high - low), -1)
 
 
-def to_corners(boxes: torch.Tensor) -> torch.Tensor:
+def to_corners(boxes: Tensor) -> Tensor:
     """Centre form to corner form, (..., 4)."""
     centre, sides = boxes.split(2, -1)
     return torch.cat((centre - sides / 2, centre + sides / 2), -1)
 
 
-def decode(
-    offsets: torch.Tensor, anchors: torch.Tensor, variances: tuple[float, ...]
-) -> torch.Tensor:
+def decode(offsets: Tensor, anchors: Tensor, variances: tuple[float, ...]) -> Tensor:
     """``spec.coding.decode`` with anchors and boxes (..., 4) in centre form."""
     (move, stretch), (centre, sides) = offsets.split(2, -1), anchors.split(2, -1)
     moved = centre + move * variances[0] * sides
     return torch.cat((moved, sides * torch.exp(stretch * variances[1])), -1)
 
 
-def scored_boxes(
-    outputs: Outputs, anchors: torch.Tensor, config: Config
-) -> tuple[torch.Tensor, torch.Tensor]:
+def scored_boxes(outputs: Outputs, anchors: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     """``spec.detection.scored_boxes``, anchors (A, 4) in centre form."""
     arm_offsets, arm_logits, odm_offsets, odm_logits = outputs
     if config.anchors.refined:

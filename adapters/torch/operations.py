@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from refinedet.adapters.torch import losses, network, trainer
 from refinedet.adapters.torch.network import to_centres, to_corners, to_numpy, to_tensor
@@ -18,12 +19,7 @@ from refinedet.data.augment import normaliser
 from refinedet.data.targets import ArmTargets
 from refinedet.postprocess import postprocess, suppress
 from refinedet.spec import schedule
-from refinedet.spec.config import (
-    Config,
-    DetectionConfig,
-    MatchingConfig,
-    PictureConfig,
-)
+from refinedet.spec.config import Config, DetectionConfig, MatchingConfig, PictureConfig
 from refinedet.spec.errors import Array
 from refinedet.spec.losses import Loss, ModuleLoss
 from refinedet.spec.network import Heads, Parameters, trained_parameters
@@ -35,15 +31,15 @@ class Operations:
     def __init__(self, device: str) -> None:
         self.device = device
 
-    def _tensors(self, *arrays: Array) -> tuple[torch.Tensor, ...]:
+    def _tensors(self, *arrays: Array) -> tuple[Tensor, ...]:
         return tuple(to_tensor(array, self.device) for array in arrays)
 
-    def _run(self, function: Callable[..., torch.Tensor], *arrays: Array) -> Array:
+    def _run(self, function: Callable[..., Tensor], *arrays: Array) -> Array:
         return to_numpy(function(*self._tensors(*arrays)))
 
     def _with_gradients(
-        self, function: Callable[..., tuple[torch.Tensor, ...]], *arrays: Array
-    ) -> tuple[list[torch.Tensor], list[Array]]:
+        self, function: Callable[..., tuple[Tensor, ...]], *arrays: Array
+    ) -> tuple[list[Tensor], list[Array]]:
         """The losses that ``function`` gives, and the gradients of their sum by the arrays."""
         tensors = [tensor.requires_grad_() for tensor in self._tensors(*arrays)]
         found = function(*tensors)
@@ -77,7 +73,7 @@ class Operations:
         return self._run(lambda b, a: losses.encode(b, to_centres(a), variances), boxes, anchors)
 
     def decode(self, offsets: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
-        def run(o: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+        def run(o: Tensor, a: Tensor) -> Tensor:
             return to_corners(network.decode(o, to_centres(a), variances))
 
         return self._run(run, offsets, anchors)
@@ -85,7 +81,7 @@ class Operations:
     def cascaded_decode(
         self, arm_offsets: Array, odm_offsets: Array, anchors: Array, variances: tuple[float, ...]
     ) -> Array:
-        def run(arm: torch.Tensor, odm: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+        def run(arm: Tensor, odm: Tensor, a: Tensor) -> Tensor:
             refined = network.decode(arm, to_centres(a), variances)
             return to_corners(network.decode(odm, refined, variances))
 
@@ -129,9 +125,7 @@ class Operations:
         (goal,) = self._tensors(wanted)
         return self._rows(lambda x: losses.smooth_l1(x, goal), predicted)
 
-    def _rows(
-        self, function: Callable[[torch.Tensor], torch.Tensor], by: Array
-    ) -> tuple[Array, Array]:
+    def _rows(self, function: Callable[[Tensor], Tensor], by: Array) -> tuple[Array, Array]:
         """Losses of rows (M,) and their gradients by ``by`` (M, K)."""
         (rows,), (gradient,) = self._with_gradients(lambda x: (function(x),), by)
         return to_numpy(rows), gradient
@@ -139,7 +133,7 @@ class Operations:
     def hard_negatives(
         self, losses_: Array, positive: Array, eligible: Array, ratio: float
     ) -> Array:
-        def run(x: torch.Tensor, p: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        def run(x: Tensor, p: Tensor, e: Tensor) -> Tensor:
             return losses.hard_negatives(x[None], p[None], e[None], ratio)[0]
 
         return self._run(run, losses_, positive, eligible)
@@ -155,7 +149,7 @@ class Operations:
     ) -> ModuleLoss:
         goal, classes, may = self._tensors(wanted, labels, eligible)
 
-        def run(o: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def run(o: Tensor, x: Tensor) -> tuple[Tensor, ...]:
             return losses.module_loss(o, x, goal, classes.long(), may, ratio)
 
         (box, label), gradients = self._with_gradients(run, offsets, logits)
@@ -172,7 +166,7 @@ class Operations:
         )
         constants = padded, classes, goal, found, network.centre_anchors(config, self.device)
 
-        def run(*outputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def run(*outputs: Tensor) -> tuple[Tensor, ...]:
             return losses.detector_loss(outputs, *constants, config).unbind()
 
         parts, (g0, g1, g2, g3) = self._with_gradients(run, *heads)
@@ -214,10 +208,7 @@ class Operations:
         )
         trained = trained_parameters(config)
         trainer.momentum_step(new, by, moved, rate, trained, config.optimizer)
-        return (
-            {name: to_numpy(tensor) for name, tensor in new.items()},
-            {name: to_numpy(tensor) for name, tensor in moved.items()},
-        )
+        return network.to_parameters(new), network.to_parameters(moved)
 
 
 def _places(boxes: list[Array], labels: list[Array]) -> tuple[Array, Array]:

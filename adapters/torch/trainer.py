@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from refinedet.adapters.torch.losses import detector_loss
-from refinedet.adapters.torch.network import Detector, to_numpy, to_tensor
+from refinedet.adapters.torch.network import Detector, to_parameters, to_tensor
 from refinedet.backend import Batch, StepLosses
 from refinedet.spec.config import Config, OptimizerConfig
 from refinedet.spec.network import Parameter, Parameters, trained_parameters
 from refinedet.spec.schedule import learning_rate
 
-Tensors = dict[str, torch.Tensor]
+Tensors = dict[str, Tensor]
 """By canonical name."""
 
 
@@ -84,8 +85,8 @@ class TorchTrainer:
 
     def parameters(self) -> Parameters:
         """Copies of all parameters by canonical name."""
-        return {name: to_numpy(tensor) for name, tensor in self.detector.tensors.items()}
+        return to_parameters(self.detector.tensors)
 
     def velocities(self) -> Parameters:
         """Copies of the momentum by canonical name."""
-        return {name: to_numpy(tensor) for name, tensor in self._moments.items()}
+        return to_parameters(self._moments)

@@ -224,9 +224,9 @@ def test_it_exports_nothing_and_says_so(run, tmp_path):
 
 def test_a_detector_of_shapes_is_trained_and_finds_them(backend, tmp_path):
     changes = (
-        "model.schedule.steps=250",
+        "model.schedule.steps=300",
         "model.schedule.warmup_steps=10",
-        "input.batch_size=8",
+        "input.batch_size=16",
         "input.augment.crop=false",
         "input.augment.expand=0",
         "input.augment.distort=0",
@@ -236,7 +236,7 @@ def test_a_detector_of_shapes_is_trained_and_finds_them(backend, tmp_path):
     held_out = generate_shapes(40, size, 1, tmp_path / "held-out")
     chosen = resolve("refinedet_eighth_128", None, changes, training.class_names)
     done = train(backend, training, None, chosen, tmp_path / "run")
-    assert done.steps_done == 250
+    assert done.steps_done == 300
     found = evaluate(backend.network(done.config, done.parameters), held_out)
     figures = found.result().figures
     assert figures["AP50"] > 0.5, figures
