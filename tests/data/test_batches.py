@@ -73,7 +73,7 @@ def test_no_more_samples_are_made_than_a_reader_is_about_to_want(noise, tmp_path
     reader = batches(noise, config, InputSettings(batch_size=4), tmp_path / "cache", 0)
     next(reader)
     reader.close()
-    assert len(made_for) <= 4 * (1 + module.AHEAD)
+    assert 4 <= len(made_for) <= 4 * (1 + module.AHEAD)
 
 
 def test_pictures_are_looked_through_once_for_each_state_of_the_data(noise, tmp_path, monkeypatch):

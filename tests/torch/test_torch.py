@@ -119,7 +119,7 @@ def test_a_step_on_one_number_a_channel_is_the_contracts(backend):
         if name.endswith(".beta"):
             parameters[name] += 0.1  # away from the kink of the ReLU behind it
     trainer = backend.trainer(config, parameters)
-    zeros = trainer.velocities()
+    zeros = {name: v * 0 for name, v in trainer.velocities().items()}
     found = trainer.step(batch)
     objects = [batch.boxes[0]], [batch.labels[0]]
     want = training_step(parameters, zeros, batch.pictures, *objects, 0, config)
