@@ -91,7 +91,12 @@ def tell_left_out(dataset: Dataset, unreadable: int) -> None:
 
 
 def readable_pictures(dataset: Dataset, cache: Path) -> list[int]:
-    """Indices of the records to train on; noted in the cache until the data set changes."""
+    """Indices of the records to train on; noted in the cache until the data set changes.
+
+    Raises:
+        DataError: as ``fingerprint`` and ``training_pictures``.
+        OSError: the cache cannot be written.
+    """
     mark, note = fingerprint(dataset), cache / NOTE
     try:
         known = json.loads(note.read_text())
@@ -121,10 +126,11 @@ def batches(
         position, index = place
         path = dataset.records[index].path
         try:
-            encoded = np.fromfile(path, np.uint8)
+            return make(np.fromfile(path, np.uint8), *objects[index], np.array(position))
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}") from error
-        return make(encoded, *objects[index], np.array(position))
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
 
     size = settings.batch_size
     first, last = (step * size for step in (first_step, config.schedule.steps))

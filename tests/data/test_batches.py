@@ -107,12 +107,19 @@ def test_unreadable_pictures_are_left_out_with_a_count(noise, tmp_path, capsys):
     assert_same(made(fewer, tmp_path / "other"), got)
 
 
-def test_a_picture_that_goes_away_is_one_line_with_its_name(noise, tmp_path):
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda path: path.unlink(), r"\d\.png: No such file"),
+        (lambda path: path.write_bytes(b"no picture"), r"\d\.png: picture at position \d+: "),
+    ],
+)
+def test_a_picture_that_goes_bad_is_one_line_with_its_name(noise, tmp_path, spoil, said):
     reader = batches(noise, CONFIG, InputSettings(batch_size=4), tmp_path / "cache", 0)
     next(reader)
     for record in noise.records:
-        record.path.unlink()
-    with pytest.raises(DataError, match=r"\.png: No such file"):
+        spoil(record.path)
+    with pytest.raises(DataError, match=said):
         list(reader)
 
 

@@ -156,6 +156,23 @@ def test_what_is_given_and_what_is_read_are_copies(backend):
         np.testing.assert_array_equal(read[name], value, err_msg=name)
 
 
+@pytest.mark.parametrize("classes", ["softmax", "sigmoid"])
+def test_no_tensor_of_a_step_is_left_on_the_processor(classes):
+    """The device "meta" has shapes alone, and refuses to mix with another, as a GPU does.
+
+    Not the rule ``bipartite``, whose rounds depend on numbers.
+    """
+    config = replace(CONFIG, loss={"classes": classes}, matching={"rule": "in_order"})
+    detector = network.Detector(config, initial_parameters(config, 1), "meta", training=True)
+    pictures, *wanted = (network.to_tensor(array, "meta") for array in batch_of(2))
+    outputs = detector(pictures)
+    made = [
+        losses.detector_loss(outputs, *wanted, detector.anchors, config),
+        *network.scored_boxes(outputs, detector.anchors, config),
+    ]
+    assert [tensor.device.type for tensor in made] == ["meta"] * 3
+
+
 def test_tf32_is_off_once_a_backend_is_used(backend):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     backend.network(CONFIG, initial_parameters(CONFIG, 1))
