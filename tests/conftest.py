@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 
-
 def pytest_report_header(config):
     """The folders that only a tox environment of their name runs."""
     here = Path(__file__).parent
