@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from refinedet.spec.config import Config, preset, replace
 from refinedet.spec.errors import Array, ContractError
+from refinedet.spec.network import Heads, Parameters, forward, forward_and_back
 
 # The same examples on every run, and no database left behind.
 settings.register_profile(
@@ -26,6 +27,34 @@ def refused(message: str) -> Iterator[None]:
         yield
     assert str(caught.value) == message
     assert "\n" not in message
+
+
+def slopes(
+    parameters: Parameters, pictures: Array, config: Config, step: float = 1e-7
+) -> Iterator[tuple[str, float, float]]:
+    """The slopes of a weighted sum of the heads in training, along random directions.
+
+    For each part of the network, as ``tcb.2``: by central differences, and by the way back.
+    """
+
+    def drawn(seed: int, like: Array) -> Array:
+        return np.random.default_rng([18, seed]).normal(size=like.shape)
+
+    heads, _, back = forward_and_back(parameters, pictures, config)
+    weights = Heads(*(drawn(i, head) for i, head in enumerate(heads)))
+    gradients = back(weights)
+    direction = {n: drawn(9 + i, g) for i, (n, g) in enumerate(gradients.items())}
+
+    def total(names: list[str], step: float) -> float:
+        moved = {n: parameters[n] + step * direction[n] for n in names}
+        outputs, _ = forward(parameters | moved, pictures, config, training=True)
+        return sum(float((w * out).sum()) for w, out in zip(weights, outputs, strict=True))
+
+    for part in dict.fromkeys(".".join(name.split(".")[:2]) for name in gradients):
+        names = [n for n in gradients if n.startswith(f"{part}.")]
+        there, here = total(names, step), total(names, -step)
+        wanted = sum(float((gradients[n] * direction[n]).sum()) for n in names)
+        yield part, (there - here) / (2 * step), wanted
 
 
 @st.composite

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from refinedet.spec.network import Heads, forward, forward_and_back, parameter_table
+from refinedet.spec.network import Heads, forward, parameter_table
 
-from .strategies import tiny
+from .strategies import slopes, tiny
 
 HEADS = ("offsets", "logits")
 PAPER = {
@@ -172,18 +172,5 @@ def test_the_whole_against_a_second_opinion(family, training):
 def test_the_way_back_is_the_slope_of_the_way_there(family):
     config = small(family)
     parameters, pictures = lively(config, 0), numbers(1, 2, 3, *config.image_size)
-    heads, _, back = forward_and_back(parameters, pictures, config)
-    weights = Heads(*(numbers(5 + i, *head.shape) for i, head in enumerate(heads)))
-    gradients = back(weights)
-    direction = {n: numbers([7, i], *g.shape) for i, (n, g) in enumerate(gradients.items())}
-
-    def total(names, step):
-        moved = {n: parameters[n] + step * direction[n] for n in names}
-        outputs, _ = forward(parameters | moved, pictures, config, training=True)
-        return sum((w * out).sum() for w, out in zip(weights, outputs, strict=True))
-
-    for part in sorted({".".join(name.split(".")[:2]) for name in gradients}):
-        names = [n for n in gradients if n.startswith(f"{part}.")]
-        wanted = sum((gradients[n] * direction[n]).sum() for n in names)
-        slope = (total(names, 1e-7) - total(names, -1e-7)) / 2e-7
+    for part, slope, wanted in slopes(parameters, pictures, config):
         assert abs(slope - wanted) < 1e-3 * (abs(wanted) + 1), part
