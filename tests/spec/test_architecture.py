@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from refinedet.spec.architecture import Conv
+from refinedet.spec.architecture import Conv, Pool, trunk, upsampling
 from refinedet.spec.config import preset, replace
 from refinedet.spec.network import initial_parameters, parameter_count, parameter_table
 
@@ -84,6 +84,22 @@ def test_a_plain_convolution_is_3x3_with_a_bias_and_keeps_the_size():
     # Kernel, stride, padding, dilation, far; batch normalisation, its momentum, its gamma.
     wanted = ("x", 3, 8, 3, 1, 1, 1, 0, False, 0.9, 1.0, True, False, False)
     assert Conv("x", 3, 8) == wanted
+
+
+def test_pooling_and_upsampling():
+    paper, zoo = preset("refinedet_resnet101_320"), preset("modelzoo_resnet101_320")
+    centred = replace(paper, network={"pool_centred": True})
+    assert [trunk(config)[0][1] for config in (paper, zoo, centred)] == [
+        Pool(3, before=0),
+        Pool(3, before=0),
+        Pool(3, before=1),
+    ]
+    assert [step for step in trunk(preset("refinedet_vgg16_320"))[0] if isinstance(step, Pool)] == [
+        (2, 0)
+    ] * 3
+    for config in (paper, zoo):
+        up = upsampling(2, config)
+        assert (up.kernel, up.stride, up.padding, up.transposed) == (2, 2, 0, True)
 
 
 def bottleneck(name, inputs, inner, outputs, projected):

@@ -211,6 +211,7 @@ CASES = {
     "relu": (relu, [IMAGE], {}),
     "sum": (add, [IMAGE, IMAGE], {}),
     "rows": (anchor_rows, [(2, 6, 4, 3), (2, 6, 2, 1)], {"per_anchor": 2}),
+    "rows of one picture": (anchor_rows, [(1, 6, 4, 3), (1, 6, 2, 1)], {"per_anchor": 2}),
 }
 
 
