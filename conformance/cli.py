@@ -78,6 +78,8 @@ def conformance(
     if not checks:
         raise typer.BadParameter(f"-k: no check of these levels has {text!r} in its name")
     for file in (json_file, html_file):
+        if file is not None and file.is_dir():
+            raise typer.BadParameter(f"{file}: is a folder; choose the name of a file")
         if file is not None and not file.absolute().parent.is_dir():
             raise typer.BadParameter(f"{file}: there is no folder {file.parent}; create it first")
     if case is not None:

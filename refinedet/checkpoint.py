@@ -177,8 +177,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 found = shown(metadata.get("format"))
                 raise CheckpointError(f"{path}: wants the format {FORMAT!r}, got {found}")
             tensors = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
-    except (OSError, SafetensorError, AttributeError, TypeError) as error:
-        # The last two: a dtype that NumPy does not have.
+    except (OSError, SafetensorError, AttributeError, TypeError, ValueError) as error:
+        # The last three: a dtype that NumPy does not have, a shape that it refuses.
         reason = getattr(error, "strerror", None) or f"corrupt or cut off ({error})"
         raise CheckpointError(f"{path}: cannot read: {reason}") from error
     if _digest(metadata, tensors.items()) != metadata.get("sha256"):

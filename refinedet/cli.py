@@ -175,8 +175,21 @@ def _source(
 ) -> DataSource:
     if layout is None:
         raise DataError("--layout: say how the data set lies on the disk: coco, voc or text")
+    _require_fit(layout, "--", annotations, pictures, split)
     names = tuple(name.strip() for name in classes.split(",")) if classes else ()
     return DataSource(layout.value, root, annotations, pictures, split, names)
+
+
+def _require_fit(
+    layout: Layout, prefix: str, annotations: Path | None, pictures: Path | None, split: str | None
+) -> None:
+    """Refuse options of another layout: nobody reads them."""
+    of_others: dict[str, object] = {"split": split}
+    if layout is Layout.voc:
+        of_others = {"annotations": annotations, "pictures": pictures}
+    for name, value in of_others.items():
+        if value is not None:
+            raise DataError(f"{prefix}{name}: is not for --layout {layout.value}; leave it out")
 
 
 def _say_skips(dataset: Dataset) -> Dataset:
@@ -252,6 +265,10 @@ def train_command(
     training.require_usable()
     evaluation = None
     if eval_annotations or eval_pictures or eval_split:
+        kind = Layout(source.layout)
+        _require_fit(kind, "--eval-", eval_annotations, eval_pictures, eval_split)
+        if kind is not Layout.voc and eval_annotations is None:  # the training's would be judged
+            raise DataError(f"--eval-annotations: --layout {kind.value} needs it, to evaluate")
         other = replace(
             source,
             annotations=eval_annotations or annotations,

@@ -45,6 +45,8 @@ def replacing(path: Path) -> Iterator[Path]:
         WriteError: the system refused, in the block or after it: disk full, no
             folder, no permission. ``errno`` holds the system's code.
     """
+    if not path.name:  # of an empty option, as an unset variable of a shell leaves it
+        raise WriteError(f"{path}: cannot write: choose the name of a file")
     draft = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
         yield draft

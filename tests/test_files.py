@@ -110,6 +110,11 @@ def test_impossible_goals_are_one_line(tmp_path, goal, words):
     assert names(tmp_path) == ["file", "folder"]
 
 
+def test_an_empty_name_is_one_line():
+    with pytest.raises(WriteError, match="choose the name of a file"):
+        write_atomically(Path(), "new")
+
+
 def test_everything_is_on_the_disk_before_the_rename(tmp_path, monkeypatch):
     calls = []
     fsync, replace = os.fsync, Path.replace

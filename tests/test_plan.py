@@ -54,6 +54,20 @@ def command(noise, tmp_path, monkeypatch):
     )
 
 
+def test_options_of_another_layout_are_refused(run, command, tmp_path):
+    """The training set would be judged in the place of what was meant."""
+    list_ = tmp_path / "list.txt"
+    said = "--eval-annotations: --layout text needs it, to evaluate"
+    refused(run(*command, "--eval-pictures", tmp_path), said)
+    refused(run(*command, "--eval-split", "test"), "--eval-split: is not for --layout text")
+    refused(run(*command, "--split", "test"), "--split: is not for --layout text; leave it out")
+    voc = ("train", "--run", tmp_path / "run", "--layout", "voc", "--root", tmp_path)
+    refused(run(*voc, "--annotations", list_), "--annotations: is not for --layout voc")
+    refused(
+        run(*voc, "--split", "x", "--pictures", tmp_path), "--pictures: is not for --layout voc"
+    )
+
+
 def test_a_dry_run_tells_the_run_and_writes_nothing(run, command, tmp_path):
     before = everything(tmp_path)
     status, out, err = run(*command, "--eval-annotations", tmp_path / "list.txt")

@@ -6,10 +6,12 @@ import tempfile
 from pathlib import Path
 
 import mindspore as ms
+import numpy as np
 from mindspore import nn
 
 from refinedet.adapters.mindspore.network import Detector, ScoredBoxes, load_parameters
 from refinedet.backend import BackendError
+from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
 from refinedet.spec.network import Heads, Parameters, check_parameters
@@ -50,6 +52,14 @@ class MindIRNetwork:
             self.graph = nn.GraphCell(ms.load(str(path)))
         except (RuntimeError, ValueError) as error:
             raise BackendError(f"{path}: not a MindIR that this MindSpore reads") from error
+        beside = f"{path}: the settings beside it, {path.name}.yaml, are not its own"
+        try:
+            boxes, scores = self.scored_boxes(np.zeros((1, 3, *config.image_size), np.float32))
+        except (RuntimeError, ValueError) as error:
+            raise BackendError(beside) from error
+        anchors = len(all_anchors(config))
+        if boxes.shape != (1, anchors, 4) or scores.shape != (1, anchors, config.num_classes):
+            raise BackendError(beside)
 
     def heads(self, pictures: Array) -> Heads:
         """Raises: an exported detector has no raw outputs."""
@@ -61,8 +71,12 @@ class MindIRNetwork:
         return boxes.asnumpy(), scores.asnumpy()
 
 
-def export(network: MindSporeNetwork, path: Path) -> None:
+def export(network: MindSporeNetwork | MindIRNetwork, path: Path) -> None:
     """Write the detector with its decoding as MindIR, for any batch size."""
+    if isinstance(network, MindIRNetwork):
+        raise BackendError("the model is exported already; copy its file, and its .yaml")
+    if path.suffix == ".onnx":
+        raise BackendError(f"{path}: this backend writes MindIR; give --backend onnxruntime")
     pictures = ms.Tensor(shape=[None, 3, *network.config.image_size], dtype=ms.float32)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         fresh = Path(folder) / "model.mindir"

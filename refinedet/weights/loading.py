@@ -42,12 +42,17 @@ def _under(name: str, pattern: str) -> bool:
 
 
 def fit(
-    file: WeightsFile, fresh: Parameters, wanted: Sequence[str], partial: Sequence[str]
+    file: WeightsFile,
+    fresh: Parameters,
+    wanted: Sequence[str],
+    partial: Sequence[str],
+    part: str = "",
 ) -> Parameters:
     """Parameters of a file, over the fresh ones.
 
     Args:
         fresh: all parameters of the network, by canonical name.
+        part: what the names begin with that are looked at; the file's others are left.
         wanted: those of them that the file must have; its others are left.
         partial: patterns of canonical names, or of what they are in; such a tensor stays
             fresh where the file lacks it or has it in another shape.
@@ -59,7 +64,7 @@ def fit(
     for pattern in partial:
         if not any(_under(name, pattern) for name in wanted):
             raise CheckpointError(f"--partial: {pattern!r} is none of the tensors that are loaded")
-    found = file.parameters
+    found = {name: value for name, value in file.parameters.items() if name.startswith(part)}
     faults = [f"{brief(name)} is unexpected" for name in file.unexpected()]
     faults += [f"{name} is unexpected" for name in found if name not in fresh]
     taken = {}
@@ -111,7 +116,8 @@ def with_backbone(
     layers = {name.rpartition(".")[0] for name in file.parameters if ".l2_scale" not in name}
     classifier = {*classifier_layers(settings.model)}
     wanted = [n for n in trunk if n.rpartition(".")[0] in classifier and ".l2_scale" not in n]
-    taken = fit(file, fresh, wanted if layers <= classifier else trunk, partial)
+    wanted = wanted if layers <= classifier else trunk
+    taken = fit(file, fresh, wanted, partial, "backbone.")
     return _laid_over(file, fresh, taken, trunk, "the trunk", settings)
 
 
@@ -211,6 +217,10 @@ def import_weights(
     else:
         chosen = preset_name or file.scheme.preset
         base = preset(chosen)
+        if not any(".logits." in name for name in file.parameters):
+            raise CheckpointError(
+                f"{path}: {file.scheme.kind}: has no heads; give it to train, as --backbone"
+            )
         count = _classes(file, base) or len(class_names) + 1
         names = class_names or _default_names(count)
         if len(names) + 1 != count:

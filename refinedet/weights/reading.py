@@ -47,11 +47,19 @@ class WeightsFile:
 
     @cached_property
     def parameters(self) -> Parameters:
-        """The tensors that have a canonical name, under it; float32, in C's order, own memory."""
+        """The tensors that have a canonical name, under it; float32, in C's order, own memory.
+
+        Raises:
+            CheckpointError: one of other numbers than floats.
+        """
         found = {}
         for name, tensor in self.tensors.items():
             ours = self.scheme.canonical(name)
             if ours is not None:
+                if tensor.dtype.kind != "f":
+                    raise CheckpointError(
+                        f"{self.path}: {brief(name)} has the type {tensor.dtype}, wants floats"
+                    )
                 with np.errstate(over="ignore"):  # what overflows is not finite, and told
                     found[ours] = np.array(self.scheme.convert(ours, tensor), np.float32, order="C")
         return found
@@ -135,8 +143,8 @@ def _read_safetensors(path: Path) -> tuple[str, dict[str, Array], Settings | Non
                 tensors = {}
             else:
                 tensors = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
-    except (SafetensorError, AttributeError, TypeError) as error:
-        # The last two: a dtype that NumPy does not have.
+    except (SafetensorError, AttributeError, TypeError, ValueError) as error:
+        # The last three: a dtype that NumPy does not have, a shape that it refuses.
         raise FormatError(f"corrupt or cut off ({error})") from error
     if not tensors and metadata.get("format") == CHECKPOINT_FORMAT:
         checkpoint = load_checkpoint(path)

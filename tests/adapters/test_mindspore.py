@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from refinedet.adapters.cpu import MindSporeCPU
-from refinedet.backend import Batch, find_backend
+from refinedet.backend import BackendError, Batch, find_backend
 from refinedet.settings import Settings
 from refinedet.spec import losses as spec_losses
 from refinedet.spec import network as spec
@@ -256,6 +256,21 @@ def test_export_runs_any_batch_with_the_same_numbers(tmp_path):
             np.testing.assert_array_equal(got, want)
 
 
+def test_what_cannot_be_exported_or_loaded_is_one_line(tmp_path):
+    backend, settings = find_backend("mindspore-cpu"), Settings(model=BASE)
+    network = backend.network(BASE, parameters_of(BASE))
+    with pytest.raises(BackendError, match="writes MindIR; give --backend onnxruntime"):
+        backend.export(network, tmp_path / "x.onnx", settings)
+    file = tmp_path / "detector.mindir"
+    backend.export(network, file, settings)
+    with pytest.raises(BackendError, match="exported already; copy its file"):
+        backend.export(backend.load(file, settings), tmp_path / "again.mindir", settings)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    for change in ({"image_size": (128, 128)}, {"num_classes": BASE.num_classes + 1}):
+        with pytest.raises(BackendError, match=r"detector\.mindir\.yaml, are not its own"):
+            backend.load(file, Settings(model=replace(BASE, **change)))
+
+
 def test_environment_caps_the_instruction_set_from_2_9_on(monkeypatch):
     from refinedet.adapters.mindspore import backend as module
 
@@ -275,7 +290,6 @@ def test_environment_caps_the_instruction_set_from_2_9_on(monkeypatch):
 
 def test_a_missing_device_raises():
     from refinedet.adapters.mindspore.backend import MindSporeBackend
-    from refinedet.backend import BackendError
 
     with pytest.raises(BackendError, match="no GPU"):
         MindSporeBackend("mindspore-gpu", "GPU").network(BASE, spec.initial_parameters(BASE, 0))

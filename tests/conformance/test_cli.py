@@ -92,6 +92,7 @@ def test_a_level_alone(run, tmp_path):
         (("--backend", "spec", "--profile", "nonsense"), "'nonsense' is not one of"),
         (("--backend", "spec", "--json", "absent/r.json"), "there is no folder absent"),
         (("--backend", "spec", "--html", "absent/r.html"), "there is no folder absent"),
+        (("--backend", "spec", "--json", "/"), "is a folder; choose the name of a file"),
     ],
 )
 def test_what_users_get_wrong_is_one_line(run, arguments, message):

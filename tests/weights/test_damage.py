@@ -1,5 +1,6 @@
 """Damaged and hostile files: one line, nothing run, nothing written, no memory spent."""
 
+import json
 import os
 import pickle
 import resource
@@ -8,11 +9,14 @@ import zipfile
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from refinedet.checkpoint import CheckpointError
+from refinedet.weights.loading import import_weights
 from refinedet.weights.reading import read_weights
 
 from .writers import (
+    SMALL,
     Pickle,
     caffe_layers,
     caffemodel,
@@ -296,6 +300,19 @@ def test_a_safetensors_header_that_lies(path):
     refused(path, "corrupt or cut off")
     path.write_bytes(struct.pack("<Q", 2**62) + b'{"a": ')
     refused(path)
-    head = b'{"a":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
-    path.write_bytes(struct.pack("<Q", len(head)) + head + b"ab")
-    refused(path)
+    for dtype, shape in (("BF16", [1]), ("F32", [0, 2**40, 2**40]), ("F32", [0, *[1] * 70])):
+        size = 2 if dtype == "BF16" else 0
+        row = {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}
+        head = json.dumps({"a": row}).encode()
+        path.write_bytes(struct.pack("<Q", len(head)) + head + bytes(size))
+        refused(path)
+
+
+def test_weights_are_floats(path):
+    state = random_parameters()
+    for dtype in (np.complex64, np.int64, bool):
+        save_file(state | {"tcb.0.output.bias": state["tcb.0.output.bias"].astype(dtype)}, path)
+        with pytest.raises(
+            CheckpointError, match=r"tcb\.0\.output\.bias has the type .*, wants floats"
+        ):
+            import_weights(path, None, ("a", "b", "c"), SMALL)

@@ -177,6 +177,26 @@ def test_a_classifier_gives_its_layers_to_the_trunk(tmp_path, kind):
     assert "fresh: backbone.conv4_3.l2_scale, backbone.conv5_3.l2_scale, backbone.conv6_1" in said
 
 
+def test_a_classifier_is_no_detector(tmp_path):
+    for kind, write in classifier_files().items():
+        write(tmp_path / kind)
+        with pytest.raises(CheckpointError, match="has no heads; give it to train, as --backbone"):
+            import_weights(tmp_path / kind)
+
+
+def test_a_trunk_is_taken_from_a_detector_with_other_blocks(tmp_path):
+    """The zoo's way has no biases in its blocks, and others in its heads."""
+    own = resolve("refinedet_vgg16_320", None, SMALL, ("a",))
+    wanted = random_parameters(own.model)
+    write_checkpoint(tmp_path / "own", Checkpoint(own, wanted, None, 3))
+    fields = ("tcb=relu_sum_conv_conv", "heads=separable")
+    other = [*SMALL, *(f"model.network.{field}" for field in fields)]
+    settings = resolve("refinedet_vgg16_320", None, other, ("a",))
+    got, said = with_backbone(tmp_path / "own", settings)
+    assert "36 of 36" in said
+    assert all(np.array_equal(got[n], wanted[n]) for n in wanted if n.startswith("backbone."))
+
+
 def test_torchvision_is_thinned(tmp_path):
     rng = np.random.default_rng(0)
     reduced = reduced_state(random_parameters())
