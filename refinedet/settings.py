@@ -153,6 +153,7 @@ class Settings:
 PRESET_DEFAULTS: dict[str, dict[str, Any]] = {
     "refinedet_quarter_320": {"input.batch_size": 16, "train.checkpoint_every": 50},
     "refinedet_eighth_128": {"input.batch_size": 16},
+    "modelzoo_eighth_128": {"input.batch_size": 16},
 }
 """What a preset of ``spec.config`` changes outside the detector's own config."""
 

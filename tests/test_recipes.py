@@ -227,3 +227,17 @@ def test_the_commands_of_the_page_would_run(run, place, command, tmp_path, monke
         assert "30 of 36 tensors of the trunk" in out
     if "--initial" in command:
         assert "90 of 98 tensors of the detector" in out
+
+
+def test_both_families_train_on_blood_cells_by_one_file():
+    """What ``docs/families.md`` compares differs in what the families differ in."""
+    file = DOCS / "bccd-families.yaml"
+    paper, zoo = (
+        resolve(f"{family}_eighth_128", file, (), ("a", "b"))
+        for family in ("refinedet", "modelzoo")
+    )
+    assert paper.input == zoo.input
+    assert paper.train == zoo.train
+    assert paper.model.schedule == zoo.model.schedule
+    assert paper.model.anchors == replace(zoo.model, anchors={"refined": True}).anchors
+    assert file.name in (DOCS / "families.md").read_text()
