@@ -12,7 +12,14 @@ from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.boxes import box_iou
 from refinedet.spec.coding import cascaded_decode
 from refinedet.spec.config import DetectionConfig, replace
-from refinedet.spec.detection import Detections, detect, detections, nms, scored_boxes
+from refinedet.spec.detection import (
+    Detections,
+    detect,
+    detections,
+    nms,
+    pixel_sides,
+    scored_boxes,
+)
 from refinedet.spec.losses import softmax
 from refinedet.spec.network import Heads
 
@@ -400,3 +407,8 @@ def test_a_network_that_has_lost_its_mind_is_refused():
     heads.arm_offsets[0, 7, 2] = 1e4
     with refused("offsets: row 7 overflows float32"):
         scored_boxes(heads, CONFIG)
+
+
+def test_a_pixel_is_another_part_of_the_width_than_of_the_height():
+    config = DetectionConfig(pixel=0.5)
+    assert pixel_sides(config, (10, 40)) == (0.0125, 0.05)

@@ -416,8 +416,8 @@ def test_what_fusion_refuses():
 
 LIMIT = "a number from 0, or null"
 FIELDS = [
-    (View, "long", "1/64 to 64", [1 / 64, 1, 64], [0, 65, NAN, None, True, "1"]),
-    (View, "short", "1/64 to 64", [1 / 64, 1, 64], [0, 65, NAN, None, True, "1"]),
+    (View, "long", "1/64 to 64", [1 / 64, 1, 64], [0, 1 / 64.5, 65, NAN, None, True, "1"]),
+    (View, "short", "1/64 to 64", [1 / 64, 1, 64], [0, 1 / 64.5, 65, NAN, None, True, "1"]),
     (View, "mirrored", "true or false", [True, False], [0, 1, None]),
     (View, "longest_above", LIMIT, [None, 0, 32], [-1e-9, NAN, INF, "1"]),
     (View, "shortest_below", LIMIT, [None, 0, 1e9], [-1e-9, NAN, INF, "1"]),
@@ -455,3 +455,30 @@ def test_the_table_above_names_every_field():
     for kind in (View, FusionConfig):
         named = {name for k, name, *_ in FIELDS if k is kind}
         assert named == {field.name for field in dataclasses.fields(kind)}
+
+
+def test_the_first_bad_score_is_named():
+    b, s = np.zeros((4, 4)), np.array([0.5, -0.25, 0, 1])
+    for combine in (lambda: box_voting(b, s, 0.5), lambda: soft_nms(b, s, 0.5, 0.01)):
+        with refused("scores: row 1 is -0.25, not above 0"):
+            combine()
+
+
+def test_fewer_lists_than_views_are_refused():
+    with refused("found: wants detections of 2 views, got 1"):
+        fuse([detections()], FusionConfig(views=(View(), View(mirrored=True))), SIZE)
+
+
+def test_pixels_of_the_width_are_added_to_widths():
+    """In a picture 100 high and 10 wide, a pixel is a tenth of the width."""
+    config, size = FusionConfig(iou=0.3, pixel=1), (100, 10)
+    beside = detections(([0, 0, 0.1, 1], 0.75, 1), ([0.1, 0, 0.2, 1], 0.5, 1))
+    assert len(fuse([beside], config, size).boxes) == 1  # columns 0 to 2 and 1 to 3
+    apart = detections(([0, 0, 0.1, 1], 0.75, 1), ([0.5, 0, 0.6, 1], 0.5, 1))
+    assert len(fuse([apart], config, size).boxes) == 2
+
+
+@pytest.mark.parametrize("made", [View(), FusionConfig()])
+def test_settings_stay_as_they_are(made):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.mirrored = True
