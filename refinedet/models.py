@@ -39,7 +39,7 @@ def _settings_file(path: Path) -> Path:
 
 def is_exported(path: Path) -> bool:
     """Whether this is what ``export_model`` wrote, by the settings beside it."""
-    return not path.is_dir() and path.suffix != ".safetensors" and _settings_file(path).exists()
+    return path.is_file() and path.suffix != ".safetensors" and _settings_file(path).exists()
 
 
 def open_model(backend: Backend, path: Path) -> Model:

@@ -13,7 +13,7 @@ from refinedet.data.dataset import DataError, Dataset
 from refinedet.data.source import DataSource, read_dataset
 from refinedet.evaluation import FIGURES, Evaluation
 from refinedet.ledger import Ledger, describe
-from refinedet.models import Model, is_exported, open_model
+from refinedet.models import Model, open_model
 from refinedet.multiscale import MultiScalePredictor
 from refinedet.prediction import Predictor
 from refinedet.protocols import Protocol, chosen_pictures, find_protocol, under
@@ -123,8 +123,6 @@ class Reported:
         """
         if self.row.main not in FIGURES:
             raise DataError(f"--expect {self.row.name}: has {self.row.main}, give a row of COCO's")
-        if is_exported(self.model) and not self.model.exists():
-            raise DataError(f"{self.model}: no such file")
         dataset = _data_of(open_model(_NO_BACKEND, self.model), self.model, self.source)
         dataset.require_usable()
         for finding in dataset.findings:

@@ -217,7 +217,7 @@ def import_weights(
     else:
         chosen = preset_name or file.scheme.preset
         base = preset(chosen)
-        if not any(".logits." in name for name in file.parameters):
+        if not partial and not any(".logits." in name for name in file.parameters):
             raise CheckpointError(
                 f"{path}: {file.scheme.kind}: has no heads; give it to train, as --backbone"
             )

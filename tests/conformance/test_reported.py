@@ -414,7 +414,7 @@ def test_what_users_get_wrong_is_one_line_before_anything_runs(run, options, fil
     refused(run(*with_("--annotations", gone)), "has no 'dog'")
     graph = tmp_path / "graph.mindir"
     graph.with_name("graph.mindir.yaml").write_text(to_yaml(Settings(model=CONFIG)))
-    refused(run(*with_("--model", graph)), "graph.mindir: no such file")
+    refused(run(*with_("--model", graph)), "graph.mindir: cannot read: No such file")
 
 
 def test_a_picture_that_is_missing_is_refused(run, options, files, tmp_path):
@@ -434,7 +434,7 @@ def test_a_picture_that_is_missing_is_refused(run, options, files, tmp_path):
 def test_its_process_leaves_nothing_to_be_cleaned_up(files):
     paths = [f"--{name}={path}" for name, path in vars(files).items()]
     done = subprocess.run(
-        [sys.executable, "-m", "refinedet", *ALONE, *paths, "--expect", "modelzoo-gpu"],
+        [sys.executable, "-I", "-m", "refinedet", *ALONE, *paths, "--expect", "modelzoo-gpu"],
         capture_output=True,
         text=True,
         check=False,
