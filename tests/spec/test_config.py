@@ -508,3 +508,9 @@ def test_the_model_zoos_narrow_preset_has_its_familys_ways():
     assert narrow.schedule == preset("refinedet_eighth_128").schedule
     for section in ("picture", "matching", "loss", "detection"):
         assert getattr(narrow, section) == getattr(zoo, section)
+
+
+def test_anchors_of_one_level_are_possible_and_of_none_are_not():
+    assert AnchorsConfig(strides=(8,), sides=(32,)).strides == (8,)
+    with refused("anchors.strides: wants whole numbers from 1, got ()"):
+        AnchorsConfig(strides=(), sides=())
