@@ -80,6 +80,20 @@ def test_the_papers_network_field_by_field():
 # The table of parameters
 
 
+def test_how_weights_begin():
+    """Which of them are drawn how; scales of the L2 normalisation are numbers but in the zoo."""
+
+    def drawn(config, ending):
+        return {p.initialiser for p in parameter_table(config) if p.name.endswith(ending)}
+
+    paper = preset("refinedet_resnet101_320")
+    assert drawn(paper, ".weight") == {"gaussian", "xavier"}
+    scaled = replace(paper, network={"l2_scales": (10.0, 8.0)})
+    assert drawn(scaled, ".l2_scale") == {10.0, 8.0}
+    for name in ("modelzoo_vgg16_320", "modelzoo_resnet101_320"):
+        assert drawn(preset(name), (".weight", ".l2_scale")) == {"normal"}
+
+
 def test_a_plain_convolution_is_3x3_with_a_bias_and_keeps_the_size():
     # Kernel, stride, padding, dilation, far; batch normalisation, its momentum, its gamma.
     wanted = ("x", 3, 8, 3, 1, 1, 1, 0, False, 0.9, 1.0, True, False, False)
