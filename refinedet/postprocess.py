@@ -80,6 +80,13 @@ def _largest_kept(iou: float) -> float:
     return middle if np.float32(middle) == exact else float(np.nextafter(middle, 0))
 
 
+def nms(boxes: Array, scores: Array, iou: float, pixel: tuple[float, float] = (0.0, 0.0)) -> Array:
+    """``spec.detection.nms`` for boxes that are sound: non-maximum suppression within a class."""
+    order = np.argsort(-scores, kind="stable")
+    config = DetectionConfig(nms_iou=iou)
+    return order[suppress(boxes[order], np.ones(len(order), np.int64), config, pixel)]
+
+
 def suppress(
     boxes: Array, label: Array, config: DetectionConfig, pixel: tuple[float, float] = (0.0, 0.0)
 ) -> Array:

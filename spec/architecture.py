@@ -124,8 +124,18 @@ def _conv(
     dilation: int = 1,
 ) -> Conv:
     """A convolution of VGG16 or of a transfer connection block."""
-    kind = net.batch_norm, net.batch_norm_momentum, 1.0, net.conv_bias
-    return Conv(name, inputs, outputs, kernel, stride, padding, dilation, 0, *kind)
+    return Conv(
+        name,
+        inputs,
+        outputs,
+        kernel,
+        stride,
+        padding,
+        dilation,
+        batch_norm=net.batch_norm,
+        momentum=net.batch_norm_momentum,
+        bias=net.conv_bias,
+    )
 
 
 def _resnet(net: NetworkConfig) -> list[list[Step]]:
@@ -158,8 +168,18 @@ def _strided(
 ) -> Conv:
     """A convolution of a ResNet: where its stride is 1, the map keeps its size."""
     far = int(net.same_padding and stride > 1 and kernel > 1)
-    shape = (kernel, stride, kernel // 2 - far, 1, far)
-    return Conv(name, inputs, outputs, *shape, True, net.batch_norm_momentum, gamma)
+    return Conv(
+        name,
+        inputs,
+        outputs,
+        kernel,
+        stride,
+        padding=kernel // 2 - far,
+        far=far,
+        batch_norm=True,
+        momentum=net.batch_norm_momentum,
+        gamma=gamma,
+    )
 
 
 def _bottleneck(
@@ -202,6 +222,11 @@ def normalised_sources(config: Config) -> list[str]:
     """Names of the sources that are L2-normalised: the first ones."""
     names = [source.name for source in sources(config)]
     return names[:NORMALISED] if config.network.l2_scales else []
+
+
+def sources_before_relu(config: Config) -> list[str]:
+    """Names of the sources that are taken before their ReLU; what follows them never is."""
+    return [] if config.network.fc7_relu else ["backbone.fc7"]
 
 
 def tcb_convs(level: int, config: Config) -> list[Conv]:

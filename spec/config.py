@@ -20,7 +20,7 @@ VGG16_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and number of 3x3 convolutions of each block: VGG, arXiv:1409.1556, table 1, D."""
 
 
-def _require(condition: bool, section: object, name: str, wanted: str) -> None:
+def require(condition: bool, section: object, name: str, wanted: str) -> None:
     """Raise a ``ContractError`` that names the field unless ``condition`` holds."""
     if not condition:
         place = type(section).__name__.removesuffix("Config").lower()
@@ -33,7 +33,7 @@ def _is_whole(value: object, lowest: int = 1, highest: int = 10**9) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest
 
 
-def _is_number(value: object, low: float, high: float = float("inf")) -> bool:
+def is_number(value: object, low: float, high: float = float("inf")) -> bool:
     """A finite int or float from ``low`` to ``high``."""
     return (
         isinstance(value, (int, float))
@@ -47,7 +47,7 @@ def _are_numbers(values: object, low: float, length: int | None = None) -> bool:
     return (
         isinstance(values, tuple)
         and (len(values) == length if length else len(values) > 0)
-        and all(_is_number(v, low) for v in values)
+        and all(is_number(v, low) for v in values)
     )
 
 
@@ -66,9 +66,9 @@ class PictureConfig:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
-        _require(self.channels in ("RGB", "BGR"), self, "channels", "'RGB' or 'BGR'")
-        _require(_are_numbers(self.mean, 0, 3), self, "mean", "three numbers from 0")
-        _require(_are_numbers(self.std, 1e-6, 3), self, "std", "three numbers above 0")
+        require(self.channels in ("RGB", "BGR"), self, "channels", "'RGB' or 'BGR'")
+        require(_are_numbers(self.mean, 0, 3), self, "mean", "three numbers from 0")
+        require(_are_numbers(self.std, 1e-6, 3), self, "std", "three numbers above 0")
 
 
 NETWORK_CHOICES = {
@@ -161,18 +161,18 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         for name in NETWORK_SWITCHES:
-            _require(isinstance(getattr(self, name), bool), self, name, "true or false")
+            require(isinstance(getattr(self, name), bool), self, name, "true or false")
         for name, choices in NETWORK_CHOICES.items():
-            _require(getattr(self, name) in choices, self, name, " or ".join(map(repr, choices)))
-        _require(_is_number(self.batch_norm_eps, 1e-12, 1), self, "batch_norm_eps", "1e-12 to 1")
-        _require(_is_number(self.batch_norm_momentum, 0, 1), self, "batch_norm_momentum", "0 to 1")
-        _require(
-            self.head_momentum is None or _is_number(self.head_momentum, 0, 1),
+            require(getattr(self, name) in choices, self, name, " or ".join(map(repr, choices)))
+        require(is_number(self.batch_norm_eps, 1e-12, 1), self, "batch_norm_eps", "1e-12 to 1")
+        require(is_number(self.batch_norm_momentum, 0, 1), self, "batch_norm_momentum", "0 to 1")
+        require(
+            self.head_momentum is None or is_number(self.head_momentum, 0, 1),
             self,
             "head_momentum",
             "0 to 1, or null",
         )
-        _require(
+        require(
             isinstance(self.blocks, tuple)
             and len(self.blocks) == 4
             and all(_is_whole(count, 1, 100) for count in self.blocks),
@@ -181,25 +181,25 @@ class NetworkConfig:
             "four whole numbers from 1 to 100",
         )
         for name in ("tcb_channels", "extra_width"):
-            _require(_is_whole(getattr(self, name)), self, name, "a whole number from 1")
-        _require(_is_number(self.residual_gamma, 0), self, "residual_gamma", "a number from 0")
-        _require(
+            require(_is_whole(getattr(self, name)), self, name, "a whole number from 1")
+        require(is_number(self.residual_gamma, 0), self, "residual_gamma", "a number from 0")
+        require(
             self.l2_scales is None or _are_numbers(self.l2_scales, 0, 2),
             self,
             "l2_scales",
             "two numbers from 0, or null",
         )
-        _require(
+        require(
             self.fc7_relu or self.backbone == "vgg16",
             self,
             "fc7_relu",
             "true, unless network.backbone is 'vgg16'",
         )
-        _require(_is_number(self.l2_eps, 1e-30, 1), self, "l2_eps", "1e-30 to 1")
+        require(is_number(self.l2_eps, 1e-30, 1), self, "l2_eps", "1e-30 to 1")
         least = [VGG16_BLOCKS[0][0], self.tcb_channels]
         least += [self.extra_width] if self.backbone == "resnet" else []
-        _require(
-            _is_number(self.width, 1 / 64, 4) and all(c * self.width % 1 == 0 for c in least),
+        require(
+            is_number(self.width, 1 / 64, 4) and all(c * self.width % 1 == 0 for c in least),
             self,
             "width",
             "1/64 to 4, with whole channel counts",
@@ -233,7 +233,7 @@ class AnchorsConfig:
     refined: bool = True
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             isinstance(self.strides, tuple)
             and len(self.strides) > 0
             and all(_is_whole(s) for s in self.strides),
@@ -241,21 +241,21 @@ class AnchorsConfig:
             "strides",
             "whole numbers from 1",
         )
-        _require(
+        require(
             _are_numbers(self.sides, 1, len(self.strides)),
             self,
             "sides",
             f"{len(self.strides)} numbers from 1, one for each stride",
         )
-        _require(
+        require(
             self.square_sides is None or _are_numbers(self.square_sides, 1, len(self.strides)),
             self,
             "square_sides",
             f"{len(self.strides)} numbers from 1, one for each stride, or null",
         )
-        _require(isinstance(self.refined, bool), self, "refined", "true or false")
-        _require(_are_numbers(self.aspect_ratios, 1e-3), self, "aspect_ratios", "numbers above 0")
-        _require(_are_numbers(self.variances, 1e-6, 2), self, "variances", "two numbers above 0")
+        require(isinstance(self.refined, bool), self, "refined", "true or false")
+        require(_are_numbers(self.aspect_ratios, 1e-3), self, "aspect_ratios", "numbers above 0")
+        require(_are_numbers(self.variances, 1e-6, 2), self, "variances", "two numbers above 0")
 
 
 @dataclass(frozen=True)
@@ -273,10 +273,10 @@ class MatchingConfig:
     rule: str = "bipartite"
 
     def __post_init__(self) -> None:
-        _require(_is_number(self.iou, 1e-6, 1), self, "iou", "1e-6 to 1")
+        require(is_number(self.iou, 1e-6, 1), self, "iou", "1e-6 to 1")
         choices = "'bipartite' or 'in_order'"
-        _require(self.rule in ("bipartite", "in_order"), self, "rule", choices)
-        _require(_is_number(self.lowest_iou, 0, self.iou), self, "lowest_iou", "0 to matching.iou")
+        require(self.rule in ("bipartite", "in_order"), self, "rule", choices)
+        require(is_number(self.lowest_iou, 0, self.iou), self, "lowest_iou", "0 to matching.iou")
 
 
 @dataclass(frozen=True)
@@ -305,18 +305,18 @@ class LossConfig:
     arm_first_class: bool = False
 
     def __post_init__(self) -> None:
-        _require(
-            _is_number(self.negatives_per_positive, 0),
+        require(
+            is_number(self.negatives_per_positive, 0),
             self,
             "negatives_per_positive",
             "a number from 0",
         )
-        _require(_is_number(self.objectness, 0, 1), self, "objectness", "0 to 1")
+        require(is_number(self.objectness, 0, 1), self, "objectness", "0 to 1")
         choices = "'softmax' or 'sigmoid'"
-        _require(self.classes in ("softmax", "sigmoid"), self, "classes", choices)
-        _require(_is_number(self.focal_alpha, 0, 1), self, "focal_alpha", "0 to 1")
-        _require(_is_number(self.focal_gamma, 0, 10), self, "focal_gamma", "0 to 10")
-        _require(
+        require(self.classes in ("softmax", "sigmoid"), self, "classes", choices)
+        require(is_number(self.focal_alpha, 0, 1), self, "focal_alpha", "0 to 1")
+        require(is_number(self.focal_gamma, 0, 10), self, "focal_gamma", "0 to 10")
+        require(
             isinstance(self.arm_first_class, bool)
             and (self.classes == "sigmoid" or not self.arm_first_class),
             self,
@@ -352,16 +352,14 @@ class DetectionConfig:
     pixel: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(_is_number(self.score, 0, 1), self, "score", "0 to 1")
-        _require(_is_number(self.nms_iou, 0, 1), self, "nms_iou", "0 to 1")
-        _require(isinstance(self.clip, bool), self, "clip", "true or false")
-        _require(isinstance(self.clip_first, bool), self, "clip_first", "true or false")
-        _require(_is_number(self.pixel, 0, 1), self, "pixel", "0 to 1")
+        require(is_number(self.score, 0, 1), self, "score", "0 to 1")
+        require(is_number(self.nms_iou, 0, 1), self, "nms_iou", "0 to 1")
+        require(isinstance(self.clip, bool), self, "clip", "true or false")
+        require(isinstance(self.clip_first, bool), self, "clip_first", "true or false")
+        require(is_number(self.pixel, 0, 1), self, "pixel", "0 to 1")
         for name in ("top_before_nms", "top_before_nms_per_class", "top_per_class", "top"):
             value = getattr(self, name)
-            _require(
-                value is None or _is_whole(value), self, name, "a whole number from 1, or null"
-            )
+            require(value is None or _is_whole(value), self, name, "a whole number from 1, or null")
 
 
 @dataclass(frozen=True)
@@ -385,17 +383,17 @@ class OptimizerConfig:
     decay_all: bool = False
 
     def __post_init__(self) -> None:
-        _require(_is_number(self.momentum, 0, 1), self, "momentum", "0 to 1")
-        _require(_is_number(self.weight_decay, 0, 1), self, "weight_decay", "0 to 1")
-        _require(isinstance(self.decay_all, bool), self, "decay_all", "true or false")
-        _require(_is_number(self.bias_rate, 0, 100), self, "bias_rate", "0 to 100")
-        _require(
-            self.clip_norm is None or _is_number(self.clip_norm, 1e-6),
+        require(is_number(self.momentum, 0, 1), self, "momentum", "0 to 1")
+        require(is_number(self.weight_decay, 0, 1), self, "weight_decay", "0 to 1")
+        require(isinstance(self.decay_all, bool), self, "decay_all", "true or false")
+        require(is_number(self.bias_rate, 0, 100), self, "bias_rate", "0 to 100")
+        require(
+            self.clip_norm is None or is_number(self.clip_norm, 1e-6),
             self,
             "clip_norm",
             "a number above 0, or null",
         )
-        _require(_is_number(self.loss_scale, 1e-6), self, "loss_scale", "a number above 0")
+        require(is_number(self.loss_scale, 1e-6), self, "loss_scale", "a number above 0")
 
 
 @dataclass(frozen=True)
@@ -422,17 +420,17 @@ class ScheduleConfig:
     final_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.kind in ("multistep", "cosine"), self, "kind", "'multistep' or 'cosine'")
-        _require(_is_whole(self.steps, 1, 10**7), self, "steps", "a whole number from 1 to 10**7")
-        _require(_is_number(self.rate, 0, 1000), self, "rate", "0 to 1000")
-        _require(
+        require(self.kind in ("multistep", "cosine"), self, "kind", "'multistep' or 'cosine'")
+        require(_is_whole(self.steps, 1, 10**7), self, "steps", "a whole number from 1 to 10**7")
+        require(is_number(self.rate, 0, 1000), self, "rate", "0 to 1000")
+        require(
             _is_whole(self.warmup_steps, 0) and self.warmup_steps <= self.steps,
             self,
             "warmup_steps",
             "a whole number from 0 to schedule.steps",
         )
-        _require(_is_number(self.warmup_rate, 0, 1000), self, "warmup_rate", "0 to 1000")
-        _require(
+        require(is_number(self.warmup_rate, 0, 1000), self, "warmup_rate", "0 to 1000")
+        require(
             isinstance(self.milestones, tuple)
             and all(_is_whole(m, self.warmup_steps + 1) for m in self.milestones)
             and list(self.milestones) == sorted(set(self.milestones)),
@@ -440,10 +438,8 @@ class ScheduleConfig:
             "milestones",
             "whole numbers above schedule.warmup_steps, rising",
         )
-        _require(_is_number(self.factor, 0, 1), self, "factor", "0 to 1")
-        _require(
-            _is_number(self.final_rate, 0, self.rate), self, "final_rate", "0 to schedule.rate"
-        )
+        require(is_number(self.factor, 0, 1), self, "factor", "0 to 1")
+        require(is_number(self.final_rate, 0, self.rate), self, "final_rate", "0 to schedule.rate")
 
 
 @dataclass(frozen=True)
@@ -471,8 +467,8 @@ class Config:
             if isinstance(section.default_factory, type):
                 kind = section.default_factory
                 wanted = f"a {kind.__name__}"
-                _require(isinstance(getattr(self, section.name), kind), self, section.name, wanted)
-        _require(
+                require(isinstance(getattr(self, section.name), kind), self, section.name, wanted)
+        require(
             isinstance(self.image_size, tuple)
             and len(self.image_size) == 2
             and all(_is_whole(n, 1, 8192) for n in self.image_size),
@@ -480,20 +476,20 @@ class Config:
             "image_size",
             "height and width, whole numbers from 1 to 8192",
         )
-        _require(
+        require(
             _is_whole(self.num_classes, 2, 10**5),
             self,
             "num_classes",
             "a whole number from 2 to 10**5",
         )
         coarsest = NETWORK_STRIDES[-1]
-        _require(
+        require(
             all(n % coarsest == 0 for n in self.image_size),
             self,
             "image_size",
             f"multiples of {coarsest}, the coarsest stride",
         )
-        _require(
+        require(
             self.anchors.strides == NETWORK_STRIDES,
             self.anchors,
             "strides",

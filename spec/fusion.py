@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refinedet.spec.boxes import box_iou, lengthened
-from refinedet.spec.config import NETWORK_STRIDES, _is_number, _require
+from refinedet.spec.config import NETWORK_STRIDES, is_number, require
 from refinedet.spec.detection import Detections
 from refinedet.spec.errors import (
     Array,
@@ -60,13 +60,13 @@ class View:
     shortest_below: float | None = None
 
     def __post_init__(self) -> None:
-        _require(_is_number(self.long, 1 / 64, 64), self, "long", "1/64 to 64")
-        _require(_is_number(self.short, 1 / 64, 64), self, "short", "1/64 to 64")
-        _require(isinstance(self.mirrored, bool), self, "mirrored", "true or false")
+        require(is_number(self.long, 1 / 64, 64), self, "long", "1/64 to 64")
+        require(is_number(self.short, 1 / 64, 64), self, "short", "1/64 to 64")
+        require(isinstance(self.mirrored, bool), self, "mirrored", "true or false")
         for name in ("longest_above", "shortest_below"):
             limit = getattr(self, name)
             wanted = "a number from 0, or null"
-            _require(limit is None or _is_number(limit, 0), self, name, wanted)
+            require(limit is None or is_number(limit, 0), self, name, wanted)
 
     def input_size(self, trained: tuple[int, int], picture: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the network's input for a picture of such height and width.
@@ -108,7 +108,7 @@ class FusionConfig:
     pixel: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             isinstance(self.views, tuple)
             and len(self.views) > 0
             and all(isinstance(view, View) for view in self.views),
@@ -116,9 +116,9 @@ class FusionConfig:
             "views",
             "one view or more",
         )
-        _require(self.rule in RULES, self, "rule", " or ".join(map(repr, RULES)))
+        require(self.rule in RULES, self, "rule", " or ".join(map(repr, RULES)))
         for name in ("iou", "score", "pixel"):
-            _require(_is_number(getattr(self, name), 0, 1), self, name, "0 to 1")
+            require(is_number(getattr(self, name), 0, 1), self, name, "0 to 1")
 
 
 class Combined(NamedTuple):

@@ -29,6 +29,7 @@ from refinedet.spec.architecture import (
     head,
     normalised_sources,
     sources,
+    sources_before_relu,
     tcb_convs,
     trunk,
     upsampling,
@@ -287,6 +288,7 @@ def _run(
 
     for_arm: list[Array] = []
     for_tcb: list[Array] = []
+    to_normalise, before_relu = normalised_sources(config), sources_before_relu(config)
     x = pictures
     for stage, source in zip(trunk(config), sources(config), strict=True):
         for step in stage:
@@ -295,9 +297,9 @@ def _run(
             else:
                 plain = apply(step, x) if isinstance(step, Conv) else bottleneck(step, x)
                 x = run(relu, plain)
-        seen = plain if source.name == "backbone.fc7" and not net.fc7_relu else x
+        seen = plain if source.name in before_relu else x
         normalised = seen
-        if source.name in normalised_sources(config):
+        if source.name in to_normalise:
             scale = parameters[f"{source.name}.l2_scale"]
             normalised = run(l2_normalise, seen, scale, eps=net.l2_eps, floor=net.l2_floor)
         for_tcb.append(normalised)

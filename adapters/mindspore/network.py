@@ -13,6 +13,7 @@ from mindspore import nn, ops
 from refinedet.spec import architecture
 from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.architecture import Bottleneck, Conv, Pool
+from refinedet.spec.boxes import corners_to_centres
 from refinedet.spec.config import Config, NetworkConfig, feature_sizes
 from refinedet.spec.network import Parameters
 
@@ -113,7 +114,8 @@ class Backbone(nn.Cell):
             stages.append(nn.SequentialCell(cells[:-1]))  # a stage ends before the ReLU
         self.stages = nn.CellList(stages)
         sources = architecture.sources(config)
-        self.before_relu = [s.name == "backbone.fc7" and not net.fc7_relu for s in sources]
+        before_relu = architecture.sources_before_relu(config)
+        self.before_relu = [s.name in before_relu for s in sources]
         self.normalised_for_arm = net.l2_in_arm
         normalised = architecture.normalised_sources(config)
         self.norms = nn.CellList(
@@ -282,8 +284,8 @@ class ScoredBoxes(nn.Cell):
 
 def centre_anchors(config: Config) -> ms.Tensor:
     """The anchors as a constant (1, A, 4), centre form."""
-    low, high = np.split(all_anchors(config).astype(np.float64), 2, axis=1)
-    return ms.Tensor(np.hstack([(low + high) / 2, high - low])[None].astype(np.float32))
+    centres = corners_to_centres(all_anchors(config).astype(np.float64)).astype(np.float32)
+    return ms.Tensor(centres[None])
 
 
 def decode(offsets: ms.Tensor, anchors: ms.Tensor, centre: float, size: float) -> ms.Tensor:

@@ -15,6 +15,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from refinedet import postprocess
 from refinedet.adapters.mindspore import losses, network
 from refinedet.adapters.mindspore.trainer import (
     Update,
@@ -25,7 +26,7 @@ from refinedet.adapters.mindspore.trainer import (
 )
 from refinedet.data.augment import normaliser
 from refinedet.data.targets import ArmTargets
-from refinedet.postprocess import postprocess, suppress
+from refinedet.data.training import padded
 from refinedet.spec.config import (
     Config,
     DetectionConfig,
@@ -144,11 +145,9 @@ def targets(anchors: Array, boxes: Array, labels: Array, config: Config) -> tupl
 
 def _places(boxes: list[Array], labels: list[Array]) -> tuple[Array, Array]:
     """Objects of each picture as a batch has them: (N, T, 4) and (N, T) int32."""
-    padded = np.zeros((len(boxes), PLACES, 4), np.float32)
-    classes = np.zeros((len(boxes), PLACES), np.int32)
-    for row, (b, c) in enumerate(zip(boxes, labels, strict=True)):
-        padded[row, : len(b)], classes[row, : len(c)] = b, c
-    return padded, classes
+    pictures = [padded(b, c, PLACES) for b, c in zip(boxes, labels, strict=True)]
+    all_boxes, all_labels = (np.stack(part) for part in zip(*pictures, strict=True))
+    return all_boxes, all_labels
 
 
 # Losses
@@ -253,16 +252,13 @@ def scored_boxes(heads: Heads, config: Config) -> tuple[Array, Array]:
     return _numpy(boxes), _numpy(scores)
 
 
-def nms(boxes: Array, scores: Array, iou: float, pixel: tuple[float, float] = (0.0, 0.0)) -> Array:
-    order = np.argsort(-scores, kind="stable")
-    config = DetectionConfig(nms_iou=iou)
-    return order[suppress(boxes[order], np.ones(len(order), np.int64), config, pixel)]
+nms = postprocess.nms
 
 
 def detect(
     boxes: Array, scores: Array, config: DetectionConfig, size: tuple[int, int] | None = None
 ) -> Detections:
-    return postprocess(boxes, scores, config, size)
+    return postprocess.postprocess(boxes, scores, config, size)
 
 
 # Training

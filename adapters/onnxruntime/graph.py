@@ -167,6 +167,7 @@ class _Graph:
         """What the ARM and what the transfer blocks read of each source, finest first."""
         net = self.config.network
         normalised = architecture.normalised_sources(self.config)
+        before_relu = architecture.sources_before_relu(self.config)
         sources = architecture.sources(self.config)
         for stage, source in zip(architecture.trunk(self.config), sources, strict=True):
             for step in stage:
@@ -177,7 +178,7 @@ class _Graph:
                         self.conv(step, x) if isinstance(step, Conv) else self.bottleneck(step, x)
                     )
                     x = self.relu(plain)
-            seen = plain if source.name == "backbone.fc7" and not net.fc7_relu else x
+            seen = plain if source.name in before_relu else x
             scaled = self.l2_normalise(source.name, seen) if source.name in normalised else seen
             yield scaled if net.l2_in_arm else seen, scaled
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from refinedet.spec import architecture
 from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.architecture import Bottleneck, Conv, Head, Pool
+from refinedet.spec.boxes import corners_to_centres
 from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
 from refinedet.spec.network import Heads, Parameters, check_parameters
@@ -59,6 +60,7 @@ class Detector:
         levels = range(architecture.LEVELS)
         self._trunk = architecture.trunk(config)
         self._normalised = architecture.normalised_sources(config)
+        self._before_relu = architecture.sources_before_relu(config)
         self._tcb = [architecture.tcb_convs(level, config) for level in levels]
         self._upsampling = [architecture.upsampling(level, config) for level in levels]
         self._arm, self._odm = (
@@ -111,7 +113,7 @@ class Detector:
                     continue
                 plain = self._conv(step, x) if isinstance(step, Conv) else self._bottleneck(step, x)
                 name = step.name
-                before_relu = name == "backbone.fc7" and not net.fc7_relu
+                before_relu = name in self._before_relu
                 x = F.relu(plain) if before_relu else F.relu_(plain)
                 source = plain if before_relu else x
             normalised = source
@@ -174,8 +176,8 @@ def l2_normalise(x: Tensor, scale: Tensor, eps: float, floor: bool) -> Tensor:
 
 def centre_anchors(config: Config, device: str) -> Tensor:
     """The anchors, (A, 4), centre form."""
-    low, high = np.split(all_anchors(config).astype(np.float64), 2, axis=1)
-    return to_tensor(np.hstack([(low + high) / 2, high - low]).astype(np.float32), device)
+    centres = corners_to_centres(all_anchors(config).astype(np.float64)).astype(np.float32)
+    return to_tensor(centres, device)
 
 
 def to_centres(boxes: Tensor) -> Tensor:

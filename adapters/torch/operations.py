@@ -17,9 +17,10 @@ from refinedet.adapters.torch import losses, network, trainer
 from refinedet.adapters.torch.network import to_centres, to_corners, to_numpy, to_tensor
 from refinedet.data.augment import normaliser
 from refinedet.data.targets import ArmTargets
-from refinedet.postprocess import postprocess, suppress
+from refinedet.data.training import padded
+from refinedet.postprocess import nms, postprocess
 from refinedet.spec import schedule
-from refinedet.spec.config import Config, DetectionConfig, MatchingConfig, PictureConfig
+from refinedet.spec.config import Config, MatchingConfig, PictureConfig
 from refinedet.spec.errors import Array
 from refinedet.spec.losses import Loss, ModuleLoss
 from refinedet.spec.network import Heads, Parameters, trained_parameters
@@ -181,12 +182,7 @@ class Operations:
         found = network.scored_boxes((arm, seen, odm, logits), anchors, config)
         return to_numpy(found[0]), to_numpy(found[1])
 
-    def nms(
-        self, boxes: Array, scores: Array, iou: float, pixel: tuple[float, float] = (0.0, 0.0)
-    ) -> Array:
-        order = np.argsort(-scores, kind="stable")
-        config = DetectionConfig(nms_iou=iou)
-        return order[suppress(boxes[order], np.ones(len(order), np.int64), config, pixel)]
+    nms = staticmethod(nms)
 
     detect = staticmethod(postprocess)
 
@@ -213,9 +209,7 @@ class Operations:
 
 def _places(boxes: list[Array], labels: list[Array]) -> tuple[Array, Array]:
     """Objects of each picture as a batch has them: (N, T, 4) and (N, T) int32, T from 1."""
-    most = max(1, *(len(one) for one in labels))
-    padded = np.zeros((len(boxes), most, 4), np.float32)
-    classes = np.zeros((len(boxes), most), np.int32)
-    for row, (b, c) in enumerate(zip(boxes, labels, strict=True)):
-        padded[row, : len(b)], classes[row, : len(c)] = b, c
-    return padded, classes
+    most = max(1, *map(len, labels))
+    pictures = [padded(b, c, most) for b, c in zip(boxes, labels, strict=True)]
+    all_boxes, all_labels = (np.stack(part) for part in zip(*pictures, strict=True))
+    return all_boxes, all_labels

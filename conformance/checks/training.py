@@ -23,6 +23,7 @@ from refinedet.conformance.checks.network import (
 from refinedet.conformance.checks.operations import is_loss_decided
 from refinedet.conformance.judge import Subject, tolerance_of
 from refinedet.conformance.registry import check
+from refinedet.data.training import padded
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import Config, replace
 from refinedet.spec.errors import Array
@@ -84,14 +85,11 @@ def made(case: Case) -> Made:
     config, seed, counts = case
     boxes, labels = inputs.seeded_objects(config, counts, seed)
     wanted = [targets(anchors(config), b, c, config) for b, c in zip(boxes, labels, strict=True)]
-    padded = np.zeros((len(counts), PLACES, 4), np.float32)
-    classes = np.zeros((len(counts), PLACES), np.int32)
-    for n, count in enumerate(counts):
-        padded[n, :count], classes[n, :count] = boxes[n], labels[n]
+    objects = [padded(b, c, PLACES) for b, c in zip(boxes, labels, strict=True)]
     batch = Batch(
         inputs.seeded_pictures(config, len(counts), seed),
-        padded,
-        classes,
+        np.stack([boxes for boxes, _ in objects]),
+        np.stack([labels for _, labels in objects]),
         np.stack([offsets for offsets, _ in wanted]),
         np.stack([labels for _, labels in wanted]).astype(np.int32),
     )

@@ -69,6 +69,19 @@ def places(objects: list[tuple[Array, Array]], wanted: int) -> int:
     return wanted or -(-most // 8) * 8
 
 
+def padded(boxes: Array, labels: Array, places: int) -> tuple[Array, Array]:
+    """The objects of one picture as a ``refinedet.backend.Batch`` has them.
+
+    Args:
+        boxes: (C, 4). labels: (C,), from 1. places: T, at least C.
+    Returns:
+        (T, 4) float32 and (T,) int32, zero in the places after the last object.
+    """
+    all_boxes, all_labels = np.zeros((places, 4), np.float32), np.zeros(places, np.int32)
+    all_boxes[: len(boxes)], all_labels[: len(labels)] = boxes, labels
+    return all_boxes, all_labels
+
+
 class SampleMaker:
     """Makes the sample at a position: decode, augment, normalise, match, pad."""
 
@@ -96,8 +109,5 @@ class SampleMaker:
         picture, boxes, labels = augment(
             picture, boxes, labels, rng, self.settings.augment, self.size, self.picture
         )
-        count = len(labels)
-        padded_boxes = np.zeros((self.max_objects, 4), np.float32)
-        padded_labels = np.zeros(self.max_objects, np.int32)
-        padded_boxes[:count], padded_labels[:count] = boxes, labels
-        return self.normalise(picture), padded_boxes, padded_labels, *self.targets(boxes, labels)
+        objects = padded(boxes, labels, self.max_objects)
+        return self.normalise(picture), *objects, *self.targets(boxes, labels)

@@ -8,7 +8,7 @@ import pytest
 from refinedet.adapters.cpu import MindSporeCPU
 from refinedet.data.batches import batches as batches_in_numpy
 from refinedet.data.dataset import DataError, Dataset, make_record
-from refinedet.data.training import SampleMaker, reading_order
+from refinedet.data.training import reading_order
 from refinedet.settings import InputSettings
 from refinedet.spec.config import preset, replace
 
@@ -34,31 +34,6 @@ def assert_same(left, right):
     for a, b in zip(left, right, strict=True):
         for name, x, y in zip(a._fields, a, b, strict=True):
             np.testing.assert_array_equal(x, y, err_msg=name)
-
-
-def test_batches_have_the_interfaces_shapes_and_are_what_the_samples_say(noise, tmp_path):
-    got = batches(noise, tmp_path / "cache")
-    assert len(got) == 7
-    order = np.concatenate([s.indices for s in reading_order(COUNT, 11, 0, 28)])
-    make = SampleMaker(CONFIG, SETTINGS, 8)
-    for step, batch in enumerate(got):
-        assert batch.pictures.shape == (4, 3, 64, 128)
-        assert [a.dtype for a in batch] == [np.float32, np.float32, np.int32, np.float32, np.int32]
-        for row in range(4):
-            position = step * 4 + row
-            record = noise.records[order[position]]
-            encoded = np.frombuffer(record.path.read_bytes(), np.uint8)
-            want = make(encoded, record.boxes, record.labels, np.int64(position))
-            for x, y in zip(batch, want, strict=True):
-                np.testing.assert_array_equal(x[row], y)
-
-
-def test_same_seed_same_batches_whatever_the_workers_and_the_start(noise, tmp_path):
-    whole = batches(noise, tmp_path / "cache")
-    assert_same(batches(noise, tmp_path / "cache", workers=2), whole)
-    assert_same(batches(noise, tmp_path / "other", first_step=3), whole[3:])
-    other = batches(noise, tmp_path / "cache", seed=12)
-    assert not np.array_equal(other[0].pictures, whole[0].pictures)
 
 
 def test_batches_are_those_of_any_other_backend(noise, tmp_path):

@@ -712,7 +712,7 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("network.heads", "network"): [
         (
             "fc7 after its ReLU",
-            'plain if source.name == "backbone.fc7" and not net.fc7_relu else x',
+            "plain if source.name in before_relu else x",
             "x",
         ),
         (

@@ -6,6 +6,7 @@ from dataclasses import replace as replaced
 import numpy as np
 import pytest
 
+from refinedet.adapters.cpu import MindSporeCPU
 from refinedet.data import batches as module
 from refinedet.data.batches import batches
 from refinedet.data.dataset import DataError, Dataset, make_record
@@ -23,9 +24,17 @@ COUNT = 10
 """Pictures of the data set ``noise``."""
 
 
-def made(dataset, cache, first_step=0, **changes):
+def made(dataset, cache, first_step=0, load=batches, **changes):
     settings = InputSettings(**{"batch_size": 4, "seed": 11, **changes})
-    return list(batches(dataset, CONFIG, settings, cache, first_step))
+    return list(load(dataset, CONFIG, settings, cache, first_step))
+
+
+# MindSpore refuses more workers than there are cores.
+LOADERS = pytest.mark.parametrize(
+    ("load", "workers"),
+    [(batches, 3), (MindSporeCPU().batches, 2)],
+    ids=["numpy", "mindspore"],
+)
 
 
 def assert_same(left, right):
@@ -35,8 +44,11 @@ def assert_same(left, right):
             np.testing.assert_array_equal(x, y, err_msg=name)
 
 
-def test_batches_have_the_interfaces_shapes_and_are_what_the_samples_say(noise, tmp_path):
-    got = made(noise, tmp_path / "cache")
+@LOADERS
+def test_batches_have_the_interfaces_shapes_and_are_what_the_samples_say(
+    noise, tmp_path, load, workers
+):
+    got = made(noise, tmp_path / "cache", load=load)
     assert len(got) == 7
     order = np.concatenate([s.indices for s in reading_order(COUNT, 11, 0, 28)])
     make = SampleMaker(CONFIG, InputSettings(batch_size=4, seed=11), 8)
@@ -52,11 +64,12 @@ def test_batches_have_the_interfaces_shapes_and_are_what_the_samples_say(noise, 
                 np.testing.assert_array_equal(x[row], y)
 
 
-def test_same_seed_same_batches_whatever_the_workers_and_the_start(noise, tmp_path):
-    whole = made(noise, tmp_path / "cache")
-    assert_same(made(noise, tmp_path / "cache", workers=3), whole)
-    assert_same(made(noise, tmp_path / "other", first_step=3), whole[3:])
-    other = made(noise, tmp_path / "cache", seed=12)
+@LOADERS
+def test_same_seed_same_batches_whatever_the_workers_and_the_start(noise, tmp_path, load, workers):
+    whole = made(noise, tmp_path / "cache", load=load)
+    assert_same(made(noise, tmp_path / "cache", load=load, workers=workers), whole)
+    assert_same(made(noise, tmp_path / "other", 3, load), whole[3:])
+    other = made(noise, tmp_path / "cache", load=load, seed=12)
     assert not np.array_equal(other[0].pictures, whole[0].pictures)
 
 
