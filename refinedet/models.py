@@ -15,7 +15,7 @@ from refinedet.backend import Backend, BackendError, Network
 from refinedet.checkpoint import CheckpointError, newest_checkpoint
 from refinedet.data.dataset import DataError
 from refinedet.files import write_atomically
-from refinedet.settings import Settings, from_yaml, to_yaml
+from refinedet.settings import Settings, SettingsError, differences, from_yaml, shown, to_yaml
 from refinedet.spec.config import Config
 from refinedet.weights.loading import import_weights
 
@@ -91,3 +91,24 @@ def export_model(backend: Backend, model: Model, path: Path) -> None:
     settings = Settings(model=model.network.config, class_names=model.class_names)
     backend.export(model.network, path, settings)
     write_atomically(_settings_file(path), to_yaml(settings))
+
+
+def require_own_settings(path: Path, text: str, settings: Settings) -> None:
+    """An exported file that holds settings was exported with these.
+
+    Args:
+        path: the file.
+        text: the settings in it, as YAML.
+        settings: those beside it.
+    Raises:
+        BackendError: others, or none that can be used here.
+    """
+    try:
+        own = from_yaml(text)
+    except SettingsError as error:
+        raise BackendError(f"{path}: its settings are not usable here: {error}") from error
+    for key, inside, beside in differences(own, settings):
+        raise BackendError(
+            f"{path}: {key} is {shown(inside)} in it, and {shown(beside)} in {path.name}.yaml, "
+            "which belongs to another file; export again"
+        )

@@ -10,7 +10,8 @@ import onnxruntime
 from refinedet.adapters.onnxruntime.graph import HEADS, SCORED_BOXES, detector
 from refinedet.backend import BackendError, Network
 from refinedet.files import write_atomically
-from refinedet.settings import Settings, SettingsError, differences, from_yaml, shown, to_yaml
+from refinedet.models import require_own_settings
+from refinedet.settings import Settings, to_yaml
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import Config
 from refinedet.spec.errors import Array, check_shape
@@ -68,7 +69,9 @@ class OnnxFile(_Runs):
         except Exception as error:  # those of ONNX Runtime have no other class in common
             reason = " ".join(str(error).split())
             raise BackendError(f"{path}: not an ONNX file that can be run: {reason}") from error
-        _require_settings(path, kept, settings)
+        if kept is None:
+            raise BackendError(f"{path}: holds no settings; it was not written by refinedet export")
+        require_own_settings(path, kept, settings)
         _require_tensors(path, session, settings.model)
         super().__init__(settings.model, session)
 
@@ -84,21 +87,6 @@ def export(network: Network, path: Path, settings: Settings) -> None:
     model = detector(network.config, network.parameters, SCORED_BOXES)
     model.metadata_props.add(key=SETTINGS, value=to_yaml(settings))
     write_atomically(path, model.SerializeToString())
-
-
-def _require_settings(path: Path, text: str | None, settings: Settings) -> None:
-    """The file's own settings, as YAML, are these."""
-    if text is None:
-        raise BackendError(f"{path}: holds no settings; it was not written by refinedet export")
-    try:
-        own = from_yaml(text)
-    except SettingsError as error:
-        raise BackendError(f"{path}: its settings are not usable here: {error}") from error
-    for key, inside, beside in differences(own, settings):
-        raise BackendError(
-            f"{path}: {key} is {shown(inside)} in it, and {shown(beside)} in {path.name}.yaml, "
-            "which belongs to another file; export again"
-        )
 
 
 def _require_tensors(path: Path, session: onnxruntime.InferenceSession, config: Config) -> None:

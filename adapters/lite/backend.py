@@ -1,0 +1,133 @@
+"""MindSpore Lite: backends ``mindspore-lite`` on the CPU, ``mindspore-ascend310`` on Ascend 310.
+
+They detect and do not train. Lite runs in this process where it is installed beside this
+program, in a worker under ``--lite-python`` where it is not. Several streams are several
+workers, which take turns with the pictures: Lite holds Python's lock while it computes.
+
+A detector becomes ONNX (``refinedet.adapters.onnxruntime.graph``), and that becomes a MindIR by
+Lite's own converter. It holds the raw outputs: Lite 2.0.0 has no comparison with which to
+silence anchors, and boxes need more digits than Ascend 310 computes with. The host makes
+scored boxes of them as the contract does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+
+from refinedet.adapters.lite import engine
+from refinedet.backend import BackendError, Network
+from refinedet.settings import Settings
+from refinedet.spec.config import Config
+from refinedet.spec.network import Parameters
+
+DEVICES = Path("/dev")
+"""Where the Ascend driver shows its devices: ``davinci0``, ``davinci1``, ..."""
+CANN = "libascendcl.so"
+
+
+class LiteBackend:
+    """``refinedet.backend.Backend`` for detection: no ``operations``, no ``trainer``.
+
+    Args:
+        name: as users type it.
+        target: Lite's, ``cpu`` or ``ascend``.
+        device_id: which device, from 0; the CPU is one.
+        streams: models that run side by side.
+        lite_python: an interpreter that has Lite; None takes that of the variable
+            ``REFINEDET_LITE_PYTHON``, and without it this process.
+        batch: pictures for which a detector is compiled; None leaves the number open. A
+            file keeps its own.
+    Raises:
+        BackendError: no number of streams or of a device.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        target: str,
+        device_id: int,
+        streams: int,
+        lite_python: Path | None,
+        batch: int | None,
+    ) -> None:
+        for option, value, least in (
+            ("--device-id", device_id, 0),
+            ("--streams", streams, 1),
+            ("batch", batch or 1, 1),
+        ):
+            if value < least:
+                raise BackendError(f"{option} {value}: want a number from {least}")
+        self.name = name
+        self.target = target
+        self.device_id = device_id
+        self.streams = streams
+        self.batch = batch
+        self.python = engine.other_interpreter(lite_python)
+
+    def missing(self) -> str | None:
+        """Everything that it lacks: driver, CANN, Lite."""
+        lacking = [*self._lacks_device(), engine.lacks_lite(self.python)]
+        return "; ".join(reason for reason in lacking if reason) or None
+
+    def _lacks_device(self) -> Iterator[str]:
+        return iter(())
+
+    def network(self, config: Config, parameters: Parameters) -> Network:
+        """See ``refinedet.backend.Backend``."""
+        from refinedet.adapters.lite.network import converted
+
+        return converted(self, config, parameters)
+
+    def export(self, network: Network, path: Path, settings: Settings) -> None:
+        """Write a MindIR that holds its settings; see ``refinedet.backend.Backend``."""
+        from refinedet.adapters.lite.network import export
+
+        export(network, path, settings)
+
+    def load(self, path: Path, settings: Settings) -> Network:
+        """Read a MindIR; see ``refinedet.backend.Backend``."""
+        from refinedet.adapters.lite.network import load
+
+        return load(self, path, settings)
+
+
+class MindSporeLite(LiteBackend):
+    """Detects on the processor's cores, which the streams share; any number of pictures."""
+
+    def __init__(
+        self, lite_python: Path | None = None, streams: int = 1, batch: int | None = None
+    ) -> None:
+        super().__init__("mindspore-lite", "cpu", 0, streams, lite_python, batch)
+
+
+class Ascend310(LiteBackend):
+    """Detects on an Ascend 310. Not run on hardware.
+
+    It compiles for one picture, of which every stream takes one at a time, unless ``batch``
+    says otherwise.
+    """
+
+    def __init__(
+        self,
+        device_id: int = 0,
+        streams: int = 1,
+        lite_python: Path | None = None,
+        batch: int = 1,
+    ) -> None:
+        super().__init__("mindspore-ascend310", "ascend", device_id, streams, lite_python, batch)
+
+    def _lacks_device(self) -> Iterator[str]:
+        found = sorted(path.name for path in DEVICES.glob("davinci[0-9]*"))
+        if not found:
+            yield (
+                f"no Ascend driver ({DEVICES} has no davinci0): install the driver and firmware of "
+                "the card, and give a container its devices"
+            )
+        elif self.device_id >= len(found):
+            yield f"--device-id {self.device_id}: there are {len(found)} ({', '.join(found)})"
+        try:
+            ctypes.CDLL(CANN)
+        except OSError:
+            yield f"no CANN ({CANN} is not found): install it, and source its set_env.sh"

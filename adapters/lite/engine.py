@@ -1,0 +1,243 @@
+"""Where MindSpore Lite runs: in this process, or in a worker under another interpreter.
+
+A worker answers in time or is ended, and whatever happens to it is one line here. It has a
+session of its own, so that ending it ends what it started too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from refinedet.adapters.lite import worker
+from refinedet.backend import BackendError
+from refinedet.spec.errors import Array
+
+VARIABLE = "REFINEDET_LITE_PYTHON"
+LIMITS = {"start": 120, "convert": 3600, "load": 1200, "run": 600}
+"""Seconds for an answer."""
+PATIENCE = 5
+"""Seconds for a worker to end by itself."""
+HOW_TO = "it needs NumPy and mindspore-lite, see docs/ascend310.md"
+ERROR_LINE = re.compile(r"^\[ERROR\] .*?\] \w+\] (.*)$", re.M)
+"""Of Lite's log; the first is about the cause, those after it about who heard of it."""
+
+T = TypeVar("T")
+
+
+class Interpreter(NamedTuple):
+    """A Python that has Lite."""
+
+    path: str
+    told_by: str
+    """The option or variable that names it, for errors."""
+
+    def __str__(self) -> str:
+        return f"{self.told_by} {self.path}"
+
+
+def other_interpreter(lite_python: Path | None) -> Interpreter | None:
+    """The interpreter that was asked for, by option or variable."""
+    if lite_python is not None:
+        return Interpreter(str(lite_python), "--lite-python")
+    named = os.environ.get(VARIABLE)
+    return Interpreter(named, VARIABLE) if named else None
+
+
+THIS = Interpreter(sys.executable, "this Python,")
+
+
+def lacks_lite(python: Interpreter | None) -> str | None:
+    """Why Lite cannot be used, in this process or under that interpreter."""
+    if python is None:
+        if find_spec("mindspore_lite") is None:
+            return (
+                "MindSpore Lite is not installed for this Python; name an interpreter that has it "
+                f"with --lite-python or {VARIABLE}; {HOW_TO}"
+            )
+        return None
+    try:
+        Worker(python)
+    except BackendError as error:
+        return str(error)
+    return None
+
+
+class Runner(Protocol):
+    """A loaded model; see ``worker.Detector``."""
+
+    inputs: list[Any]
+
+    def run(self, pictures: Array) -> dict[str, Array]:
+        """The outputs by name. Raises BackendError, one line."""
+
+
+class InProcess:
+    """A model that this process runs. Lite holds Python's lock while it does."""
+
+    def __init__(self, path: Path, **given: Any) -> None:
+        os.environ.setdefault(worker.QUIET, "4")  # what is wrong is said by the exception
+        self._detector = _one_line(lambda: worker.Detector(str(path), **given))
+        self.inputs = self._detector.inputs
+
+    def run(self, pictures: Array) -> dict[str, Array]:
+        """See ``Runner``."""
+        return _one_line(lambda: self._detector.run(pictures))
+
+
+def _one_line(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except Exception as error:  # Lite's, and those of a package that is damaged
+        said = " ".join(str(error).split())
+        raise BackendError(f"MindSpore Lite: {type(error).__name__}: {said}") from error
+
+
+class Worker:
+    """A process that runs ``worker.py``."""
+
+    def __init__(self, python: Interpreter) -> None:
+        self._python = python
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        try:
+            self._process = subprocess.Popen(
+                [python.path, "-I", worker.__file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._log.close()
+            raise BackendError(f"{python}: cannot start it: {error.strerror}; {HOW_TO}") from error
+        self._end = weakref.finalize(self, _end, self._process, self._log)
+        self.versions, _ = self._in_time("start", self._greeted)
+
+    def _greeted(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        assert self._process.stdout is not None
+        if self._process.stdout.read(len(worker.GREETING)) != worker.GREETING:
+            raise ValueError("no greeting")
+        return worker.receive(self._process.stdout)
+
+    def ask(
+        self, call: str, given: dict[str, Any], arrays: dict[str, Array] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Have the worker do something; the answer and its arrays.
+
+        Raises:
+            BackendError: Lite failed, or the worker did; one line.
+        """
+        said = os.fstat(self._log.fileno()).st_size
+
+        def asked() -> tuple[dict[str, Any], dict[str, Array]]:
+            stdin, stdout = self._process.stdin, self._process.stdout
+            assert stdin is not None
+            assert stdout is not None
+            head = {"call": call, "given": given, "limit": LIMITS[call]}
+            worker.send(stdin, head, arrays or {})
+            return worker.receive(stdout)
+
+        head, found = self._in_time(call, asked)
+        if "error" in head:
+            cause = ERROR_LINE.search(self._logged(said))
+            why = f" ({cause[1]})" if cause else ""
+            raise BackendError(f"MindSpore Lite: {' '.join(head['error'].split())}{why}")
+        return head, found
+
+    def _in_time(self, call: str, work: Callable[[], T]) -> T:
+        """What the worker answers; where it does not, it is ended."""
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            _kill(self._process)
+
+        timer = threading.Timer(LIMITS[call], stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            return work()
+        except (EOFError, OSError, ValueError) as error:
+            # It has ended, unless it only talks nonsense.
+            nonsense = isinstance(error, ValueError)
+            if nonsense:
+                _kill(self._process)
+            raise BackendError(self._fate(call, late.is_set(), nonsense)) from error
+        finally:
+            timer.cancel()
+
+    def _fate(self, call: str, late: bool, nonsense: bool) -> str:
+        begun = f"{self._python}: "
+        try:
+            status = self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:  # it closed its output and lives
+            _kill(self._process)
+            status = self._process.wait()
+        if late or status == -signal.SIGALRM:
+            return f"{begun}no answer to {call!r} within {LIMITS[call]} s; the worker was ended"
+        lines = self._logged(0).split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        said = f": {last[:300]}" if last else ""
+        if nonsense:
+            return f"{begun}does not run as a Python interpreter{said}; {HOW_TO}"
+        if call == "start":
+            return (
+                f"{begun}cannot run MindSpore Lite, it ended with status {status}{said}; {HOW_TO}"
+            )
+        how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        return (
+            f"{begun}its worker (process {self._process.pid}) ended {how} at {call!r}{said}; if "
+            "nobody ended it, memory may have run out: see dmesg, and lower --batch-size"
+        )
+
+    def _logged(self, start: int) -> str:
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), size - start, start).decode(errors="replace")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        process.kill()  # does nothing to one that is known to have ended
+
+
+def _end(process: subprocess.Popen[bytes], log: Any) -> None:
+    """End a worker whose owner has gone: first by the end of its input."""
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        with contextlib.suppress(OSError):  # it has ended, and what was not sent cannot be
+            pipe.close()
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        _kill(process)
+        process.wait()
+    log.close()
+
+
+class Remote:
+    """A model that a worker runs."""
+
+    def __init__(self, python: Interpreter, path: Path, **given: Any) -> None:
+        self._worker = Worker(python)
+        head, _ = self._worker.ask("load", {"path": str(path), **given})
+        self.inputs = head["inputs"]
+
+    def run(self, pictures: Array) -> dict[str, Array]:
+        """See ``Runner``."""
+        _, found = self._worker.ask("run", {}, {"pictures": np.ascontiguousarray(pictures)})
+        return found

@@ -1,0 +1,192 @@
+"""Detectors in MindSpore Lite, and their files.
+
+A MindIR is a protobuf message, and readers of those pass over fields that they do not know.
+So an exported file holds its settings, as YAML, in a field of our own at its end; Lite 2.0.0
+reads it with and without. What another program compiled has no such field: of it names, shapes
+and dtypes are checked.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from refinedet.adapters.lite.engine import THIS, InProcess, Remote, Runner, Worker
+from refinedet.backend import BackendError, Network
+from refinedet.files import write_atomically
+from refinedet.models import require_own_settings
+from refinedet.settings import Settings, to_yaml
+from refinedet.spec.anchors import anchors
+from refinedet.spec.config import Config
+from refinedet.spec.detection import scored_boxes
+from refinedet.spec.errors import Array, check_shape
+from refinedet.spec.network import Heads, Parameters, check_parameters
+from refinedet.weights.errors import FormatError
+from refinedet.weights.protobuf import fields, message, written_field
+
+if TYPE_CHECKING:
+    from refinedet.adapters.lite.backend import LiteBackend
+
+SETTINGS = 1000
+"""Number of the field with the settings; those of MindIR go up to about 20."""
+
+
+class LiteNetwork:
+    """``refinedet.backend.Network``, on one runner or on several that take turns.
+
+    Args:
+        size: pictures that a runner takes at a time; None for any number. The last ones are
+            filled up.
+        mindir: the converted model, if it was not read from a file.
+    """
+
+    def __init__(
+        self, config: Config, runners: list[Runner], size: int | None, mindir: bytes | None = None
+    ) -> None:
+        self.config = config
+        self.runners = runners
+        self.size = size
+        self.mindir = mindir
+
+    def heads(self, pictures: Array) -> Heads:
+        """The raw outputs."""
+        check_shape(pictures, "pictures", None, 3, *self.config.image_size)
+        size = self.size or math.ceil(len(pictures) / len(self.runners))
+        pieces = [pictures[at : at + size] for at in range(0, len(pictures), size)]
+        found = list(self._run(pieces))
+        return Heads(*(np.concatenate([f[name] for f in found]) for name in Heads._fields))
+
+    def _run(self, pieces: list[Array]) -> Iterable[dict[str, Array]]:
+        if len(self.runners) == 1:  # in this thread: to others a device may be unknown
+            return (self._outputs(self.runners[0], piece) for piece in pieces)
+        free: SimpleQueue[Runner] = SimpleQueue()
+        for runner in self.runners:
+            free.put(runner)
+
+        def run(piece: Array) -> dict[str, Array]:
+            runner = free.get()
+            try:
+                return self._outputs(runner, piece)
+            finally:
+                free.put(runner)
+
+        with ThreadPoolExecutor(len(self.runners)) as pool:
+            return list(pool.map(run, pieces))
+
+    def _outputs(self, runner: Runner, piece: Array) -> dict[str, Array]:
+        count = len(piece)
+        if self.size is not None and count < self.size:
+            blank = np.zeros((self.size - count, *piece.shape[1:]), piece.dtype)
+            piece = np.concatenate([piece, blank])
+        return {name: output[:count] for name, output in runner.run(piece).items()}
+
+    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
+        """Decoded boxes and scores of every anchor, from the raw outputs."""
+        return scored_boxes(self.heads(pictures), self.config)
+
+
+def converted(backend: LiteBackend, config: Config, parameters: Parameters) -> LiteNetwork:
+    """The detector with these parameters, by Lite's converter in a process of its own."""
+    check_parameters(parameters, config)
+    try:
+        version("onnx")
+    except PackageNotFoundError as error:
+        raise BackendError(
+            f"backend {backend.name}: onnx, from which it converts, is not installed; run: "
+            "pip install 'refinedet[lite]'"
+        ) from error
+    from refinedet.adapters.onnxruntime.graph import detector
+
+    with tempfile.TemporaryDirectory(prefix="refinedet-lite-") as name:
+        onnx, output = Path(name) / "detector.onnx", Path(name) / "detector"
+        write_atomically(onnx, detector(config, parameters, Heads._fields).SerializeToString())
+        shape = None if backend.batch is None else [backend.batch, 3, *config.image_size]
+        given = {
+            "onnx": str(onnx),
+            "output": str(output),
+            "device": "Ascend" if backend.target == "ascend" else None,
+            "shape": shape,
+        }
+        Worker(backend.python or THIS).ask("convert", given)
+        mindir = output.with_suffix(".mindir")
+        network = _opened(backend, mindir, config)
+        network.mindir = mindir.read_bytes()
+    return network
+
+
+def export(network: Network, path: Path, settings: Settings) -> None:
+    """Write the converted model with its settings."""
+    if not isinstance(network, LiteNetwork) or network.mindir is None:
+        raise BackendError(f"{path}: the model is exported already; copy its file, and its .yaml")
+    own = written_field(SETTINGS, to_yaml(settings).encode())
+    write_atomically(path, network.mindir + own)
+
+
+def load(backend: LiteBackend, path: Path, settings: Settings) -> LiteNetwork:
+    """The detector in a MindIR."""
+    try:
+        with path.open("rb") as file:
+            content = memoryview(file.read())
+        found = [message(value) for number, value in fields(content) if number == SETTINGS]
+        own = str(found[-1], "utf-8") if found else None
+    except OSError as error:
+        raise BackendError(f"{path}: cannot read: {error.strerror}") from error
+    except (FormatError, UnicodeDecodeError) as error:
+        raise BackendError(f"{path}: not a whole MindIR: {error}") from error
+    if own is not None:
+        require_own_settings(path, own, settings)
+    return _opened(backend, path, settings.model)
+
+
+def _opened(backend: LiteBackend, path: Path, config: Config) -> LiteNetwork:
+    """Runners for a file, which takes and gives what belongs to this config."""
+    given = {
+        "target": backend.target,
+        "device_id": backend.device_id,
+        "threads": max(1, len(os.sched_getaffinity(0)) // backend.streams),
+    }
+    python = backend.python
+    if python is None and backend.streams > 1:
+        python = THIS
+    try:
+        runners: list[Runner] = [
+            InProcess(path, **given) if python is None else Remote(python, path, **given)
+            for _ in range(backend.streams)
+        ]
+    except BackendError as error:
+        raise BackendError(f"{path}: cannot be loaded: {error}") from error
+    size = _compiled_size(path, runners[0].inputs, config)
+    _require_outputs(path, runners[0], config, size or 1)
+    return LiteNetwork(config, runners, size)
+
+
+def _compiled_size(path: Path, inputs: list[list[object]], config: Config) -> int | None:
+    """The number of pictures that a file takes at a time; None if that is open."""
+    wanted = ["pictures", ["N", 3, *config.image_size], "FLOAT32"]
+    if len(inputs) == 1:
+        name, shape, dtype = inputs[0]
+        assert isinstance(shape, list)
+        if [name, ["N", *shape[1:]], dtype] == wanted:
+            size: int = shape[0]
+            return size if size > 0 else None
+    raise BackendError(f"{path}: takes {inputs}, its settings want [{wanted}]; export again")
+
+
+def _require_outputs(path: Path, runner: Runner, config: Config, size: int) -> None:
+    """What the file gives for blank pictures has the names, shapes and dtypes of the heads."""
+    found = runner.run(np.zeros((size, 3, *config.image_size), np.float32))
+    rows = len(anchors(config))
+    for name, width in zip(Heads._fields, (4, 2, 4, config.num_classes), strict=True):
+        wanted = f"float32 ({size}, {rows}, {width})"
+        got = f"{found[name].dtype} {found[name].shape}" if name in found else "missing"
+        if got != wanted:
+            raise BackendError(f"{path}: {name} is {got}, its settings want {wanted}; export again")

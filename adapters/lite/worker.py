@@ -1,0 +1,170 @@
+"""MindSpore Lite: converts a model, loads one, runs it; here, or behind the pipes of a process.
+
+Images of devices often carry an old Python. So this file runs on CPython 3.7 and later with
+NumPy and ``mindspore_lite`` alone, as ``PYTHON -I worker.py``: messages over standard input
+and output, as ``send`` writes them. It ends with its standard input, that is with its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import struct
+from typing import Any, BinaryIO
+
+import numpy as np
+
+GREETING = b"refinedet lite worker 1\n"
+"""Comes before the first message, so that a program that is no worker is told apart."""
+QUIET = "GLOG_v"
+"""Lite's variable for the least of its messages that it prints: 3 errors, 4 what ends it."""
+
+
+def send(stream: BinaryIO, head: dict[str, Any], arrays: dict[str, Any]) -> None:
+    """Write a message: the length of its JSON (4 bytes, low first), the JSON, the arrays.
+
+    Args:
+        head: what JSON can hold.
+        arrays: NumPy arrays of at least one element, by name; the JSON has name, dtype and
+            shape of each, under ``arrays``.
+    """
+    about = [[name, array.dtype.str, array.shape] for name, array in arrays.items()]
+    text = json.dumps(dict(head, arrays=about)).encode()
+    stream.write(struct.pack("<I", len(text)) + text)
+    for array in arrays.values():
+        stream.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a message.
+
+    Raises:
+        EOFError: the other side has ended.
+        ValueError: this is no message.
+    """
+    (size,) = struct.unpack("<I", _exactly(stream, 4))
+    head = json.loads(_exactly(stream, size).decode())
+    arrays = {}
+    for name, dtype, shape in head["arrays"]:
+        array = np.empty(shape, dtype)
+        if stream.readinto(memoryview(array).cast("B")) != array.nbytes:  # type: ignore[attr-defined]
+            raise EOFError
+        arrays[name] = array
+    return head, arrays
+
+
+def _exactly(stream: BinaryIO, size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
+
+
+def convert(onnx: str, output: str, device: str | None, shape: list[int] | None) -> None:
+    """Convert an ONNX file to a MindIR.
+
+    Args:
+        onnx: the file; it has one input, ``pictures``.
+        output: the file to write, without its ``.mindir``.
+        device: ``Ascend`` to compile for this machine's; None for the CPU.
+        shape: of ``pictures``, to compile for it; None keeps the number of pictures open.
+    Raises:
+        RuntimeError: Lite cannot convert it.
+    """
+    import mindspore_lite
+
+    converter = mindspore_lite.Converter()
+    converter.save_type = mindspore_lite.ModelType.MINDIR
+    if device is not None:
+        converter.device = device
+    if shape is not None:
+        converter.input_shape = {"pictures": shape}
+    converter.convert(mindspore_lite.FmkType.ONNX, onnx, output)
+
+
+class Detector:
+    """A MindIR on one device.
+
+    Args:
+        path: the file.
+        target: ``cpu`` or ``ascend``; Lite adds no other to it that computes the network.
+        device_id: which of the devices, from 0; read by ``ascend``.
+        threads: of the processor; read by ``cpu``.
+    Raises:
+        RuntimeError: Lite cannot load it, or lacks the device.
+    """
+
+    def __init__(self, path: str, target: str, device_id: int, threads: int) -> None:
+        import mindspore_lite
+
+        context = mindspore_lite.Context()
+        context.target = [target]
+        if target == "ascend":
+            context.ascend.device_id = device_id
+        else:
+            context.cpu.thread_num = threads
+        self.model = mindspore_lite.Model()
+        self.model.build_from_file(path, mindspore_lite.ModelType.MINDIR, context)
+        self.inputs = [[t.name, t.shape, t.dtype.name] for t in self.model.get_inputs()]
+        """Name, shape (-1 where open) and Lite's dtype of each."""
+
+    def run(self, pictures: Any) -> dict[str, Any]:
+        """The outputs by name, new arrays.
+
+        Args:
+            pictures: (N, 3, H, W) float32; N is the compiled number, or any if that is open.
+        """
+        tensors = self.model.get_inputs()
+        if tensors[0].shape != list(pictures.shape):
+            self.model.resize(tensors, [list(pictures.shape)])
+            tensors = self.model.get_inputs()
+        tensors[0].set_data_from_numpy(pictures)
+        return {t.name: np.array(t.get_data_to_numpy()) for t in self.model.predict(tensors)}
+
+
+def main() -> None:
+    """Greet, then answer until standard input ends."""
+    answers = os.fdopen(os.dup(1), "wb")
+    questions = os.fdopen(os.dup(0), "rb")
+    os.dup2(2, 1)  # Lite's C++ prints there
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.setdefault(QUIET, "3")
+    import mindspore_lite
+
+    answers.write(GREETING)
+    versions = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "lite": mindspore_lite.__version__,
+    }
+    send(answers, versions, {})
+    detector = None
+    while True:
+        asked, arrays = receive(questions)
+        # The system ends a process that is late, even where C++ does not return to Python
+        # and nobody is left to end it from outside.
+        signal.alarm(asked["limit"])
+        head, found = {}, {}
+        try:
+            if asked["call"] == "convert":
+                convert(**asked["given"])
+            elif asked["call"] == "load":
+                detector = Detector(**asked["given"])
+                head = {"inputs": detector.inputs}
+            else:
+                found = detector.run(arrays["pictures"])
+        except Exception as error:
+            head = {"error": f"{type(error).__name__}: {error}"}
+        signal.alarm(0)
+        send(answers, head, found)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (EOFError, BrokenPipeError):
+        # Not by the interpreter's own end: Lite 2.0.0 sometimes crashes in its destructors.
+        os._exit(0)
