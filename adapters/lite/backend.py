@@ -37,8 +37,7 @@ class LiteBackend:
         streams: models that run side by side.
         lite_python: an interpreter that has Lite; None takes that of the variable
             ``REFINEDET_LITE_PYTHON``, and without it this process.
-        batch: pictures for which a detector is compiled; None leaves the number open. A
-            file keeps its own.
+        batch: pictures for which a detector is compiled; a file keeps its own number.
     Raises:
         BackendError: no number of streams or of a device.
     """
@@ -50,12 +49,12 @@ class LiteBackend:
         device_id: int,
         streams: int,
         lite_python: Path | None,
-        batch: int | None,
+        batch: int,
     ) -> None:
         for option, value, least in (
             ("--device-id", device_id, 0),
             ("--streams", streams, 1),
-            ("batch", batch or 1, 1),
+            ("batch", batch, 1),
         ):
             if value < least:
                 raise BackendError(f"{option} {value}: want a number from {least}")
@@ -94,20 +93,14 @@ class LiteBackend:
 
 
 class MindSporeLite(LiteBackend):
-    """Detects on the processor's cores, which the streams share; any number of pictures."""
+    """Detects on the processor's cores, which the streams share."""
 
-    def __init__(
-        self, lite_python: Path | None = None, streams: int = 1, batch: int | None = None
-    ) -> None:
+    def __init__(self, lite_python: Path | None = None, streams: int = 1, batch: int = 1) -> None:
         super().__init__("mindspore-lite", "cpu", 0, streams, lite_python, batch)
 
 
 class Ascend310(LiteBackend):
-    """Detects on an Ascend 310. Not run on hardware.
-
-    It compiles for one picture, of which every stream takes one at a time, unless ``batch``
-    says otherwise.
-    """
+    """Detects on an Ascend 310. Not run on hardware."""
 
     def __init__(
         self,

@@ -128,7 +128,10 @@ class Worker:
 
     def _greeted(self) -> tuple[dict[str, Any], dict[str, Array]]:
         assert self._process.stdout is not None
-        if self._process.stdout.read(len(worker.GREETING)) != worker.GREETING:
+        greeting = self._process.stdout.read(len(worker.GREETING))
+        if len(greeting) < len(worker.GREETING):
+            raise EOFError
+        if greeting != worker.GREETING:
             raise ValueError("no greeting")
         return worker.receive(self._process.stdout)
 
@@ -159,11 +162,11 @@ class Worker:
 
     def _in_time(self, call: str, work: Callable[[], T]) -> T:
         """What the worker answers; where it does not, it is ended."""
-        late = threading.Event()
+        process, late = self._process, threading.Event()
 
         def stop() -> None:
             late.set()
-            _kill(self._process)
+            _kill(process)
 
         timer = threading.Timer(LIMITS[call], stop)
         timer.daemon = True
@@ -174,7 +177,7 @@ class Worker:
             # It has ended, unless it only talks nonsense.
             nonsense = isinstance(error, ValueError)
             if nonsense:
-                _kill(self._process)
+                _kill(process)
             raise BackendError(self._fate(call, late.is_set(), nonsense)) from error
         finally:
             timer.cancel()

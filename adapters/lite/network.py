@@ -8,7 +8,6 @@ and dtypes are checked.
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,13 +43,12 @@ class LiteNetwork:
     """``refinedet.backend.Network``, on one runner or on several that take turns.
 
     Args:
-        size: pictures that a runner takes at a time; None for any number. The last ones are
-            filled up.
+        size: pictures that a runner takes at a time; the last ones are filled up.
         mindir: the converted model, if it was not read from a file.
     """
 
     def __init__(
-        self, config: Config, runners: list[Runner], size: int | None, mindir: bytes | None = None
+        self, config: Config, runners: list[Runner], size: int, mindir: bytes | None = None
     ) -> None:
         self.config = config
         self.runners = runners
@@ -60,8 +58,8 @@ class LiteNetwork:
     def heads(self, pictures: Array) -> Heads:
         """The raw outputs."""
         check_shape(pictures, "pictures", None, 3, *self.config.image_size)
-        size = self.size or math.ceil(len(pictures) / len(self.runners))
-        pieces = [pictures[at : at + size] for at in range(0, len(pictures), size)]
+        starts = range(0, len(pictures), self.size)
+        pieces = [pictures[at : at + self.size] for at in starts]
         found = list(self._run(pieces))
         return Heads(*(np.concatenate([f[name] for f in found]) for name in Heads._fields))
 
@@ -84,7 +82,7 @@ class LiteNetwork:
 
     def _outputs(self, runner: Runner, piece: Array) -> dict[str, Array]:
         count = len(piece)
-        if self.size is not None and count < self.size:
+        if count < self.size:
             blank = np.zeros((self.size - count, *piece.shape[1:]), piece.dtype)
             piece = np.concatenate([piece, blank])
         return {name: output[:count] for name, output in runner.run(piece).items()}
@@ -109,12 +107,11 @@ def converted(backend: LiteBackend, config: Config, parameters: Parameters) -> L
     with tempfile.TemporaryDirectory(prefix="refinedet-lite-") as name:
         onnx, output = Path(name) / "detector.onnx", Path(name) / "detector"
         write_atomically(onnx, detector(config, parameters, Heads._fields).SerializeToString())
-        shape = None if backend.batch is None else [backend.batch, 3, *config.image_size]
         given = {
             "onnx": str(onnx),
             "output": str(output),
             "device": "Ascend" if backend.target == "ascend" else None,
-            "shape": shape,
+            "shape": [backend.batch, 3, *config.image_size],
         }
         Worker(backend.python or THIS).ask("convert", given)
         mindir = output.with_suffix(".mindir")
@@ -165,19 +162,22 @@ def _opened(backend: LiteBackend, path: Path, config: Config) -> LiteNetwork:
     except BackendError as error:
         raise BackendError(f"{path}: cannot be loaded: {error}") from error
     size = _compiled_size(path, runners[0].inputs, config)
-    _require_outputs(path, runners[0], config, size or 1)
+    _require_outputs(path, runners[0], config, size)
     return LiteNetwork(config, runners, size)
 
 
-def _compiled_size(path: Path, inputs: list[list[object]], config: Config) -> int | None:
-    """The number of pictures that a file takes at a time; None if that is open."""
-    wanted = ["pictures", ["N", 3, *config.image_size], "FLOAT32"]
+def _compiled_size(path: Path, inputs: list[list[Any]], config: Config) -> int:
+    """The number of pictures that a file takes at a time."""
     if len(inputs) == 1:
         name, shape, dtype = inputs[0]
-        assert isinstance(shape, list)
-        if [name, ["N", *shape[1:]], dtype] == wanted:
+        if (name, shape[1:], dtype) == ("pictures", [3, *config.image_size], "FLOAT32"):
             size: int = shape[0]
-            return size if size > 0 else None
+            if size > 0:
+                return size
+            raise BackendError(
+                f"{path}: leaves open how many pictures it takes; convert it for a number of them"
+            )
+    wanted = ["pictures", ["N", 3, *config.image_size], "FLOAT32"]
     raise BackendError(f"{path}: takes {inputs}, its settings want [{wanted}]; export again")
 
 
