@@ -12,7 +12,7 @@ import os
 import platform
 import signal
 import struct
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ QUIET = "GLOG_v"
 """Lite's variable for the least of its messages that it prints: 3 errors, 4 what ends it."""
 
 
-def send(stream: BinaryIO, head: dict[str, Any], arrays: dict[str, Any]) -> None:
+def send(stream: IO[bytes], head: dict[str, Any], arrays: dict[str, Any]) -> None:
     """Write a message: the length of its JSON (4 bytes, low first), the JSON, the arrays.
 
     Args:
@@ -34,11 +34,11 @@ def send(stream: BinaryIO, head: dict[str, Any], arrays: dict[str, Any]) -> None
     text = json.dumps(dict(head, arrays=about)).encode()
     stream.write(struct.pack("<I", len(text)) + text)
     for array in arrays.values():
-        stream.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+        stream.write(np.ascontiguousarray(array).data.cast("B"))
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, Any]]:
+def receive(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a message.
 
     Raises:
@@ -50,13 +50,13 @@ def receive(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, Any]]:
     arrays = {}
     for name, dtype, shape in head["arrays"]:
         array = np.empty(shape, dtype)
-        if stream.readinto(memoryview(array).cast("B")) != array.nbytes:  # type: ignore[attr-defined]
+        if stream.readinto(array.data.cast("B")) != array.nbytes:  # type: ignore[attr-defined]
             raise EOFError
         arrays[name] = array
     return head, arrays
 
 
-def _exactly(stream: BinaryIO, size: int) -> bytes:
+def _exactly(stream: IO[bytes], size: int) -> bytes:
     data = stream.read(size)
     if len(data) < size:
         raise EOFError
@@ -138,13 +138,14 @@ def main() -> None:
         "lite": mindspore_lite.__version__,
     }
     send(answers, versions, {})
-    detector = None
+    detector: Any = None
     while True:
         asked, arrays = receive(questions)
         # The system ends a process that is late, even where C++ does not return to Python
         # and nobody is left to end it from outside.
         signal.alarm(asked["limit"])
-        head, found = {}, {}
+        head: dict[str, Any] = {}
+        found: dict[str, Any] = {}
         try:
             if asked["call"] == "convert":
                 convert(**asked["given"])
