@@ -43,6 +43,7 @@ from refinedet.published import (
     find_published,
     require_agreement,
 )
+from refinedet.raw_outputs import ZOO, evaluate_raw_outputs
 from refinedet.reported import evaluate_model
 from refinedet.results import score_results
 from refinedet.settings import SettingsError, resolve, to_yaml
@@ -320,6 +321,16 @@ def eval_command(
         Path | None,
         typer.Option(help="COCO results to score against --annotations; needs no model."),
     ] = None,
+    results_bin: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the .bin files of the model zoo's program for Ascend 310; no model."
+        ),
+    ] = None,
+    preset_name: Annotated[
+        str | None,
+        typer.Option("--preset", help=f"Whose outputs --results-bin holds; else {ZOO}."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for the tables, results.json and samples.")
     ] = None,
@@ -346,14 +357,24 @@ def eval_command(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
     backend: BackendName = "mindspore-cpu",
 ) -> None:
-    """Print COCO's twelve figures and VOC's, of a model or of a results file."""
+    """Print COCO's twelve figures and VOC's, of a model or of result files."""
     protocol = None if protocol_name is None else find_protocol(protocol_name)
     row = None if expect is None else find_published(expect)
     if retrained and row is None:
         raise DataError("--retrained: needs --expect, the name of published figures")
-    if resume and (output is None or results is not None):
+    if resume and (output is None or model is None):
         raise DataError("--resume: needs --model, and --output of the evaluation to go on with")
-    if results is not None:
+    if preset_name is not None and results_bin is None:
+        raise DataError("--preset: is for --results-bin; a model has its own settings")
+    if results_bin is not None:
+        if model is not None or results is not None:
+            other = "--model" if results is None else "--results"
+            raise DataError(f"--results-bin: {other} is evaluated alone; leave out one of the two")
+        source = _source(layout, root, annotations, pictures, split, classes)
+        evaluation = evaluate_raw_outputs(
+            results_bin, _say_skips(read_dataset(source)), preset_name or ZOO, protocol, output
+        )
+    elif results is not None:
         if annotations is None:
             raise DataError("--results: needs --annotations, the COCO JSON with the truth")
         if row is not None and row.main not in FIGURES:
@@ -366,7 +387,9 @@ def eval_command(
             engine, model, source, protocol, output, resume, batch_size, _say_skips
         )
     else:
-        raise DataError("--model: say what to evaluate, or give --results and --annotations")
+        raise DataError(
+            "--model: say what to evaluate, or give --results and --annotations, or --results-bin"
+        )
     typer.echo(evaluation_table(evaluation, by_class))
     if row is not None:
         compared = compare(evaluation.figures, row, retrained)

@@ -20,7 +20,7 @@ import numpy as np
 
 from refinedet.backend import Network
 from refinedet.data.dataset import DataError, Dataset
-from refinedet.spec.config import Config
+from refinedet.spec.config import Config, DetectionConfig
 from refinedet.spec.errors import Array
 from refinedet.spec.fusion import FusionConfig, View
 from refinedet.spec.network import Heads
@@ -222,13 +222,13 @@ class _Under:
         return self._network.scored_boxes(pictures)
 
 
-def under(protocol: Protocol, network: Network) -> Network:
-    """The network with the protocol's detection settings.
+def detection_under(protocol: Protocol, detection: DetectionConfig) -> DetectionConfig:
+    """The detection settings with the protocol's.
 
     Raises:
         DataError: the contract installed lacks one of these settings.
     """
-    known = {field.name for field in dataclasses.fields(network.config.detection)}
+    known = {field.name for field in dataclasses.fields(detection)}
     settings = {}
     for name, value in protocol.detection.items():
         if name in known:
@@ -238,5 +238,10 @@ def under(protocol: Protocol, network: Network) -> Network:
                 f"--protocol {protocol.name}: needs detection.{name}={value}, "
                 "which this version of the contract does not have"
             )
-    detection = dataclasses.replace(network.config.detection, **settings)
+    return dataclasses.replace(detection, **settings)
+
+
+def under(protocol: Protocol, network: Network) -> Network:
+    """The network with the protocol's detection settings; errors as ``detection_under``."""
+    detection = detection_under(protocol, network.config.detection)
     return _Under(network, dataclasses.replace(network.config, detection=detection))
