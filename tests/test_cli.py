@@ -139,7 +139,10 @@ def test_what_users_get_wrong_is_one_line(run, weights, tmp_path):
     refused(run("detect", text, "--model", weights, "--output", tmp_path / "o"), "text.txt")
     refused(run("detect", text, "--model", text), "there is no text.txt.yaml beside it")
     refused(run("detect", text, "--model", empty), "no checkpoint in it")
-    refused(run("detect", text, "--model", weights, "--backend", "gpu"), "there are mindspore-cpu")
+    refused(
+        run("detect", text, "--model", weights, "--backend", "gpu"),
+        "there are mindspore-ascend310, mindspore-cpu",
+    )
     refused(run("detect", text, "--model", weights, "--backend", "no.module:x"), "no.module")
     refused(run("eval", "--results", text), "--annotations")
     refused(run("eval", "--results", text, "--annotations", text), "text.txt")

@@ -101,7 +101,7 @@ def refused(result, message):
     assert message in err
 
 
-@pytest.mark.parametrize("protocol", [None, "modelzoo", "paper"])
+@pytest.mark.parametrize("protocol", [None, "modelzoo"])
 def test_figures_are_those_of_an_ordinary_evaluation(run, results, data, tmp_path, protocol):
     weights = tmp_path / "weights.safetensors"
     write_checkpoint(weights, Checkpoint(SETTINGS, PARAMETERS, None, 0))
@@ -124,6 +124,16 @@ def test_figures_are_those_of_an_ordinary_evaluation(run, results, data, tmp_pat
     assert found[0] == found[1]
     assert 0 < found[0][1]["AP50"] < 1
     assert len({row["category_id"] for row in found[0][2]}) == 2
+
+
+def test_a_protocol_decides_which_boxes_count(run, results, data, tmp_path):
+    """The paper's suppression is stricter than the zoo's, which the preset has."""
+    counts = []
+    for chosen in ((), ("--protocol", "paper")):
+        command = ("eval", "--results-bin", results, "--preset", PRESET, *data, *chosen)
+        assert run(*command, "--output", tmp_path / "out")[0] == 0
+        counts.append(len(json.loads((tmp_path / "out/results.json").read_text())))
+    assert 0 < counts[1] < counts[0]
 
 
 def test_pictures_that_do_not_count_need_no_files(run, results, data):
