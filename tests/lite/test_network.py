@@ -2,6 +2,7 @@
 
 import errno
 import json
+import threading
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from refinedet.settings import Settings, to_yaml
 from refinedet.spec.config import replace
 from refinedet.spec.detection import scored_boxes
 from refinedet.spec.errors import ContractError
-from refinedet.spec.network import Heads, forward
+from refinedet.spec.network import forward
 from refinedet.weights.protobuf import fields
 
 CONFIG = replace(WITH_BATCH_NORM, image_size=(64, 128), num_classes=3)
@@ -57,12 +58,6 @@ def exported(network, backend, tmp_path_factory):
     return path
 
 
-def agrees(network, wanted, pictures=PICTURES, atol=1e-5):
-    for name, mine, want in zip(Heads._fields, network.heads(pictures), wanted, strict=True):
-        assert (mine.shape, mine.dtype) == (want[: len(pictures)].shape, np.float32), name
-        assert_allclose(mine, want[: len(pictures)], atol=atol, rtol=1e-5, err_msg=name)
-
-
 def refused(backend, path, message, settings=SETTINGS):
     """The file cannot be loaded, and one line says which and why."""
     with pytest.raises(BackendError) as caught:
@@ -81,12 +76,14 @@ def refused(backend, path, message, settings=SETTINGS):
     [WITH_BIASES, LIKE_THE_ZOO, RESNET_OF_THE_PAPER, RESNET_OF_THE_ZOO],
     ids=["biases", "zoo", "resnet of the paper", "resnet of the zoo"],
 )
-def test_every_kind_of_layer_gives_the_contracts_outputs(backend, config):
+def test_every_kind_of_layer_gives_the_contracts_outputs(backend, agrees, config):
     parameters, pictures = inputs.seeded_parameters(config, 1), inputs.seeded_pictures(config, 2, 1)
     agrees(backend.network(config, parameters), forward(parameters, pictures, config)[0], pictures)
 
 
-def test_one_file_runs_any_batch_with_the_contracts_numbers(backend, network, exported, wanted):
+def test_one_file_runs_any_batch_with_the_contracts_numbers(
+    backend, agrees, network, exported, wanted
+):
     loaded = backend.load(exported, SETTINGS)
     for count in (5, 1, 3):
         agrees(network, wanted, PICTURES[:count])
@@ -118,9 +115,8 @@ def counted(network):
     return network.runners
 
 
-def test_a_compiled_batch_is_filled_up(python, wanted):
-    lite = MindSporeLite(Path(python.path), batch=3)
-    compiled = lite.network(CONFIG, PARAMETERS)
+def test_a_compiled_batch_is_filled_up(made, agrees, wanted):
+    compiled = made(batch=3).network(CONFIG, PARAMETERS)
     assert compiled.size == 3
     assert compiled.runners[0].inputs == [["pictures", [3, 3, 64, 128], "FLOAT32"]]
     (runner,) = counted(compiled)
@@ -130,13 +126,13 @@ def test_a_compiled_batch_is_filled_up(python, wanted):
         runner.given.clear()
 
 
-def test_streams_share_the_pictures_and_keep_their_order(python, exported, wanted):
-    two = MindSporeLite(Path(python.path), streams=2).load(exported, SETTINGS)
+def test_streams_share_the_pictures_and_keep_their_order(made, agrees, exported, wanted):
+    two = made(streams=2).load(exported, SETTINGS)
     processes = {runner._worker._process.pid for runner in two.runners}
     assert len(processes) == 2
     first, second = counted(two)
     for _ in range(3):
-        agrees(two, wanted)
+        agrees(two, wanted, PICTURES)
         assert first.given + second.given == [1] * 5
         assert first.given
         assert second.given
@@ -144,11 +140,9 @@ def test_streams_share_the_pictures_and_keep_their_order(python, exported, wante
         second.given.clear()
 
 
-def test_streams_compute_at_the_same_time(python, exported):
+def test_streams_compute_at_the_same_time(made, exported):
     """Each of two has begun before the other has ended."""
-    import threading
-
-    two = MindSporeLite(Path(python.path), streams=2).load(exported, SETTINGS)
+    two = made(streams=2).load(exported, SETTINGS)
     both = threading.Barrier(2, timeout=30)
     for runner in two.runners:
         runner.run = lambda pictures, run=runner.run: (both.wait(), run(pictures))[1]
@@ -286,17 +280,16 @@ def test_settings_of_another_file_are_refused(backend, exported):
     ids=["another size", "other classes", "other anchors"],
 )
 def test_a_file_without_settings_is_known_by_its_tensors(
-    python, exported, tmp_path, wanted, changed, message
+    backend, agrees, exported, tmp_path, wanted, changed, message
 ):
     """As another program compiles it, for whatever number of pictures."""
-    lite = MindSporeLite(Path(python.path))
     path = tmp_path / "foreign.mindir"
     whole = exported.read_bytes()
     path.write_bytes(
         whole[: len(whole) - len(module.written_field(1000, to_yaml(SETTINGS).encode()))]
     )
-    agrees(lite.load(path, SETTINGS), wanted)
-    refused(lite, path, message, Settings(model=replace(CONFIG, **changed)))
+    agrees(backend.load(path, SETTINGS), wanted, PICTURES)
+    refused(backend, path, message, Settings(model=replace(CONFIG, **changed)))
 
 
 def test_outputs_of_another_name_or_dtype_are_refused(monkeypatch, tmp_path, exported, wanted):
@@ -335,12 +328,12 @@ def test_a_graph_that_lite_cannot_convert_is_told_with_the_cause(python, tmp_pat
     assert not (tmp_path / "boxes.mindir").exists()
 
 
-def test_without_onnx_only_files_run(backend, exported, wanted, monkeypatch):
+def test_without_onnx_only_files_run(backend, agrees, exported, wanted, monkeypatch):
     def version(name):
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(module, "version", version)
-    agrees(backend.load(exported, SETTINGS), wanted)
+    agrees(backend.load(exported, SETTINGS), wanted, PICTURES)
     with pytest.raises(BackendError, match=r"onnx, from which it converts, is not installed; run"):
         backend.network(CONFIG, PARAMETERS)
 
