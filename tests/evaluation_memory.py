@@ -5,12 +5,21 @@
 A fake network draws scores for 6,375 anchors and 80 classes; everything after it is real:
 selection, suppression, the ledger, the results file, figures, tables and samples. Then the
 results file is scored alone. Each part runs in a process of its own.
+
+    python tests/evaluation_memory.py --lite refinedet_eighth_128
+    python tests/evaluation_memory.py --results-bin
+
+The first runs a real network of that preset on MindSpore Lite, whose processes it measures
+too; REFINEDET_LITE_PYTHON names their interpreter. The second reads the model zoo's result
+files, 2.1 MB a picture; all pictures share two files on the disk.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
+import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,15 +30,18 @@ from typing import Any
 import cv2
 import numpy as np
 
+from refinedet.backend import find_backend
 from refinedet.data.coco import read_coco
 from refinedet.files import write_json
 from refinedet.ledger import Ledger, describe
 from refinedet.multiscale import MultiScalePredictor
 from refinedet.prediction import Predictor
 from refinedet.protocols import find_protocol, under
+from refinedet.raw_outputs import evaluate_raw_outputs
 from refinedet.results import score_results, write_results
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import preset
+from refinedet.spec.network import initial_parameters
 from refinedet.training import collect, write_evaluation
 
 OBJECTS = 7
@@ -91,11 +103,19 @@ def measured(what: str, work: Callable[[], Any]) -> None:
     print(f"{what}: +{rise:.0f} MB over {before:.0f} MB, {time.monotonic() - began:.0f} s")
 
 
-def evaluation(folder: Path, name: str, pictures: int) -> None:
-    """Evaluate the fake network, as ``refinedet eval --output`` does."""
+def evaluation(folder: Path, name: str, pictures: int, lite: str | None = None) -> None:
+    """Evaluate the fake network, or one on Lite, as ``refinedet eval --output`` does."""
     dataset = read_coco(folder / "annotations.json", folder / "pictures")
     dataset = replace(dataset, records=dataset.records[:pictures])
-    network = under(find_protocol(name), FakeNetwork())
+    if lite is None:
+        network = FakeNetwork()
+    else:
+        config = preset(lite)
+        config = replace(config, num_classes=81)
+        network = find_backend("mindspore-lite", "network").network(
+            config, initial_parameters(config, 0)
+        )
+    network = under(find_protocol(name), network)
     fusion, predict = find_protocol(name).fusion(network.config), Predictor(network).predict
     if fusion is not None:
         predict = MultiScalePredictor(network, fusion, lambda _: network).predict
@@ -111,6 +131,29 @@ def evaluation(folder: Path, name: str, pictures: int) -> None:
         ledger.close()
 
     measured("evaluation", work)
+    if lite is not None:
+        del network, predict, work
+        gc.collect()  # ends the worker, of which the system then tells the peak
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        print(f"Lite's processes: {peak:.0f} MB")
+
+
+def raw_outputs(folder: Path, name: str) -> None:
+    """Evaluate result files, as ``refinedet eval --results-bin`` does."""
+    dataset = read_coco(folder / "annotations.json", folder / "pictures")
+    network, files = FakeNetwork(), folder / "result_Files"
+    files.mkdir()
+    boxes, scores = network.scored_boxes(np.zeros((1, 3, 320, 320), np.float32))
+    corners = np.sort(boxes.clip(0, 1).reshape(-1, 2, 2), axis=1).reshape(-1, 4)
+    for number, content in enumerate((corners[:, [1, 0, 3, 2]], scores)):
+        one = files / f"any_{number}.bin"
+        one.write_bytes(np.ascontiguousarray(content).tobytes())
+        for record in dataset.records:
+            (files / f"{record.path.stem}_{number}.bin").hardlink_to(one)
+    measured(
+        "result files",
+        lambda: evaluate_raw_outputs(files, dataset, protocol=find_protocol(name), output=folder),
+    )
 
 
 def scoring(folder: Path) -> None:
@@ -125,14 +168,21 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--pictures", type=int, default=5000)
     parser.add_argument("--protocol", default="paper")
+    parser.add_argument("--lite", metavar="PRESET", help="a network on MindSpore Lite")
+    parser.add_argument("--results-bin", action="store_true", help="the model zoo's files")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_data(folder, arguments.pictures)
         steps: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
-            (evaluation, (folder, arguments.protocol, arguments.pictures)),
+            (
+                evaluation,
+                (folder, arguments.protocol, arguments.pictures, arguments.lite),
+            ),
             (scoring, (folder,)),
         ]
+        if arguments.results_bin:
+            steps = [(raw_outputs, (folder, arguments.protocol))]
         for step, given in steps:
             process = multiprocessing.get_context("spawn").Process(target=step, args=given)
             process.start()

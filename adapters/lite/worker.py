@@ -48,7 +48,7 @@ def receive(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, Any]]:
     (size,) = struct.unpack("<I", _exactly(stream, 4))
     head = json.loads(_exactly(stream, size).decode())
     arrays = {}
-    for name, dtype, shape in head["arrays"]:
+    for name, dtype, shape in head.pop("arrays"):
         array = np.empty(shape, dtype)
         if stream.readinto(array.data.cast("B")) != array.nbytes:  # type: ignore[attr-defined]
             raise EOFError
