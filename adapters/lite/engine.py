@@ -123,7 +123,7 @@ class Worker:
         except OSError as error:
             self._log.close()
             raise BackendError(f"{python}: cannot start it: {error.strerror}; {HOW_TO}") from error
-        self._end = weakref.finalize(self, _end, self._process, self._log)
+        weakref.finalize(self, _end, self._process, self._log)
         self.versions, _ = self._in_time("start", self._greeted)
 
     def _greeted(self) -> tuple[dict[str, Any], dict[str, Array]]:

@@ -130,18 +130,22 @@ def export(network: Network, path: Path, settings: Settings) -> None:
 
 def load(backend: LiteBackend, path: Path, settings: Settings) -> LiteNetwork:
     """The detector in a MindIR."""
+    own = _settings_in(path)
+    if own is not None:
+        require_own_settings(path, own, settings)
+    return _opened(backend, path, settings.model)
+
+
+def _settings_in(path: Path) -> str | None:
+    """The settings that a file holds, as YAML."""
     try:
-        with path.open("rb") as file:
-            content = memoryview(file.read())
+        content = memoryview(path.read_bytes())
         found = [message(value) for number, value in fields(content) if number == SETTINGS]
-        own = str(found[-1], "utf-8") if found else None
+        return str(found[-1], "utf-8") if found else None
     except OSError as error:
         raise BackendError(f"{path}: cannot read: {error.strerror}") from error
     except (FormatError, UnicodeDecodeError) as error:
         raise BackendError(f"{path}: not a whole MindIR: {error}") from error
-    if own is not None:
-        require_own_settings(path, own, settings)
-    return _opened(backend, path, settings.model)
 
 
 def _opened(backend: LiteBackend, path: Path, config: Config) -> LiteNetwork:

@@ -12,6 +12,7 @@ import os
 import platform
 import signal
 import struct
+import sys
 from typing import IO, Any
 
 import numpy as np
@@ -129,6 +130,9 @@ def main() -> None:
     os.dup2(2, 1)  # Lite's C++ prints there
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ[QUIET] = "3"  # its parent reads them
+    # Which -I leaves out. CANN has packages there, and after the interpreter's own nothing of
+    # another version comes before them.
+    sys.path += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     import mindspore_lite
 
     answers.write(GREETING)

@@ -38,9 +38,24 @@ def script(tmp_path, text):
     return path
 
 
-def started_with(folder):
-    """This Python with the ``mindspore_lite`` of a folder, which ``-I`` would not look into."""
-    return f"PYTHONPATH={folder} exec {sys.executable} {worker.__file__}"
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Gives this Python a ``mindspore_lite`` whose converter does what it is told."""
+
+    def made(work):
+        text = f"""
+import os, signal
+from types import SimpleNamespace
+__version__ = "0"
+ModelType = FmkType = SimpleNamespace(MINDIR=0, ONNX=0)
+class Converter:
+    def convert(self, kind, model, output):
+{textwrap.indent(textwrap.dedent(work), " " * 8)}"""
+        (tmp_path / "mindspore_lite.py").write_text(text)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        return Interpreter(sys.executable, "--lite-python")
+
+    return made
 
 
 def gone(pid):
@@ -175,23 +190,14 @@ def test_a_device_that_is_not_there_is_told(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def hung(tmp_path):
-    """A worker of this Python whose Lite sleeps in its converter, deaf to Python's signals."""
-    (tmp_path / "mindspore_lite.py").write_text(
-        textwrap.dedent("""
-            import signal
-            from types import SimpleNamespace
-            __version__ = "0"
-            ModelType = FmkType = SimpleNamespace(MINDIR=0, ONNX=0)
-            class Converter:
-                def convert(self, kind, model, output):
-                    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-                    open(output, "w").close()
-                    while True:
-                        signal.pause()
-        """)
-    )
-    return Interpreter(str(script(tmp_path, started_with(tmp_path))), "--lite-python")
+def hung(stand_in):
+    """A worker that sleeps in Lite's converter, deaf to Python's signals."""
+    return stand_in("""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        open(output, "w").close()
+        while True:
+            signal.pause()
+    """)
 
 
 def given(tmp_path):
@@ -287,23 +293,16 @@ def test_a_worker_ends_with_its_network(python):
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_what_lite_prints_disturbs_no_answer(tmp_path):
+def test_what_lite_prints_disturbs_no_answer(stand_in, tmp_path):
     """Its C++ writes to standard output, and reads whatever it likes."""
-    (tmp_path / "mindspore_lite.py").write_text(
-        textwrap.dedent("""
-            import os
-            from types import SimpleNamespace
-            __version__ = "0"
-            ModelType = FmkType = SimpleNamespace(MINDIR=0, ONNX=0)
-            class Converter:
-                def convert(self, kind, model, output):
-                    os.write(1, b"CONVERT RESULT SUCCESS:0\\n" * 1000)
-                    assert os.read(0, 100) == b""
-                    if not model:
-                        raise RuntimeError("two\\nlines")
+    made = Worker(
+        stand_in("""
+            os.write(1, b"CONVERT RESULT SUCCESS:0\\n" * 1000)
+            assert os.read(0, 100) == b""
+            if not model:
+                raise RuntimeError("two\\nlines")
         """)
     )
-    made = Worker(Interpreter(str(script(tmp_path, started_with(tmp_path))), "--lite-python"))
     for _ in range(3):
         assert made.ask("convert", {**given(tmp_path), "onnx": "x"}) == ({}, {})
     assert said(made.ask, "convert", given(tmp_path)) == "MindSpore Lite: RuntimeError: two lines"

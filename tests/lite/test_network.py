@@ -1,7 +1,9 @@
 """Networks and files: the contract's outputs for any number of pictures, files of their own."""
 
 import errno
+import importlib
 import json
+import sys
 import threading
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -151,11 +153,7 @@ def test_streams_compute_at_the_same_time(made, exported):
 
 def test_one_stream_in_this_process_is_the_same(monkeypatch, exported, wanted, tmp_path):
     """Where Lite imports here; it is a stand-in, which answers with the contract's outputs."""
-    (tmp_path / "mindspore_lite.py").write_text(STAND_IN)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delenv("REFINEDET_LITE_PYTHON", raising=False)
-    import mindspore_lite
-
+    mindspore_lite = standing_in(monkeypatch, tmp_path)
     mindspore_lite.OUTPUTS = wanted._asdict()
     lite = MindSporeLite()
     assert lite.missing() is None
@@ -165,6 +163,17 @@ def test_one_stream_in_this_process_is_the_same(monkeypatch, exported, wanted, t
     mindspore_lite.OUTPUTS = None
     with pytest.raises(BackendError, match=r"^MindSpore Lite: RuntimeError: predict failed!$"):
         loaded.heads(PICTURES)
+
+
+def standing_in(monkeypatch, tmp_path):
+    """The stand-in, as the ``mindspore_lite`` of this process."""
+    (tmp_path / "mindspore_lite.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "mindspore_lite", None)  # it will be gone afterwards
+    del sys.modules["mindspore_lite"]
+    monkeypatch.delenv("REFINEDET_LITE_PYTHON", raising=False)
+    monkeypatch.setenv("GLOG_v", "3")  # back to what it was, after the backend has set it
+    return importlib.import_module("mindspore_lite")
 
 
 STAND_IN = """
@@ -178,8 +187,7 @@ class Context:
 
 class Tensor:
     name, dtype = "pictures", SimpleNamespace(name="FLOAT32")
-    def __init__(self):
-        self.shape = [1, 3, 64, 128]
+    shape = [1, 3, 64, 128]
     def set_data_from_numpy(self, array):
         assert list(array.shape) == self.shape
 
@@ -293,12 +301,7 @@ def test_a_file_without_settings_is_known_by_its_tensors(
 
 
 def test_outputs_of_another_name_or_dtype_are_refused(monkeypatch, tmp_path, exported, wanted):
-    (tmp_path / "mindspore_lite.py").write_text(STAND_IN)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(__import__("sys").modules, "mindspore_lite", raising=False)
-    monkeypatch.delenv("REFINEDET_LITE_PYTHON", raising=False)
-    import mindspore_lite
-
+    mindspore_lite = standing_in(monkeypatch, tmp_path)
     half = {name: output.astype(np.float16) for name, output in wanted._asdict().items()}
     mindspore_lite.OUTPUTS = half
     refused(MindSporeLite(), exported, "arm_offsets is float16 (1, 510, 4), its settings want flo")
@@ -306,6 +309,12 @@ def test_outputs_of_another_name_or_dtype_are_refused(monkeypatch, tmp_path, exp
     refused(MindSporeLite(), exported, "arm_offsets is missing, its settings want float32 (1, 51")
     mindspore_lite.Tensor.name = "image"
     refused(MindSporeLite(), exported, "takes [['image', [1, 3, 64, 128], 'FLOAT32']], its sett")
+
+
+def test_a_file_that_leaves_the_number_open_is_refused(monkeypatch, tmp_path, exported):
+    lite = standing_in(monkeypatch, tmp_path)
+    lite.Tensor.shape = [-1, 3, 64, 128]
+    refused(MindSporeLite(), exported, "leaves open how many pictures it takes; convert it for a n")
 
 
 def test_an_exported_detector_is_not_exported_again(backend, exported, tmp_path):
