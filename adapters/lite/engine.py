@@ -203,7 +203,7 @@ class Worker:
         how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
         return (
             f"{begun}its worker (process {self._process.pid}) ended {how} at {call!r}{said}; if "
-            "nobody ended it, memory may have run out: see dmesg, and lower --batch-size"
+            "nobody ended it, memory may have run out: see dmesg"
         )
 
     def _logged(self, start: int) -> str:
