@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import resource
 import statistics
 import subprocess
@@ -19,13 +20,14 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from refinedet.backend import BackendError, Batch, find_backend
+from refinedet.backend import BackendError, Batch
+from refinedet.choice import Choice
 from refinedet.data.augment import augment, normaliser
 from refinedet.data.pictures import decode_picture
 from refinedet.data.targets import ArmTargets
 from refinedet.data.training import SampleMaker
 from refinedet.postprocess import postprocess
-from refinedet.settings import InputSettings, Settings, from_yaml, to_yaml
+from refinedet.settings import InputSettings
 from refinedet.spec import config as configs
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import Config
@@ -87,10 +89,10 @@ def random_batch(config: Config, size: int) -> Batch:
     return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
-def network_row(work: str, backend_name: str, config: Config, repeat: int) -> Row:
+def network_row(work: str, chosen: Choice, config: Config, repeat: int) -> Row:
     """``forward N`` or ``train N`` in this process, N pictures a batch."""
     kind, size = work.split()
-    backend = find_backend(backend_name)
+    backend = chosen.find()
     parameters = initial_parameters(config, 0)
     batch = random_batch(config, int(size))
     if kind == "forward":
@@ -180,37 +182,36 @@ def detection_rows(config: Config, repeat: int) -> Iterator[Row]:
         yield Row(name, median_seconds(work, repeat * 2))
 
 
-def bench(backend_name: str, config: Config, repeat: int) -> Iterator[Row]:
+def bench(chosen: Choice, config: Config, repeat: int) -> Iterator[Row]:
     """All rows, as they are measured.
 
     Raises:
         BackendError: an unknown backend, or one that fails in a row's process.
     """
-    own = getattr(find_backend(backend_name, "network", "trainer"), "environment", {})
+    own = getattr(chosen.find("network", "trainer"), "environment", {})
     yield from input_rows(config, repeat)
     yield from detection_rows(config, repeat)
     for work in ("forward 1", "forward 8", "train 8"):
-        yield _in_process(work, backend_name, config, repeat, {})
+        yield _in_process(work, chosen, config, repeat, {})
     if own:  # what the backend's own limits are worth
-        row = _in_process("forward 1", backend_name, config, 1, dict.fromkeys(own, UNLIMITED))
+        row = _in_process("forward 1", chosen, config, 1, dict.fromkeys(own, UNLIMITED))
         shown = ", ".join(f"{name}={value}" for name, value in own.items())
         yield row._replace(name=f"forward 1, without {shown}")
 
 
 def _in_process(
-    work: str, backend_name: str, config: Config, repeat: int, environment: Mapping[str, str]
+    work: str, chosen: Choice, config: Config, repeat: int, environment: Mapping[str, str]
 ) -> Row:
     # -I: the current folder may hold our sources, in another shape than the package.
     done = subprocess.run(
-        [sys.executable, "-I", "-m", "refinedet.bench", work, backend_name, str(repeat)],
-        input=to_yaml(Settings(model=config)),
+        [sys.executable, "-I", "-m", "refinedet.bench"],
+        input=pickle.dumps((work, chosen, config, repeat)),
         capture_output=True,
-        text=True,
         env={**os.environ, **environment},
         check=False,
     )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
         raise BackendError(f"bench {work}: ended with status {done.returncode}: {last}")
     return Row(*json.loads(done.stdout.splitlines()[-1]))
 
@@ -227,5 +228,4 @@ def table(rows: list[Row]) -> str:
 
 
 if __name__ == "__main__":
-    wanted, backend, times = sys.argv[1:]
-    print(json.dumps(network_row(wanted, backend, from_yaml(sys.stdin.read()).model, int(times))))
+    print(json.dumps(network_row(*pickle.load(sys.stdin.buffer))))

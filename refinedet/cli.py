@@ -17,10 +17,11 @@ from tqdm import tqdm
 from typer.core import TyperGroup
 
 from refinedet import __version__
-from refinedet.backend import BackendError, backend_names, find_backend
+from refinedet.backend import BackendError, backend_names
 from refinedet.bench import bench as run_bench
 from refinedet.bench import table as bench_table
 from refinedet.checkpoint import CheckpointError
+from refinedet.choice import Choice, chooses_backend
 from refinedet.data.checks import report
 from refinedet.data.dataset import DataError, Dataset
 from refinedet.data.pictures import read_picture
@@ -133,7 +134,6 @@ class Layout(str, Enum):
 
 
 DATA = "Data set"
-BackendName = Annotated[str, typer.Option("--backend", help="Which backend computes.")]
 LayoutOption = Annotated[
     Layout | None, typer.Option("--layout", help="Layout of the data set.", rich_help_panel=DATA)
 ]
@@ -202,17 +202,20 @@ def _say_skips(dataset: Dataset) -> Dataset:
 
 
 @app.command("demo")
+@chooses_backend
 def demo_command(
+    backend: Choice,
     run: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
-    backend: BackendName = "mindspore-cpu",
     seed: Annotated[int, typer.Option(help="Of pictures, parameters and order.")] = 0,
 ) -> None:
     """Draw pictures of shapes, train on them, evaluate, export, and run the export."""
-    run_demo(find_backend(backend, *TRAINS, "export", "load"), run, seed)
+    run_demo(backend.find(*TRAINS, "export", "load"), run, seed)
 
 
 @app.command("train")
+@chooses_backend
 def train_command(
+    backend: Choice,
     run: Annotated[Path, typer.Option(help="Folder of the run; new, unless --resume.")],
     layout: LayoutOption = None,
     root: RootOption = None,
@@ -240,7 +243,6 @@ def train_command(
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE over both, as model.schedule.rate=0.01; repeatable."),
     ] = None,
-    backend: BackendName = "mindspore-cpu",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")
     ] = False,
@@ -278,7 +280,7 @@ def train_command(
         )
         evaluation = _say_skips(read_dataset(other, check_pictures=True))
     settings = resolve(preset_name, settings_file, assignments or (), training.class_names)
-    engine, initial = find_backend(backend, *TRAINS), None
+    engine, initial = backend.find(*TRAINS), None
     if backbone is not None and detector is not None:
         raise TrainingError("--backbone: --initial has a trunk already; give one of the two")
     for option, file, read in (
@@ -305,7 +307,9 @@ def train_command(
 
 
 @app.command("eval")
+@chooses_backend
 def eval_command(
+    backend: Choice,
     model: Annotated[
         Path | None,
         typer.Option("--model", help="Folder of a run, a checkpoint, or an exported detector."),
@@ -344,7 +348,6 @@ def eval_command(
     ] = False,
     by_class: Annotated[bool, typer.Option("--by-class", help="Show each class too.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
-    backend: BackendName = "mindspore-cpu",
 ) -> None:
     """Print COCO's twelve figures and VOC's, of a model or of a results file."""
     protocol = None if protocol_name is None else find_protocol(protocol_name)
@@ -361,7 +364,7 @@ def eval_command(
         evaluation = score_results(results, annotations, scoring_bar, protocol)
     elif model is not None:
         source = _source(layout, root, annotations, pictures, split, classes)
-        engine = find_backend(backend, "network")
+        engine = backend.find("network")
         evaluation = evaluate_model(
             engine, model, source, protocol, output, resume, batch_size, _say_skips
         )
@@ -375,14 +378,15 @@ def eval_command(
 
 
 @app.command("detect")
+@chooses_backend
 def detect_command(
+    backend: Choice,
     paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
     model: ModelOption,
     output: Annotated[
         Path, typer.Option(help="Folder for drawn pictures and detections.json.")
     ] = Path("detections"),
     score: Annotated[float, typer.Option(min=0, max=1, help="Show nothing below.")] = 0.5,
-    backend: BackendName = "mindspore-cpu",
 ) -> None:
     """Find objects in pictures; draw them, and list them as JSON in pixels."""
     files = list(_pictures(paths))
@@ -391,7 +395,7 @@ def detect_command(
         raise DataError(f"{twice[0]}: in several folders; detect in one after the other")
     if any(file.resolve().parent == output.resolve() for file in files):
         raise DataError(f"{output}: holds pictures to look at; choose another --output")
-    opened = open_model(find_backend(backend, "network"), model)
+    opened = open_model(backend.find("network"), model)
     predictor = Predictor(opened.network, min(8, len(files)))
     rows = []
     waiting: deque[tuple[Path, Array]] = deque()
@@ -437,13 +441,14 @@ def _pictures(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 @app.command("export")
+@chooses_backend
 def export_command(
+    backend: Choice,
     model: ModelOption,
     output: Annotated[Path, typer.Option(help="The file to write, as detector.mindir.")],
-    backend: BackendName = "mindspore-cpu",
 ) -> None:
     """Write a trained detector as the backend's own kind of file (MindIR, ONNX)."""
-    engine = find_backend(backend, "network", "export")
+    engine = backend.find("network", "export")
     export_model(engine, open_model(engine, model), output)
     typer.echo(f"wrote {output} and its settings, {output}.yaml")
 
@@ -481,11 +486,12 @@ def presets_show(name: Annotated[str, typer.Argument(help="Name of a preset.")])
 
 
 @app.command("bench")
+@chooses_backend
 def bench_command(
+    backend: Choice,
     preset_name: Annotated[str, typer.Option("--preset", help="Which detector.")] = (
         "refinedet_vgg16_320"
     ),
-    backend: BackendName = "mindspore-cpu",
     repeat: Annotated[int, typer.Option(min=1, help="Measurements of a row.")] = 3,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the rows there too.")

@@ -1,11 +1,12 @@
 """Benchmarks give every row they promise; how long things take is not a test's business."""
 
 import json
+import pickle
 import subprocess
 import sys
 
 from refinedet.bench import bench, detection_rows, input_rows, table
-from refinedet.settings import Settings, to_yaml
+from refinedet.choice import Choice
 from refinedet.spec.config import preset, replace
 
 CONFIG = replace(preset("refinedet_eighth_128"), image_size=(64, 128), num_classes=4)
@@ -29,10 +30,9 @@ def test_rows_of_the_host_are_complete():
 
 def test_a_network_is_measured_in_a_process_of_its_own():
     done = subprocess.run(
-        [sys.executable, "-I", "-m", "refinedet.bench", "forward 2", "spec", "1"],
-        input=to_yaml(Settings(model=CONFIG)),
+        [sys.executable, "-I", "-m", "refinedet.bench"],
+        input=pickle.dumps(("forward 2", Choice("spec"), CONFIG, 1)),
         capture_output=True,
-        text=True,
         check=True,
     )
     name, seconds, first, peak = json.loads(done.stdout)
@@ -40,5 +40,5 @@ def test_a_network_is_measured_in_a_process_of_its_own():
 
 
 def test_rows_come_as_they_are_measured():
-    rows = bench("spec", CONFIG, 1)
+    rows = bench(Choice("spec"), CONFIG, 1)
     assert next(rows).name == "input: decode"

@@ -84,7 +84,7 @@ def test_a_level_alone(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "Missing option '--backend'"),
+        ((), "--backend: say which backend to judge"),
         (("--backend", "nonsense"), "no 'nonsense'; there are "),
         (("--backend", "spec", "--backend", "nonsense"), "no 'nonsense'; there are "),
         (("--backend", "spec", "-k", "nonsense"), "has 'nonsense' in its name"),
