@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -54,6 +54,8 @@ class Row(NamedTuple):
     """Seconds of the first call, in which a graph is compiled."""
     peak_bytes: int | None = None
     """Largest resident size of the row's process."""
+    backend: str = ""
+    """What computed it, for a network."""
 
 
 def median_seconds(work: Callable[[], object], repeat: int) -> float:
@@ -111,7 +113,7 @@ def network_row(work: str, chosen: Choice, config: Config, repeat: int) -> Row:
     first = time.perf_counter() - began
     seconds = median_seconds(run, repeat)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Row(work, seconds, first, peak)
+    return Row(work, seconds, first, peak, chosen.name)
 
 
 def input_rows(config: Config, repeat: int) -> Iterator[Row]:
@@ -182,21 +184,24 @@ def detection_rows(config: Config, repeat: int) -> Iterator[Row]:
         yield Row(name, median_seconds(work, repeat * 2))
 
 
-def bench(chosen: Choice, config: Config, repeat: int) -> Iterator[Row]:
-    """All rows, as they are measured.
+def bench(choices: Sequence[Choice], config: Config, repeat: int) -> Iterator[Row]:
+    """All rows, as they are measured; those of the same work by several backends in a row.
 
     Raises:
         BackendError: an unknown backend, or one that fails in a row's process.
     """
-    own = getattr(chosen.find("network", "trainer"), "environment", {})
+    found = [(chosen, chosen.find("network")) for chosen in choices]
     yield from input_rows(config, repeat)
     yield from detection_rows(config, repeat)
     for work in ("forward 1", "forward 8", "train 8"):
-        yield _in_process(work, chosen, config, repeat, {})
-    if own:  # what the backend's own limits are worth
-        row = _in_process("forward 1", chosen, config, 1, dict.fromkeys(own, UNLIMITED))
-        shown = ", ".join(f"{name}={value}" for name, value in own.items())
-        yield row._replace(name=f"forward 1, without {shown}")
+        for chosen, backend in found:
+            if hasattr(backend, "trainer") or not work.startswith("train"):
+                yield _in_process(work, chosen, config, repeat, {})
+    for chosen, backend in found:
+        if own := getattr(backend, "environment", {}):  # what its own limits are worth
+            row = _in_process("forward 1", chosen, config, 1, dict.fromkeys(own, UNLIMITED))
+            shown = ", ".join(f"{name}={value}" for name, value in own.items())
+            yield row._replace(name=f"forward 1, without {shown}")
 
 
 def _in_process(
@@ -217,13 +222,17 @@ def _in_process(
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as aligned text."""
-    lines = [f"{'':44}{'median':>12}{'first call':>12}{'peak memory':>13}"]
+    """The rows as aligned text; each backend's time as a share of the first one's."""
+    lines = [f"{'':44}{'median':>12}{'first call':>12}{'peak memory':>13}{'ratio':>8}"]
+    of_the_first: dict[str, Row] = {}
     for row in rows:
         shown = f"{row.seconds * 1e3:.2f} ms" if row.seconds < 1 else f"{row.seconds:.2f} s"
         first = "" if row.first is None else f"{row.first:.1f} s"
         peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f} GB"
-        lines.append(f"{row.name:44}{shown:>12}{first:>12}{peak:>13}")
+        other = of_the_first.setdefault(row.name, row)
+        ratio = "" if other is row else f"{row.seconds / other.seconds:.2f}"
+        name = f"{row.name}, {row.backend}" if row.backend else row.name
+        lines.append(f"{name:44}{shown:>12}{first:>12}{peak:>13}{ratio:>8}".rstrip())
     return "\n".join(lines)
 
 

@@ -73,11 +73,13 @@ def chooses_backend(command: Callable[..., None]) -> Callable[..., None]:
 
     Args:
         command: has a keyword argument ``backend``, a ``Choice``; or ``backends``, a list of
-            them, each named by the user: then there is none by default.
+            them, which, without a default, the user has to name.
     """
     own = inspect.signature(command, eval_str=True).parameters
     several = "backends" in own
-    helped = "Backend to judge; repeatable." if several else f"What computes; else {DEFAULT}."
+    needed = several and own["backends"].default is inspect.Parameter.empty
+    helped = "What computes" + ("; repeatable" if several else "")
+    helped += "." if needed else f"; else {DEFAULT}."
     kind = list[str] | None if several else str | None
     backend = Annotated[kind, typer.Option("--backend", help=helped, rich_help_panel=PANEL)]
     asked = {"backend": backend, "target": TargetOption, **OPTIONS}
@@ -93,13 +95,12 @@ def chooses_backend(command: Callable[..., None]) -> Callable[..., None]:
                     f"--target {target.value}: is --backend mindspore-{target.value}; give one"
                 )
             names = [f"mindspore-{target.value}"]
-        if several:
-            if not names:
+        if not names:
+            if needed:
                 raise BackendError("--backend: say which backend to judge, or give --target")
-            values["backends"] = [Choice(name, options) for name in dict.fromkeys(names)]
-        else:
-            values["backend"] = Choice(names[0] if names else DEFAULT, options)
-        command(**values)
+            names = [DEFAULT]
+        choices = [Choice(name, options) for name in dict.fromkeys(names)]
+        command(**values, **({"backends": choices} if several else {"backend": choices[0]}))
 
     parameters = [p for p in own.values() if p.name not in ("backend", "backends")]
     parameters += [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from enum import Enum
 from importlib.metadata import EntryPoint, entry_points
@@ -488,7 +488,6 @@ def presets_show(name: Annotated[str, typer.Argument(help="Name of a preset.")])
 @app.command("bench")
 @chooses_backend
 def bench_command(
-    backend: Choice,
     preset_name: Annotated[str, typer.Option("--preset", help="Which detector.")] = (
         "refinedet_vgg16_320"
     ),
@@ -496,9 +495,10 @@ def bench_command(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the rows there too.")
     ] = None,
+    backends: Sequence[Choice] = (),
 ) -> None:
-    """Measure forward, training step, input and post-processing, side by side."""
-    measured = run_bench(backend, preset(preset_name), repeat)
+    """Measure input, post-processing, and of each backend its networks, side by side."""
+    measured = run_bench(backends, preset(preset_name), repeat)
     rows = list(tqdm(measured, "measuring", disable=None, unit="row"))
     typer.echo(bench_table(rows))
     if json_file is not None:
