@@ -13,8 +13,8 @@ ARGUMENTS = """--using_mode --run_online --data_url --train_url --pre_trained_ur
 --batch_size --pre_trained --pre_trained_epoch_size --save_checkpoint_epochs --loss_scale
 --filter_weight --freeze_layer --debug --check_point --checkpoint_path --ckpt_file --file_name
 --file_format --device_target"""
-PARAMETERS = """device_num class_num image_shape mindrecord_dir coco_root voc_root image_dir anno_path
-RANK_TABLE_FILE PRE_TRAINED PRE_TRAINED_EPOCH_SIZE use_float16 use_global_norm"""
+PARAMETERS = """device_num class_num image_shape mindrecord_dir coco_root voc_root image_dir
+anno_path RANK_TABLE_FILE PRE_TRAINED PRE_TRAINED_EPOCH_SIZE use_float16 use_global_norm"""
 
 
 @pytest.mark.parametrize("name", f"{SCRIPTS} {ARGUMENTS} {PARAMETERS}".split())
