@@ -25,7 +25,10 @@ def tables(text):
     """Of each table the rows; of a cell what does not depend on the language."""
     found = groupby(text.splitlines(), lambda line: line.startswith("|"))
     return [
-        [[re.findall(r"`[^`]*`|[-\d.,]*\d", cell) for cell in row.split("|")] for row in rows]
+        [
+            [sorted(re.findall(r"`[^`]*`|[-\d.,]*\d", cell)) for cell in row.split("|")]
+            for row in rows
+        ]
         for table, rows in found
         if table
     ]
