@@ -354,6 +354,8 @@ def eval_command(
     row = None if expect is None else find_published(expect)
     if retrained and row is None:
         raise DataError("--retrained: needs --expect, the name of published figures")
+    if row is not None and protocol_name != row.protocol:
+        raise DataError(f"--expect {row.name}: was measured by --protocol {row.protocol}; give it")
     if resume and (output is None or results is not None):
         raise DataError("--resume: needs --model, and --output of the evaluation to go on with")
     if results is not None:
@@ -374,7 +376,7 @@ def eval_command(
     if row is not None:
         compared = compare(evaluation.figures, row, retrained)
         typer.echo(f"\n{comparison_table(compared, row, retrained)}")
-        require_agreement(compared, row, retrained, protocol_name)
+        require_agreement(compared, row, retrained)
 
 
 @app.command("detect")
