@@ -44,6 +44,7 @@ from refinedet.published import (
     find_published,
     require_agreement,
 )
+from refinedet.remote import CACHE, RemoteError, RunCopy, copy_data
 from refinedet.reported import evaluate_model
 from refinedet.results import score_results
 from refinedet.settings import SettingsError, resolve, to_yaml
@@ -61,6 +62,7 @@ FAILURES = (
     ExpectationError,
     MemoryError,
     OSError,
+    RemoteError,
     SettingsError,
     TrainingError,
 )
@@ -159,6 +161,22 @@ ClassesOption = Annotated[
     str | None,
     typer.Option("--classes", help="Class names with commas, in order.", rich_help_panel=DATA),
 ]
+DataUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data-url",
+        help="file://, s3:// or obs:// folder to copy first; --root and the others start in it.",
+        rich_help_panel=DATA,
+    ),
+]
+DataCacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-cache",
+        help=f"Folder for copies of --data-url; {CACHE} if not given.",
+        rich_help_panel=DATA,
+    ),
+]
 ModelOption = Annotated[
     Path,
     typer.Option("--model", help="Folder of a run, a checkpoint, or an exported detector."),
@@ -172,10 +190,20 @@ def _source(
     pictures: Path | None,
     split: str | None,
     classes: str | None,
+    data_url: str | None = None,
+    data_cache: Path | None = None,
 ) -> DataSource:
     if layout is None:
         raise DataError("--layout: say how the data set lies on the disk: coco, voc or text")
     _require_fit(layout, "--", annotations, pictures, split)
+    if data_url is not None:
+        if root is not None and root.is_absolute():
+            raise DataError(
+                f"--root: {root} is outside the copy of --data-url; give a relative one"
+            )
+        root = copy_data(data_url, data_cache or CACHE, typer.echo) / (root or Path())
+    elif data_cache is not None:
+        raise DataError("--data-cache: is for copies of --data-url; give that too")
     names = tuple(name.strip() for name in classes.split(",")) if classes else ()
     return DataSource(layout.value, root, annotations, pictures, split, names)
 
@@ -223,6 +251,8 @@ def train_command(
     pictures: PicturesOption = None,
     split: SplitOption = None,
     classes: ClassesOption = None,
+    data_url: DataUrlOption = None,
+    data_cache: DataCacheOption = None,
     eval_annotations: Annotated[
         Path | None,
         typer.Option(help="As --annotations, to evaluate on.", rich_help_panel=DATA),
@@ -257,12 +287,21 @@ def train_command(
     partial: Annotated[
         str | None, typer.Option(help="Its tensors that may be missing; commas, * and layers.")
     ] = None,
+    train_url: Annotated[
+        str | None,
+        typer.Option(
+            help="file://, s3:// or obs:// folder; the run is copied there at every checkpoint."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all, say what the run would be, write nothing.")
     ] = False,
 ) -> None:
     """Train, and evaluate if told on what."""
-    source = _source(layout, root, annotations, pictures, split, classes)
+    if dry_run and (data_url is not None or train_url is not None):
+        raise DataError("--dry-run: writes nothing; leave out --data-url and --train-url")
+    copy = None if train_url is None else RunCopy(train_url, run, resume=resume)
+    source = _source(layout, root, annotations, pictures, split, classes, data_url, data_cache)
     training = _say_skips(read_dataset(source))
     training.require_usable()
     evaluation = None
@@ -302,8 +341,11 @@ def train_command(
         typer.echo(
             plan(engine.name, training, evaluation, settings, run, resume=resume, initial=initial)
         )
-    else:
-        train(engine, training, evaluation, settings, run, resume=resume, initial=initial)
+        return
+    saved = copy.save if copy else None
+    train(engine, training, evaluation, settings, run, resume=resume, initial=initial, saved=saved)
+    if copy:
+        copy.finish()
 
 
 @app.command("eval")
@@ -320,6 +362,8 @@ def eval_command(
     pictures: PicturesOption = None,
     split: SplitOption = None,
     classes: ClassesOption = None,
+    data_url: DataUrlOption = None,
+    data_cache: DataCacheOption = None,
     results: Annotated[
         Path | None,
         typer.Option(help="COCO results to score against --annotations; needs no model."),
@@ -359,13 +403,15 @@ def eval_command(
     if resume and (output is None or results is not None):
         raise DataError("--resume: needs --model, and --output of the evaluation to go on with")
     if results is not None:
+        if data_url is not None:
+            raise DataError("--data-url: is for --model; --results takes files of this machine")
         if annotations is None:
             raise DataError("--results: needs --annotations, the COCO JSON with the truth")
         if row is not None and row.main not in FIGURES:
             raise DataError(f"--expect {row.name}: has {row.main}, --results gives COCO's alone")
         evaluation = score_results(results, annotations, scoring_bar, protocol)
     elif model is not None:
-        source = _source(layout, root, annotations, pictures, split, classes)
+        source = _source(layout, root, annotations, pictures, split, classes, data_url, data_cache)
         engine = backend.find("network")
         evaluation = evaluate_model(
             engine, model, source, protocol, output, resume, batch_size, _say_skips
