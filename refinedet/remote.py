@@ -270,10 +270,13 @@ def copy_in(store: Store, entries: Mapping[str, Entry], folder: Path) -> int:
                 raise RemoteError(f"{store.url}/{name}: changed meanwhile; run again")
             os.utime(draft, ns=(entry.time * 1_000_000, entry.time * 1_000_000))
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        copied = pool.map(fetch, missing)  # the first failure withdraws those not begun
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        copied = pool.map(fetch, missing)
         for _ in tqdm(copied, "copying", len(missing), disable=None, delay=2, unit="file"):
             pass
+    finally:
+        pool.shutdown(cancel_futures=True)  # after a failure, or when interrupted
     return len(missing)
 
 

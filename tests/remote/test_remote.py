@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import fsspec
 import pytest
 
 from refinedet import remote
@@ -70,13 +69,13 @@ def test_what_changes_there_or_here_is_copied_again(place, tmp_path):
     place.write(**CONTENTS)
     folder, _ = copied(place.url, tmp_path)
     time.sleep(1.1)  # S3 tells whole seconds
-    place.write(**{"a.txt": b"ONE", "new.txt": b"more"})
+    place.write(**{"a.txt": b"ONE", "new.txt": b"next"})
     assert copied(place.url, tmp_path) == (folder, 2)
     (folder / "a.txt").write_bytes(b"one")
-    (folder / "new.txt").write_bytes(b"mor")
+    (folder / "new.txt").write_bytes(b"nex")
     (folder / "mine.txt").write_bytes(b"stays")
     assert copied(place.url, tmp_path) == (folder, 2)
-    now = CONTENTS | {"a.txt": b"ONE", "new.txt": b"more", "mine.txt": b"stays"}
+    now = CONTENTS | {"a.txt": b"ONE", "new.txt": b"next", "mine.txt": b"stays"}
     assert local(folder) == now
 
 
@@ -139,6 +138,14 @@ def test_a_server_that_stays_broken_is_one_line(server, bucket, tmp_path, monkey
     assert "InternalError" in refusal(copied, bucket.url, tmp_path)
     assert server.counts() == {"GET": 2}
     assert local(tmp_path) == {}
+
+
+def test_the_first_failure_ends_a_copy(server, bucket, tmp_path):
+    bucket.write(**{f"{number}.bin": b"x" for number in range(200)})
+    server.before = lambda path: server.failures.append(("GET", "403 No", "AccessDenied"))
+    server.counts()
+    assert "AccessDenied" in refusal(copied, bucket.url, tmp_path)
+    assert server.counts()["GET"] < 100
 
 
 def test_wrong_keys_and_absent_places_are_one_line(server, bucket, tmp_path, monkeypatch):
@@ -217,11 +224,16 @@ def test_a_file_that_shrinks_meanwhile_is_not_kept(place, tmp_path, monkeypatch)
 
 
 def test_a_missing_library_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(fsspec.registry._registry, "s3", raising=False)  # what is loaded stays
-    assert "pip install 'refinedet[remote]'" in refusal(open_store, "s3://bucket/data")
+    program = "import sys; sys.modules['s3fs'] = None; import refinedet.remote as remote;"
+    program += "remote.copy_data('file://' + sys.argv[1], remote.Path(sys.argv[2]), print);"
+    program += "remote.open_store('s3://bucket/data')"
     make(tmp_path / "data", CONTENTS)
-    assert copied(f"file://{tmp_path}/data", tmp_path / "cache")[1] == 4
+    command = [sys.executable, "-P", "-c", program, tmp_path / "data", tmp_path / "cache"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "4 of them copied" in done.stdout
+    last = done.stderr.splitlines()[-1]
+    assert "RemoteError: s3://bucket/data: Install s3fs" in last
+    assert last.endswith("pip install 'refinedet[remote]'")
     monkeypatch.setitem(sys.modules, "fsspec", None)
     assert "pip install 'refinedet[remote]'" in refusal(open_store, "file:///data")
 

@@ -1,6 +1,10 @@
 """Trainings on a machine that is lost: what they read and write is at a URL."""
 
+import json
+import re
+import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,6 +159,43 @@ def test_eval_copies_its_data_too(run, command, place, data, tmp_path):
     assert "VOC12" in said
     assert list(tmp_path.glob("there/**/list.txt"))
     assert not (tmp_path / "data-cache").exists()
+
+
+def coco(records):
+    """Two of the noisy pictures, as COCO's file has them."""
+    boxes = [
+        {"id": r.image_id, "image_id": r.image_id, "category_id": 1, "bbox": [2, 3, 30, 40]}
+        | {"area": 1200, "iscrowd": 0}
+        for r in records
+    ]
+    images = [
+        {"id": r.image_id, "file_name": r.path.name, "width": r.width, "height": r.height}
+        for r in records
+    ]
+    categories = [{"id": 1, "name": "a"}]
+    return json.dumps({"images": images, "annotations": boxes, "categories": categories}).encode()
+
+
+def test_the_commands_of_the_page(run, backend, place, noise, tmp_path, monkeypatch):
+    """With a URL of here, a detector and a schedule that are small, and machines that get lost."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).resolve().parents[2] / "docs/modelarts.md").read_text()
+    commands = re.findall(r"^    refinedet (.*)", page.replace("\\\n", ""), re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["train", "train", "eval"]
+    for part, records in (("train2017", noise.records[:6]), ("val2017", noise.records[6:])):
+        place.write(**{f"coco2017/annotations/instances_{part}.json": coco(records)})
+        for record in records:
+            place.write(**{f"coco2017/{part}/{record.path.name}": record.path.read_bytes()})
+    small = ["--preset", "refinedet_eighth_128", *(x for text in SET for x in ("--set", text))]
+    for text, steps, status in zip(commands, (2, 2, 0), (130, 0, 0), strict=True):
+        text = text.replace("obs://xxx", place.url).replace("/cache", f"{tmp_path}/cache")
+        words = shlex.split(text.replace("--settings docs/recipes/modelzoo-coco.yaml", ""))
+        backend.left = steps
+        found, said, err = run(*words, *(small if words[0] == "train" else ()))
+        assert found == status, err
+        if found:
+            shutil.rmtree(tmp_path / "cache")
+    assert "VOC12" in said
 
 
 def test_what_users_get_wrong_is_one_line(run, command, tmp_path):
