@@ -117,7 +117,7 @@ class FsspecStore:
         return {
             path.removeprefix(self._root + "/"): Entry(info["size"], _milliseconds(info))
             for path, info in found.items()
-            if not path.endswith("/")  # the marker of an empty folder
+            if not path.endswith("/")  # the mark of a folder
         }
 
     def get(self, name: str, entry: Entry, path: Path) -> None:
@@ -270,13 +270,10 @@ def copy_in(store: Store, entries: Mapping[str, Entry], folder: Path) -> int:
                 raise RemoteError(f"{store.url}/{name}: changed meanwhile; run again")
             os.utime(draft, ns=(entry.time * 1_000_000, entry.time * 1_000_000))
 
-    pool = ThreadPoolExecutor(THREADS)
-    try:
-        copied = pool.map(fetch, missing)
+    with ThreadPoolExecutor(THREADS) as pool:
+        copied = pool.map(fetch, missing)  # the first failure withdraws those not begun
         for _ in tqdm(copied, "copying", len(missing), disable=None, delay=2, unit="file"):
             pass
-    finally:
-        pool.shutdown(cancel_futures=True)  # after a failure, or when interrupted
     return len(missing)
 
 

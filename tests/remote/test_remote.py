@@ -175,6 +175,16 @@ def test_a_folder_of_another_name_is_not_copied(place, tmp_path):
     assert local(folder) == CONTENTS
 
 
+def test_marks_of_folders_are_no_files(server, bucket, tmp_path):
+    """As consoles of S3 and OBS leave them: keys that end in a slash."""
+    bucket.write(**CONTENTS)
+    for key in ("some/folder/", "some/folder/sub/", "some/folder/none/"):
+        server.hold(bucket.root.split("/")[0], key, b"")
+    folder, count = copied(bucket.url, tmp_path)
+    assert count == 4
+    assert local(folder) == CONTENTS
+
+
 def test_empty_folders_and_other_urls_are_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     for url in (f"file://{tmp_path}/empty", f"file://{tmp_path}/absent"):
