@@ -28,6 +28,7 @@ class Server:
     def __init__(self):
         self.s3 = DomainDispatcherApplication(create_backend_app)
         self.asked = []
+        """Method, path, and whether Amazon's newer checksums were used."""
         self.failures = []
         """The next answers: (method, status, code); each is given once."""
         self.before = None
@@ -39,7 +40,7 @@ class Server:
         if self.before and method == "GET" and path.count("/") > 2:
             self.before(path)
         with self.changing:
-            self.asked.append((method, path))
+            self.asked.append((method, path, "HTTP_X_AMZ_SDK_CHECKSUM_ALGORITHM" in environ))
             failure = next((f for f in self.failures if f[0] == method), None)
             if failure:
                 self.failures.remove(failure)
@@ -57,7 +58,7 @@ class Server:
     def counts(self):
         """How many requests of each method came since the last call."""
         with self.changing:
-            counted = Counter(method for method, _ in self.asked)
+            counted = Counter(method for method, *_ in self.asked)
             self.asked.clear()
         return counted
 

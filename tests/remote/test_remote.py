@@ -259,9 +259,13 @@ def test_obs_is_spoken_to_as_s3(server, bucket, tmp_path, monkeypatch):
     assert "no endpoint; set S3_ENDPOINT" in refusal(open_store, url)
     host = bucket.files.endpoint_url
     monkeypatch.setenv("S3_ENDPOINT", host)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", host)
     folder, _ = copied(url, tmp_path)
     assert local(folder) == CONTENTS
+    server.counts()
     open_store(url).put(folder / "a.txt", "out.txt")
+    open_store(bucket.url).put(folder / "a.txt", "checked.txt")
+    assert [checked for *_, checked in server.asked] == [False, True]
     assert bucket.read()["out.txt"] == b"one"
     # Of a host with a name, the bucket becomes a part; loopback has none to make it one of.
     for endpoint in (OBS, OBS.removeprefix("https://")):
@@ -369,7 +373,7 @@ def test_only_what_changed_is_sent_and_checkpoints_last(server, bucket, tmp_path
     copy = RunCopy(bucket.url, run, resume=False)
     server.counts()
     copy.save()
-    sent = [path.removeprefix(f"/{bucket.root}/") for method, path in server.asked]
+    sent = [path.removeprefix(f"/{bucket.root}/") for _, path, _ in server.asked]
     assert sent == ["metrics.jsonl", "settings.yaml", *sorted(RUN)[:2]]
     server.counts()
     copy.save()
