@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
+from refinedet.choice import Choice, chooses_backend
 from refinedet.conformance.checks.reported import asked
 from refinedet.conformance.registry import LEVELS, Check
 from refinedet.conformance.report import Report, as_data, as_text
@@ -23,8 +24,9 @@ REPORTED = "Level reported mAP"
 Profile = Enum("Profile", {name: name for name in PROFILES}, type=str)  # type: ignore[misc]
 
 
+@chooses_backend
 def conformance(
-    backend: Annotated[list[str], typer.Option("--backend", help="Backend to judge; repeatable.")],
+    backends: list[Choice],
     level: Annotated[
         list[Level] | None, typer.Option("--level", help="Judge this level alone; repeatable.")
     ] = None,
@@ -86,7 +88,7 @@ def conformance(
         if not any(check.given for check in checks):
             raise DataError("--model: is for level reported mAP, which --level or -k leaves out")
         case.require_usable()
-    outcomes = _run(list(dict.fromkeys(backend)), checks, str(profile.value), seed, limit)
+    outcomes = _run(backends, checks, str(profile.value), seed, limit)
     report = Report(str(profile.value), seed, tuple(outcomes))
     typer.echo(as_text(report))
     if json_file is not None:
@@ -98,11 +100,11 @@ def conformance(
 
 
 def _run(
-    backends: list[str], checks: list[Check], profile: str, seed: int, limit: float
+    backends: list[Choice], checks: list[Check], profile: str, seed: int, limit: float
 ) -> list[Outcome]:
     """All outcomes; tells of each on standard error: a bar on a terminal, otherwise lines."""
     done = []
-    waiting = [f"{backend} {check.name}" for backend in backends for check in checks]
+    waiting = [f"{backend.name} {check.name}" for backend in backends for check in checks]
     with tqdm(total=len(waiting), disable=None, unit="check") as bar:
         bar.set_description(waiting[0])
         for outcome in run(backends, checks, profile, seed, limit):

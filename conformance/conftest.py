@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from refinedet.backend import BackendError
+from refinedet.choice import Choice
 from refinedet.conformance.checks.reported import asked
 from refinedet.conformance.registry import LEVELS
 from refinedet.conformance.report import Report, as_data, summary
@@ -78,7 +79,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
     """The process of a backend: one for the session, unless a check ends it."""
     option = request.config.getoption
-    made = Worker(request.param, option("profile"), option("seed"), option("limit"))
+    made = Worker(Choice(request.param), option("profile"), option("seed"), option("limit"))
     try:
         made.start()
     except BackendError as error:

@@ -25,7 +25,8 @@ from hypothesis.errors import Flaky
 from tqdm import tqdm
 
 import refinedet.conformance.checks  # noqa: F401 - fills the registry
-from refinedet.backend import BackendError, Limitation, find_backend
+from refinedet.backend import BackendError, Limitation
+from refinedet.choice import Choice
 from refinedet.conformance.judge import (
     NotImplementedByBackend,
     NotRun,
@@ -306,7 +307,7 @@ class _GoneError(Exception):
 class Worker:
     """A process with one backend. If it dies or hangs, the check that ran has failed."""
 
-    def __init__(self, backend: str, profile: str, number: int, limit: float = LIMIT) -> None:
+    def __init__(self, backend: Choice, profile: str, number: int, limit: float = LIMIT) -> None:
         self.arguments = backend, profile, number
         self.limit = limit
         self._process: Any = None
@@ -332,7 +333,7 @@ class Worker:
         try:
             refused = self._answer(None, max(self.limit, LIMIT))  # a framework may load slowly
         except _GoneError as gone:
-            refused = f"backend {self.arguments[0]}: loading it {gone}"
+            refused = f"backend {self.arguments[0].name}: loading it {gone}"
         if refused is not None:
             self.close()
             raise BackendError(str(refused))
@@ -348,7 +349,7 @@ class Worker:
         except _GoneError as gone:
             self.close()
             seconds = time.perf_counter() - began
-            name, failure = self.arguments[0], Failure(f"{check.name} {gone}")
+            name, failure = self.arguments[0].name, Failure(f"{check.name} {gone}")
         return Outcome(name, check.name, check.level, check.law, FAILED, seconds, failure=failure)
 
     def _answer(self, question: tuple[str, Any] | None, limit: float) -> Any:
@@ -380,21 +381,21 @@ class Worker:
             self._folder.cleanup()
 
 
-def _serve(pipe: Connection, folder: str, name: str, profile: str, number: int) -> None:
+def _serve(pipe: Connection, folder: str, chosen: Choice, profile: str, number: int) -> None:
     """The process: says None once the backend is ready, or why it is not; then answers."""
     faulthandler.enable()
     set_hypothesis_home_dir(folder)  # otherwise it leaves its own in the user's folder
     tqdm.set_lock(threading.RLock())  # its own is for processes, and this one is killed with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, interrupted too, ends this process
     try:
-        backend = find_backend(name)
+        backend = chosen.find()
         limitations(backend)
     except BackendError as error:
         pipe.send(str(error))
         return
     except Exception as error:
         traceback.print_exc()
-        pipe.send(f"backend {name}: raises {type(error).__name__}: {error}")
+        pipe.send(f"backend {chosen.name}: raises {type(error).__name__}: {error}")
         return
     pipe.send(None)
     with contextlib.suppress(EOFError):
@@ -402,11 +403,11 @@ def _serve(pipe: Connection, folder: str, name: str, profile: str, number: int) 
             asked, given = pipe.recv()
             check = CHECKS[asked] if given is None else replace(CHECKS[asked], pinned=given)
             alive = functools.partial(pipe.send, ALIVE)
-            pipe.send(outcome(check, backend, profile, number, name, alive))
+            pipe.send(outcome(check, backend, profile, number, chosen.name, alive))
 
 
 def run(
-    backends: Iterable[str],
+    backends: Iterable[Choice],
     checks: list[Check],
     profile: str = "default",
     number: int = 0,
@@ -417,7 +418,7 @@ def run(
     Raises:
         BackendError: a backend that is unknown or cannot run here.
     """
-    workers = [Worker(name, profile, number, limit) for name in dict.fromkeys(backends)]
+    workers = [Worker(chosen, profile, number, limit) for chosen in backends]
     for later in workers[1:]:  # told at once, not after hours on the others
         later.start()
         later.close()

@@ -5,7 +5,9 @@ hold is the contract's business (``refinedet.spec``): parameters under canonical
 names, pictures (N, 3, H, W) float32 normalised, anchors in the contract's order.
 
 A backend is registered under the entry-point group ``refinedet.backends``, by any
-distribution, or named as ``module:attribute``. The object is called without arguments.
+distribution, or named as ``module:attribute``. The object is called without arguments, or
+with those of ``device_id``, ``streams`` and ``lite_python`` that the user gave; one that it
+does not have is refused.
 
 It may implement a part of ``Backend``. Only ``name`` and ``missing`` must be there:
 
@@ -25,6 +27,7 @@ What is not there is reported as not implemented, never as passed.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -173,15 +176,16 @@ def backend_names() -> list[str]:
     return sorted(point.name for point in entry_points(group=GROUP))
 
 
-def find_backend(name: str, *needs: str) -> Backend:
+def find_backend(name: str, *needs: str, **options: Any) -> Backend:
     """The backend of that name, ready to run here.
 
     Args:
         name: a registered name, or ``module:attribute``.
         needs: members of ``Backend`` that it must implement.
+        options: what it is called with, by keyword.
     Raises:
-        BackendError: unknown, not importable, without what is needed, or its device
-            is missing. Nothing falls back to another device.
+        BackendError: unknown, not importable, without what is needed or an option, or its
+            device is missing. Nothing falls back to another device.
     """
     points = {point.name: point for point in entry_points(group=GROUP)}
     try:
@@ -195,7 +199,11 @@ def find_backend(name: str, *needs: str) -> Backend:
             raise BackendError(f"backend: no {name!r}; there are {known}, or MODULE:ATTRIBUTE")
     except (ImportError, AttributeError) as error:
         raise BackendError(f"backend {name}: {error}") from error
-    backend = cast(Backend, made())
+    for option in options:
+        if option not in inspect.signature(made).parameters:
+            spelt = option.replace("_", "-")
+            raise BackendError(f"backend {name}: takes no --{spelt}; leave it out")
+    backend = cast(Backend, made(**options))
     for member in needs:
         if not hasattr(made, member):
             raise BackendError(f"backend {name}: has no {member}; use another --backend")

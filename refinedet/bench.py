@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from refinedet.backend import BackendError, Batch, find_backend
+from refinedet.backend import BackendError, Batch
+from refinedet.choice import Choice
 from refinedet.data.augment import augment, normaliser
 from refinedet.data.pictures import decode_picture
 from refinedet.data.targets import ArmTargets
 from refinedet.data.training import SampleMaker
 from refinedet.postprocess import postprocess
-from refinedet.settings import InputSettings, Settings, from_yaml, to_yaml
+from refinedet.settings import InputSettings
 from refinedet.spec import config as configs
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import Config
@@ -52,6 +54,8 @@ class Row(NamedTuple):
     """Seconds of the first call, in which a graph is compiled."""
     peak_bytes: int | None = None
     """Largest resident size of the row's process."""
+    backend: str = ""
+    """What computed it, for a network."""
 
 
 def median_seconds(work: Callable[[], object], repeat: int) -> float:
@@ -87,10 +91,10 @@ def random_batch(config: Config, size: int) -> Batch:
     return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
-def network_row(work: str, backend_name: str, config: Config, repeat: int) -> Row:
+def network_row(work: str, chosen: Choice, config: Config, repeat: int) -> Row:
     """``forward N`` or ``train N`` in this process, N pictures a batch."""
     kind, size = work.split()
-    backend = find_backend(backend_name)
+    backend = chosen.find()
     parameters = initial_parameters(config, 0)
     batch = random_batch(config, int(size))
     if kind == "forward":
@@ -109,7 +113,7 @@ def network_row(work: str, backend_name: str, config: Config, repeat: int) -> Ro
     first = time.perf_counter() - began
     seconds = median_seconds(run, repeat)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Row(work, seconds, first, peak)
+    return Row(work, seconds, first, peak, chosen.name)
 
 
 def input_rows(config: Config, repeat: int) -> Iterator[Row]:
@@ -180,52 +184,57 @@ def detection_rows(config: Config, repeat: int) -> Iterator[Row]:
         yield Row(name, median_seconds(work, repeat * 2))
 
 
-def bench(backend_name: str, config: Config, repeat: int) -> Iterator[Row]:
-    """All rows, as they are measured.
+def bench(choices: Sequence[Choice], config: Config, repeat: int) -> Iterator[Row]:
+    """All rows, as they are measured; those of the same work by several backends in a row.
 
     Raises:
         BackendError: an unknown backend, or one that fails in a row's process.
     """
-    own = getattr(find_backend(backend_name, "network", "trainer"), "environment", {})
+    found = [(chosen, chosen.find("network")) for chosen in choices]
     yield from input_rows(config, repeat)
     yield from detection_rows(config, repeat)
     for work in ("forward 1", "forward 8", "train 8"):
-        yield _in_process(work, backend_name, config, repeat, {})
-    if own:  # what the backend's own limits are worth
-        row = _in_process("forward 1", backend_name, config, 1, dict.fromkeys(own, UNLIMITED))
-        shown = ", ".join(f"{name}={value}" for name, value in own.items())
-        yield row._replace(name=f"forward 1, without {shown}")
+        for chosen, backend in found:
+            if hasattr(backend, "trainer") or not work.startswith("train"):
+                yield _in_process(work, chosen, config, repeat, {})
+    for chosen, backend in found:
+        if own := getattr(backend, "environment", {}):  # what its own limits are worth
+            row = _in_process("forward 1", chosen, config, 1, dict.fromkeys(own, UNLIMITED))
+            shown = ", ".join(f"{name}={value}" for name, value in own.items())
+            yield row._replace(name=f"forward 1, without {shown}")
 
 
 def _in_process(
-    work: str, backend_name: str, config: Config, repeat: int, environment: Mapping[str, str]
+    work: str, chosen: Choice, config: Config, repeat: int, environment: Mapping[str, str]
 ) -> Row:
     # -I: the current folder may hold our sources, in another shape than the package.
     done = subprocess.run(
-        [sys.executable, "-I", "-m", "refinedet.bench", work, backend_name, str(repeat)],
-        input=to_yaml(Settings(model=config)),
+        [sys.executable, "-I", "-m", "refinedet.bench"],
+        input=pickle.dumps((work, chosen, config, repeat)),
         capture_output=True,
-        text=True,
         env={**os.environ, **environment},
         check=False,
     )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
         raise BackendError(f"bench {work}: ended with status {done.returncode}: {last}")
     return Row(*json.loads(done.stdout.splitlines()[-1]))
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as aligned text."""
-    lines = [f"{'':44}{'median':>12}{'first call':>12}{'peak memory':>13}"]
+    """The rows as aligned text; each backend's time as a share of the first one's."""
+    lines = [f"{'':44}{'median':>12}{'first call':>12}{'peak memory':>13}{'ratio':>8}"]
+    of_the_first: dict[str, Row] = {}
     for row in rows:
         shown = f"{row.seconds * 1e3:.2f} ms" if row.seconds < 1 else f"{row.seconds:.2f} s"
         first = "" if row.first is None else f"{row.first:.1f} s"
         peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f} GB"
-        lines.append(f"{row.name:44}{shown:>12}{first:>12}{peak:>13}")
+        other = of_the_first.setdefault(row.name, row)
+        ratio = "" if other is row else f"{row.seconds / other.seconds:.2f}"
+        name = f"{row.name}, {row.backend}" if row.backend else row.name
+        lines.append(f"{name:44}{shown:>12}{first:>12}{peak:>13}{ratio:>8}".rstrip())
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    wanted, backend, times = sys.argv[1:]
-    print(json.dumps(network_row(wanted, backend, from_yaml(sys.stdin.read()).model, int(times))))
+    print(json.dumps(network_row(*pickle.load(sys.stdin.buffer))))

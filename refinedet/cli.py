@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from enum import Enum
 from importlib.metadata import EntryPoint, entry_points
@@ -17,10 +17,11 @@ from tqdm import tqdm
 from typer.core import TyperGroup
 
 from refinedet import __version__
-from refinedet.backend import BackendError, backend_names, find_backend
+from refinedet.backend import BackendError, backend_names
 from refinedet.bench import bench as run_bench
 from refinedet.bench import table as bench_table
 from refinedet.checkpoint import CheckpointError
+from refinedet.choice import Choice, chooses_backend
 from refinedet.data.checks import report
 from refinedet.data.dataset import DataError, Dataset
 from refinedet.data.pictures import read_picture
@@ -44,6 +45,7 @@ from refinedet.published import (
     require_agreement,
 )
 from refinedet.raw_outputs import ZOO, evaluate_raw_outputs
+from refinedet.remote import CACHE, RemoteError, RunCopy, copy_data
 from refinedet.reported import evaluate_model
 from refinedet.results import score_results
 from refinedet.settings import SettingsError, resolve, to_yaml
@@ -61,6 +63,7 @@ FAILURES = (
     ExpectationError,
     MemoryError,
     OSError,
+    RemoteError,
     SettingsError,
     TrainingError,
 )
@@ -134,7 +137,6 @@ class Layout(str, Enum):
 
 
 DATA = "Data set"
-BackendName = Annotated[str, typer.Option("--backend", help="Which backend computes.")]
 LayoutOption = Annotated[
     Layout | None, typer.Option("--layout", help="Layout of the data set.", rich_help_panel=DATA)
 ]
@@ -160,6 +162,22 @@ ClassesOption = Annotated[
     str | None,
     typer.Option("--classes", help="Class names with commas, in order.", rich_help_panel=DATA),
 ]
+DataUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data-url",
+        help="file://, s3:// or obs:// folder to copy first; --root and the others start in it.",
+        rich_help_panel=DATA,
+    ),
+]
+DataCacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-cache",
+        help=f"Folder for copies of --data-url; {CACHE} if not given.",
+        rich_help_panel=DATA,
+    ),
+]
 ModelOption = Annotated[
     Path,
     typer.Option("--model", help="Folder of a run, a checkpoint, or an exported detector."),
@@ -173,10 +191,20 @@ def _source(
     pictures: Path | None,
     split: str | None,
     classes: str | None,
+    data_url: str | None = None,
+    data_cache: Path | None = None,
 ) -> DataSource:
     if layout is None:
         raise DataError("--layout: say how the data set lies on the disk: coco, voc or text")
     _require_fit(layout, "--", annotations, pictures, split)
+    if data_url is not None:
+        if root is not None and root.is_absolute():
+            raise DataError(
+                f"--root: {root} is outside the copy of --data-url; give a relative one"
+            )
+        root = copy_data(data_url, data_cache or CACHE, typer.echo) / (root or Path())
+    elif data_cache is not None:
+        raise DataError("--data-cache: is for copies of --data-url; give that too")
     names = tuple(name.strip() for name in classes.split(",")) if classes else ()
     return DataSource(layout.value, root, annotations, pictures, split, names)
 
@@ -203,17 +231,20 @@ def _say_skips(dataset: Dataset) -> Dataset:
 
 
 @app.command("demo")
+@chooses_backend
 def demo_command(
+    backend: Choice,
     run: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
-    backend: BackendName = "mindspore-cpu",
     seed: Annotated[int, typer.Option(help="Of pictures, parameters and order.")] = 0,
 ) -> None:
     """Draw pictures of shapes, train on them, evaluate, export, and run the export."""
-    run_demo(find_backend(backend, *TRAINS, "export", "load"), run, seed)
+    run_demo(backend.find(*TRAINS, "export", "load"), run, seed)
 
 
 @app.command("train")
+@chooses_backend
 def train_command(
+    backend: Choice,
     run: Annotated[Path, typer.Option(help="Folder of the run; new, unless --resume.")],
     layout: LayoutOption = None,
     root: RootOption = None,
@@ -221,6 +252,8 @@ def train_command(
     pictures: PicturesOption = None,
     split: SplitOption = None,
     classes: ClassesOption = None,
+    data_url: DataUrlOption = None,
+    data_cache: DataCacheOption = None,
     eval_annotations: Annotated[
         Path | None,
         typer.Option(help="As --annotations, to evaluate on.", rich_help_panel=DATA),
@@ -241,7 +274,6 @@ def train_command(
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE over both, as model.schedule.rate=0.01; repeatable."),
     ] = None,
-    backend: BackendName = "mindspore-cpu",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")
     ] = False,
@@ -256,12 +288,21 @@ def train_command(
     partial: Annotated[
         str | None, typer.Option(help="Its tensors that may be missing; commas, * and layers.")
     ] = None,
+    train_url: Annotated[
+        str | None,
+        typer.Option(
+            help="file://, s3:// or obs:// folder; the run is copied there at every checkpoint."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all, say what the run would be, write nothing.")
     ] = False,
 ) -> None:
     """Train, and evaluate if told on what."""
-    source = _source(layout, root, annotations, pictures, split, classes)
+    if dry_run and (data_url is not None or train_url is not None):
+        raise DataError("--dry-run: writes nothing; leave out --data-url and --train-url")
+    copy = None if train_url is None else RunCopy(train_url, run, resume=resume)
+    source = _source(layout, root, annotations, pictures, split, classes, data_url, data_cache)
     training = _say_skips(read_dataset(source))
     training.require_usable()
     evaluation = None
@@ -279,7 +320,7 @@ def train_command(
         )
         evaluation = _say_skips(read_dataset(other, check_pictures=True))
     settings = resolve(preset_name, settings_file, assignments or (), training.class_names)
-    engine, initial = find_backend(backend, *TRAINS), None
+    engine, initial = backend.find(*TRAINS), None
     if backbone is not None and detector is not None:
         raise TrainingError("--backbone: --initial has a trunk already; give one of the two")
     for option, file, read in (
@@ -301,12 +342,17 @@ def train_command(
         typer.echo(
             plan(engine.name, training, evaluation, settings, run, resume=resume, initial=initial)
         )
-    else:
-        train(engine, training, evaluation, settings, run, resume=resume, initial=initial)
+        return
+    saved = copy.save if copy else None
+    train(engine, training, evaluation, settings, run, resume=resume, initial=initial, saved=saved)
+    if copy:
+        copy.finish()
 
 
 @app.command("eval")
+@chooses_backend
 def eval_command(
+    backend: Choice,
     model: Annotated[
         Path | None,
         typer.Option("--model", help="Folder of a run, a checkpoint, or an exported detector."),
@@ -317,6 +363,8 @@ def eval_command(
     pictures: PicturesOption = None,
     split: SplitOption = None,
     classes: ClassesOption = None,
+    data_url: DataUrlOption = None,
+    data_cache: DataCacheOption = None,
     results: Annotated[
         Path | None,
         typer.Option(help="COCO results to score against --annotations; needs no model."),
@@ -355,13 +403,14 @@ def eval_command(
     ] = False,
     by_class: Annotated[bool, typer.Option("--by-class", help="Show each class too.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
-    backend: BackendName = "mindspore-cpu",
 ) -> None:
     """Print COCO's twelve figures and VOC's, of a model or of result files."""
     protocol = None if protocol_name is None else find_protocol(protocol_name)
     row = None if expect is None else find_published(expect)
     if retrained and row is None:
         raise DataError("--retrained: needs --expect, the name of published figures")
+    if row is not None and protocol_name != row.protocol:
+        raise DataError(f"--expect {row.name}: was measured by --protocol {row.protocol}; give it")
     if resume and (output is None or model is None):
         raise DataError("--resume: needs --model, and --output of the evaluation to go on with")
     if preset_name is not None and results_bin is None:
@@ -370,19 +419,21 @@ def eval_command(
         if model is not None or results is not None:
             other = "--model" if results is None else "--results"
             raise DataError(f"--results-bin: {other} is evaluated alone; leave out one of the two")
-        source = _source(layout, root, annotations, pictures, split, classes)
+        source = _source(layout, root, annotations, pictures, split, classes, data_url, data_cache)
         evaluation = evaluate_raw_outputs(
             results_bin, _say_skips(read_dataset(source)), preset_name or ZOO, protocol, output
         )
     elif results is not None:
+        if data_url is not None:
+            raise DataError("--data-url: is for --model; --results takes files of this machine")
         if annotations is None:
             raise DataError("--results: needs --annotations, the COCO JSON with the truth")
         if row is not None and row.main not in FIGURES:
             raise DataError(f"--expect {row.name}: has {row.main}, --results gives COCO's alone")
         evaluation = score_results(results, annotations, scoring_bar, protocol)
     elif model is not None:
-        source = _source(layout, root, annotations, pictures, split, classes)
-        engine = find_backend(backend, "network")
+        source = _source(layout, root, annotations, pictures, split, classes, data_url, data_cache)
+        engine = backend.find("network")
         evaluation = evaluate_model(
             engine, model, source, protocol, output, resume, batch_size, _say_skips
         )
@@ -394,18 +445,19 @@ def eval_command(
     if row is not None:
         compared = compare(evaluation.figures, row, retrained)
         typer.echo(f"\n{comparison_table(compared, row, retrained)}")
-        require_agreement(compared, row, retrained, protocol_name)
+        require_agreement(compared, row, retrained)
 
 
 @app.command("detect")
+@chooses_backend
 def detect_command(
+    backend: Choice,
     paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
     model: ModelOption,
     output: Annotated[
         Path, typer.Option(help="Folder for drawn pictures and detections.json.")
     ] = Path("detections"),
     score: Annotated[float, typer.Option(min=0, max=1, help="Show nothing below.")] = 0.5,
-    backend: BackendName = "mindspore-cpu",
 ) -> None:
     """Find objects in pictures; draw them, and list them as JSON in pixels."""
     files = list(_pictures(paths))
@@ -414,7 +466,7 @@ def detect_command(
         raise DataError(f"{twice[0]}: in several folders; detect in one after the other")
     if any(file.resolve().parent == output.resolve() for file in files):
         raise DataError(f"{output}: holds pictures to look at; choose another --output")
-    opened = open_model(find_backend(backend, "network"), model)
+    opened = open_model(backend.find("network"), model)
     predictor = Predictor(opened.network, min(8, len(files)))
     rows = []
     waiting: deque[tuple[Path, Array]] = deque()
@@ -460,13 +512,14 @@ def _pictures(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 @app.command("export")
+@chooses_backend
 def export_command(
+    backend: Choice,
     model: ModelOption,
     output: Annotated[Path, typer.Option(help="The file to write, as detector.mindir.")],
-    backend: BackendName = "mindspore-cpu",
 ) -> None:
     """Write a trained detector as the backend's own kind of file (MindIR, ONNX)."""
-    engine = find_backend(backend, "network", "export")
+    engine = backend.find("network", "export")
     export_model(engine, open_model(engine, model), output)
     typer.echo(f"wrote {output} and its settings, {output}.yaml")
 
@@ -504,18 +557,19 @@ def presets_show(name: Annotated[str, typer.Argument(help="Name of a preset.")])
 
 
 @app.command("bench")
+@chooses_backend
 def bench_command(
     preset_name: Annotated[str, typer.Option("--preset", help="Which detector.")] = (
         "refinedet_vgg16_320"
     ),
-    backend: BackendName = "mindspore-cpu",
     repeat: Annotated[int, typer.Option(min=1, help="Measurements of a row.")] = 3,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the rows there too.")
     ] = None,
+    backends: Sequence[Choice] = (),
 ) -> None:
-    """Measure forward, training step, input and post-processing, side by side."""
-    measured = run_bench(backend, preset(preset_name), repeat)
+    """Measure input, post-processing, and of each backend its networks, side by side."""
+    measured = run_bench(backends, preset(preset_name), repeat)
     rows = list(tqdm(measured, "measuring", disable=None, unit="row"))
     typer.echo(bench_table(rows))
     if json_file is not None:

@@ -147,12 +147,9 @@ def require_agreement(
     compared: list[Comparison],
     row: Published,
     retrained: bool = False,
-    protocol: str | None = None,
 ) -> None:
     """Nothing, if no figure is outside.
 
-    Args:
-        protocol: what was measured by; named where it is not the row's own.
     Raises:
         ExpectationError: the first figure outside, and how many there are.
     """
@@ -163,7 +160,4 @@ def require_agreement(
     shown = "has no value" if math.isnan(x) else f"is {x:.4f}"
     limit = f"at least {row.retrained_at_least:.4f}" if retrained else f"{wanted:.4f} ± {TOLERANCE}"
     more = f" (and {len(outside) - 1} more)" if len(outside) > 1 else ""
-    hint = (
-        "" if protocol == row.protocol else f"; it is to be measured by --protocol {row.protocol}"
-    )
-    raise ExpectationError(f"--expect {row.name}: {figure} {shown}, wanted {limit}{more}{hint}")
+    raise ExpectationError(f"--expect {row.name}: {figure} {shown}, wanted {limit}{more}")

@@ -167,6 +167,7 @@ def train(
     *,
     resume: bool = False,
     initial: Parameters | None = None,
+    saved: Callable[[], None] | None = None,
 ) -> Checkpoint:
     """Train to the end of the schedule, or from the newest checkpoint on.
 
@@ -177,6 +178,7 @@ def train(
         folder: of the run; new or empty unless ``resume``.
         initial: parameters to begin with; None for fresh ones. They are kept as the
             checkpoint of step 0, so that ``resume`` never begins with others.
+        saved: is called after each checkpoint, and the evaluation that goes with it.
     Returns:
         The last checkpoint, which is also in the folder.
     Raises:
@@ -191,7 +193,7 @@ def train(
     write_atomically(folder / "settings.yaml", to_yaml(settings))
     journal = Journal(folder, start.steps_done)
     try:
-        return _train(backend, training, evaluation, settings, folder, start, journal)
+        return _train(backend, training, evaluation, settings, folder, start, journal, saved)
     except (BackendError, DataError, MemoryError):
         made = [path for path in checkpoints(folder / "checkpoints") if path.stem != BEGUN]
         if new and not made:  # nothing came of it
@@ -257,6 +259,7 @@ def _train(
     folder: Path,
     start: Checkpoint,
     journal: Journal,
+    saved: Callable[[], None] | None,
 ) -> Checkpoint:
     config, steps = settings.model, settings.model.schedule.steps
     trainer = backend.trainer(config, start.parameters, start.velocities, start.steps_done)
@@ -307,10 +310,13 @@ def _train(
         )
         every = settings.train.evaluate_every
         due = bool(every) and step % every == 0 and step != steps  # after the last: below
-        if due or step % settings.train.checkpoint_every == 0 or step == steps:
+        keep = due or step % settings.train.checkpoint_every == 0 or step == steps
+        if keep:
             newest = save()
         if due and evaluation is not None:
             look(evaluation)
+        if keep and saved is not None:
+            saved()
     curves(journal.metrics_path, folder / "curves.png")
     if evaluation is not None:
         look(evaluation)

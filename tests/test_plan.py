@@ -43,7 +43,7 @@ def everything(folder):
 @pytest.fixture
 def command(noise, tmp_path, monkeypatch):
     """``train --dry-run`` on the noisy pictures, by a backend that cannot train."""
-    monkeypatch.setattr("refinedet.cli.find_backend", lambda *_: Backend())
+    monkeypatch.setattr("refinedet.choice.find_backend", lambda *_: Backend())
     rows = [f"{r.path.name} 2,3,30,40,{r.labels[0]}" for r in noise.records[:9]]
     (tmp_path / "list.txt").write_text("\n".join([*rows, noise.records[9].path.name]))
     return (

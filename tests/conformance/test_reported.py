@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from refinedet import published
 from refinedet.backend import Limitation
 from refinedet.checkpoint import Checkpoint, write_checkpoint
+from refinedet.choice import Choice
 from refinedet.conformance.checks.detections import CONFIG, confident_parameters
 from refinedet.conformance.registry import CHECKS, LEVELS
 from refinedet.conformance.report import Report, as_data, as_text, reached
@@ -302,7 +303,7 @@ def worker(tmp_path, monkeypatch):
     made = []
 
     def make(name):
-        made.append(Worker(f"reported_backends:{name}", "quick", 0))
+        made.append(Worker(Choice(f"reported_backends:{name}"), "quick", 0))
         return made[-1]
 
     yield make

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from refinedet.backend import BackendError
+from refinedet.choice import Choice
 from refinedet.conformance.registry import CHECKS
 from refinedet.conformance.runner import (
     FAILED,
@@ -105,7 +106,7 @@ def worker(tmp_path, monkeypatch):
     made = []
 
     def make(name, profile="quick"):
-        made.append(Worker(f"faulty_backends:{name}", profile, 0, 60.0))
+        made.append(Worker(Choice(f"faulty_backends:{name}"), profile, 0, 60.0))
         return made[-1]
 
     yield make
@@ -229,11 +230,7 @@ def test_what_a_backend_prints_is_not_in_the_report(worker, capfd):
 
 def test_an_unknown_backend_is_told_before_any_check():
     with pytest.raises(BackendError, match="no 'nonsense'"):
-        next(run(["spec", "nonsense"], [PARITY]))
-
-
-def test_a_backend_named_twice_runs_once():
-    assert len(list(run(["spec", "spec"], [PARITY], "quick"))) == 1
+        next(run([Choice("spec"), Choice("nonsense")], [PARITY]))
 
 
 def test_select_by_level_and_words():

@@ -185,7 +185,7 @@ def test_pytorch_is_not_imported_before_it_is_used():
         "import sys; from refinedet.adapters.torch.backend import TorchCPU; TorchCPU().missing();"
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-I", "-c", code], check=True)
 
 
 def no_torch(name):

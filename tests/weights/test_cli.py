@@ -196,7 +196,7 @@ def test_a_run_begins_with_the_backbone_and_resumes_with_it(tmp_path, noise):
 
 def test_train_backbone_on_the_command_line(run, tmp_path, noise, monkeypatch):
     backend = Backend()
-    monkeypatch.setattr("refinedet.cli.find_backend", lambda *_: backend)
+    monkeypatch.setattr("refinedet.choice.find_backend", lambda *_: backend)
     rows = [f"{r.path.name} 2,3,30,40,{r.labels[0]}" for r in noise.records]
     (tmp_path / "list.txt").write_text("\n".join(rows))
     data = ("--layout", "text", "--annotations", tmp_path / "list.txt", "--classes", "a,b")

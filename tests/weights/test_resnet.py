@@ -316,7 +316,7 @@ def test_torchvisions_trunk_and_its_settings(path, pictures):
 def test_training_from_torchvisions_trunk(run, tmp_path, path, noise, monkeypatch):
     """The command of docs/weights.md."""
     backend = Backend()
-    monkeypatch.setattr("refinedet.cli.find_backend", lambda *_: backend)
+    monkeypatch.setattr("refinedet.choice.find_backend", lambda *_: backend)
     rows = [f"{r.path.name} 2,3,30,40,{r.labels[0]}" for r in noise.records]
     (tmp_path / "list.txt").write_text("\n".join(rows))
     data = ("--layout", "text", "--annotations", tmp_path / "list.txt", "--classes", "a,b")
