@@ -80,7 +80,7 @@ def chooses_backend(command: Callable[..., None]) -> Callable[..., None]:
     needed = several and own["backends"].default is inspect.Parameter.empty
     helped = "What computes" + ("; repeatable" if several else "")
     helped += "." if needed else f"; else {DEFAULT}."
-    kind = list[str] | None if several else str | None
+    kind: Any = list[str] | None if several else str | None
     backend = Annotated[kind, typer.Option("--backend", help=helped, rich_help_panel=PANEL)]
     asked = {"backend": backend, "target": TargetOption, **OPTIONS}
 
