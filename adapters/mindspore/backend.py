@@ -11,6 +11,7 @@ from types import ModuleType
 
 from refinedet.backend import BackendError, Batch, Limitation, Network, Trainer
 from refinedet.data.dataset import Dataset
+from refinedet.group import ALONE, Group
 from refinedet.settings import InputSettings, Settings
 from refinedet.spec.config import Config
 from refinedet.spec.network import Parameters
@@ -70,6 +71,16 @@ class MindSporeBackend:
                 print(f"{self.name}: set {name}={value} for this MindSpore", file=sys.stderr)
 
     @property
+    def group(self) -> Group:
+        """The workers that MindSpore's launcher started with this one."""
+        if int(os.environ.get("MS_WORKER_NUM", "1")) == 1:
+            return ALONE
+        self._engine()
+        from refinedet.adapters.mindspore.collective import Workers
+
+        return Workers()
+
+    @property
     def operations(self) -> ModuleType:
         """See ``refinedet.backend.Backend``."""
         self._engine()
@@ -107,7 +118,7 @@ class MindSporeBackend:
         self._engine()
         from refinedet.adapters.mindspore import pipeline
 
-        return pipeline.batches(dataset, config, settings, cache, first_step)
+        return pipeline.batches(dataset, config, settings, cache, first_step, self.group)
 
     def export(self, network: Network, path: Path, settings: Settings) -> None:
         """Write a MindIR, which has no place for settings; see ``refinedet.backend.Backend``."""

@@ -6,6 +6,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from refinedet.adapters.mindspore.collective import over_workers, workers
 from refinedet.adapters.mindspore.losses import DetectorLoss
 from refinedet.adapters.mindspore.network import Detector, load_parameters, read_parameters
 from refinedet.backend import Batch, StepLosses
@@ -79,17 +80,20 @@ class Update(nn.Cell):
 
 
 class TrainStep(nn.Cell):
-    """Loss, gradient, update; returns the four parts of the loss."""
+    """Loss, gradient, update; returns the four parts of the loss, of all workers."""
 
     def __init__(self, loss: DetectorLoss, optimizer: nn.Momentum, config: Config) -> None:
         super().__init__(auto_prefix=False)
         self.loss = loss
         self.update = Update(optimizer, config)
         self.grad = ops.value_and_grad(loss, None, optimizer.parameters, has_aux=True)
+        self.total, self.reduced = over_workers(), nn.Identity()
+        if workers() > 1:
+            self.reduced = nn.DistributedGradReducer(optimizer.parameters, mean=False)
 
     def construct(self, *batch: ms.Tensor) -> ms.Tensor:
         (_, parts), gradients = self.grad(*batch)
-        return ops.depend(parts, self.update(gradients))
+        return ops.depend(self.total(parts), self.update(self.reduced(gradients)))
 
 
 class MindSporeTrainer:
