@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -48,7 +47,7 @@ from refinedet.data.training import places, training_objects
 from refinedet.drawing import curves, draw_detections, read_metrics, sheet
 from refinedet.evaluation import Evaluation, Evaluator, evaluation_table
 from refinedet.files import write_atomically, write_json
-from refinedet.group import ALONE, Group, group_of, share
+from refinedet.group import ALONE, Group, by_first, group_of, share
 from refinedet.ledger import Ledger
 from refinedet.prediction import Predictor, confident
 from refinedet.settings import Settings, to_yaml
@@ -139,8 +138,8 @@ def collect(
     for image_id, detections in ledger.finished() if ledger else ():
         evaluator.add(image_id, detections)
     done = len(evaluator.found)
-    mine = slice(*share(len(dataset), group))
-    remaining = [r for r in dataset.records[mine] if r.image_id not in evaluator.found]
+    mine = dataset.records[share(len(dataset), group)]
+    remaining = [record for record in mine if record.image_id not in evaluator.found]
     found = predict(read_picture(record.path) for record in remaining)
     bar = tqdm(
         remaining,
@@ -156,11 +155,10 @@ def collect(
         evaluator.add(record.image_id, detections)
         if ledger:
             ledger.add(record.image_id, detections)
-    if group.size > 1:
-        for found_there in group.gather(pickle.dumps(evaluator.found)):
-            for image_id, detections in pickle.loads(found_there).items():
-                if image_id not in evaluator.found:
-                    evaluator.add(image_id, detections)
+    for found_there in group.gather(evaluator.found):
+        for image_id, detections in found_there.items():
+            if image_id not in evaluator.found:
+                evaluator.add(image_id, detections)
     return evaluator
 
 
@@ -223,11 +221,9 @@ def train(
             f"input.batch_size: {settings.input.batch_size} pictures cannot be shared among "
             f"{group.size} workers alike; make it a multiple"
         )
-    if group.rank:
-        group.gather(b"")  # now the first has seen that the run may begin
-        start, new = begin(settings, folder, resume, initial), False
-        journal = Silence()
-    else:
+
+    def open_folder() -> bool:
+        """Whether it is a new one, once the run may begin there."""
         start = starting_point(
             training, evaluation, settings, folder, resume=resume, initial=initial
         )
@@ -236,8 +232,11 @@ def train(
         if start.parameters is initial:
             save_checkpoint(folder / "checkpoints", start, settings.train.keep)
         write_atomically(folder / "settings.yaml", to_yaml(settings))
-        journal = Journal(folder, start.steps_done)
-        group.gather(b"")
+        return new
+
+    new = by_first(group, open_folder)
+    start = begin(settings, folder, resume, initial)
+    journal = Silence() if group.rank else Journal(folder, start.steps_done)
     try:
         return _train(backend, training, evaluation, settings, folder, start, journal, saved)
     except (BackendError, DataError, MemoryError):
@@ -275,9 +274,7 @@ def starting_point(
     return begin(settings, folder, resume, initial)
 
 
-def begin(
-    settings: Settings, folder: Path, resume: bool, initial: Parameters | None
-) -> Checkpoint:
+def begin(settings: Settings, folder: Path, resume: bool, initial: Parameters | None) -> Checkpoint:
     """The newest checkpoint of a run that goes on; else the initial or fresh parameters."""
     if resume and (found := newest_checkpoint(folder / "checkpoints", tqdm.write)):
         require_match(found, settings)

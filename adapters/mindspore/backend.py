@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -70,15 +71,15 @@ class MindSporeBackend:
                 os.environ[name] = value
                 print(f"{self.name}: set {name}={value} for this MindSpore", file=sys.stderr)
 
-    @property
+    @functools.cached_property
     def group(self) -> Group:
         """The workers that MindSpore's launcher started with this one."""
         if int(os.environ.get("MS_WORKER_NUM", "1")) == 1:
             return ALONE
         self._engine()
-        from refinedet.adapters.mindspore.collective import Workers
+        from refinedet.adapters.mindspore import collective
 
-        return Workers()
+        return collective.join()
 
     @property
     def operations(self) -> ModuleType:

@@ -7,12 +7,16 @@ workers, so that any number of them trains as one with the whole batch would.
 
 from __future__ import annotations
 
+import os
+import secrets
+from multiprocessing.connection import Listener
+
 import mindspore as ms
 import numpy as np
 from mindspore import communication, nn, ops
 
-BLOCK = 4 << 20
-"""Numbers that are gathered at a time."""
+from refinedet.backend import BackendError
+from refinedet.group import KEY_BYTES, Group, Star
 
 
 def joined() -> bool:
@@ -25,28 +29,32 @@ def workers() -> int:
     return communication.get_group_size() if joined() else 1
 
 
-class Workers:
-    """``refinedet.group.Group`` through MindSpore's communication: HCCL, NCCL, or its CPU's."""
+def join() -> Group:
+    """Join the other workers of this job, on the device that is set.
 
-    def __init__(self) -> None:
-        if not joined():
-            communication.init()
-        self.rank = communication.get_rank()
-        self.size = communication.get_group_size()
+    Raises:
+        BackendError: they cannot be reached.
+    """
+    try:
+        communication.init()
+        return _star(communication.get_rank(), communication.get_group_size())
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BackendError(f"the workers do not find each other: {reason}") from error
 
-    def gather(self, value: bytes) -> list[bytes]:
-        """See ``refinedet.group.Group``."""
-        lengths = self._gather(np.array([len(value)], np.int32))[:, 0]
-        words = np.zeros(-(-int(lengths.max()) // 4), np.int32)
-        words.view(np.uint8)[: len(value)] = np.frombuffer(value, np.uint8)
-        blocks = [self._gather(words[i : i + BLOCK]) for i in range(0, len(words), BLOCK)]
-        rows = np.hstack(blocks) if blocks else np.zeros((self.size, 0), np.int32)
-        return [row.tobytes()[:length] for row, length in zip(rows, lengths, strict=True)]
 
-    def _gather(self, numbers: np.ndarray) -> np.ndarray:
-        """(n,) int32 of every worker, as (workers, n)."""
-        gathered = ops.AllGather()(ms.Tensor(numbers))
-        return np.ascontiguousarray(gathered.asnumpy().reshape(self.size, -1))
+def _star(rank: int, size: int) -> Star:
+    """Connect to rank 0, whose port and secret go round by MindSpore's own means."""
+    host = os.environ["MS_SCHED_HOST"]  # of the first machine, where rank 0 is
+    listener, told = None, np.zeros(1 + KEY_BYTES, np.int32)
+    if rank == 0:
+        key = secrets.token_bytes(KEY_BYTES)
+        listener = Listener((host, 0), backlog=size, authkey=key)
+        told = np.array([listener.address[1], *key], np.int32)
+    told = ops.AllReduce()(ms.Tensor(told)).asnumpy()
+    if listener is not None:
+        return Star.first(size, listener)
+    return Star.other(rank, size, (host, int(told[0])), bytes(told[1:].tolist()))
 
 
 class SumOverWorkers(nn.Cell):
@@ -63,8 +71,8 @@ class SumOverWorkers(nn.Cell):
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         return self.sum(x)
 
-    def bprop(self, x: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> tuple[ms.Tensor]:
-        return (self.sum(dout),)
+    def bprop(self, x: ms.Tensor, out: ms.Tensor, gradient: ms.Tensor) -> tuple[ms.Tensor]:
+        return (self.sum(gradient),)
 
 
 def over_workers() -> nn.Cell:

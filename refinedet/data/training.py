@@ -48,9 +48,9 @@ def reading_order(count: int, seed: int, first: int, last: int) -> Iterator[Slic
 
 def of_worker(part: Slice, batch_size: int, group: Group) -> Slice:
     """What one of several workers reads of a slice: its share of every batch."""
-    low, high = share(batch_size, group)
+    places = share(batch_size, group)
     place = part.positions % batch_size
-    mine = (low <= place) & (place < high)
+    mine = (places.start <= place) & (place < places.stop)
     return Slice(part.indices[mine], part.positions[mine])
 
 
