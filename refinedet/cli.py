@@ -240,9 +240,17 @@ def train_command(
             "--partial: says what may be missing from --backbone or --initial; give one of them too"
         )
     if dry_run:
-        typer.echo(
-            plan(engine.name, training, evaluation, settings, run, resume=resume, initial=initial)
+        said = plan(
+            engine.name,
+            training,
+            evaluation,
+            settings,
+            run,
+            resume=resume,
+            initial=initial,
+            workers=group.size,
         )
+        typer.echo(said)
         return
     saved = copy.save if copy else None
     train(engine, training, evaluation, settings, run, resume=resume, initial=initial, saved=saved)

@@ -131,6 +131,11 @@ class Star:
         star.size = size
         return star
 
+    def close(self) -> None:
+        """Leave the group."""
+        for peer in self._peers:
+            peer.close()
+
     def gather(self, thing: object) -> list[Any]:
         """See ``Group``."""
         if self.rank:

@@ -216,16 +216,17 @@ def train(
         DataError: a data set that cannot be used.
     """
     group = group_of(backend)
-    if settings.input.batch_size % group.size:
-        raise TrainingError(
-            f"input.batch_size: {settings.input.batch_size} pictures cannot be shared among "
-            f"{group.size} workers alike; make it a multiple"
-        )
 
     def open_folder() -> bool:
         """Whether it is a new one, once the run may begin there."""
         start = starting_point(
-            training, evaluation, settings, folder, resume=resume, initial=initial
+            training,
+            evaluation,
+            settings,
+            folder,
+            resume=resume,
+            initial=initial,
+            workers=group.size,
         )
         new = not folder.exists()
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -256,9 +257,12 @@ def starting_point(
     *,
     resume: bool = False,
     initial: Parameters | None = None,
+    workers: int = 1,
 ) -> Checkpoint:
     """Where ``train`` begins, once it may begin. Arguments and errors are its; writes nothing.
 
+    Args:
+        workers: that share each batch.
     Returns:
         The newest checkpoint; at the beginning, the initial or fresh parameters.
     """
@@ -266,6 +270,11 @@ def starting_point(
     if evaluation is not None:
         evaluation.require_usable()
     places(training_objects(training), settings.input.max_objects)
+    if settings.input.batch_size % workers:
+        raise TrainingError(
+            f"input.batch_size: {settings.input.batch_size} pictures cannot be shared among "
+            f"{workers} workers alike; make it a multiple"
+        )
     if resume:
         if not (folder / "settings.yaml").exists():
             raise TrainingError(f"{folder}: no run to resume; leave out --resume to begin one")

@@ -105,7 +105,7 @@ class MindSporeBackend:
         self._engine()
         from refinedet.adapters.mindspore.trainer import MindSporeTrainer
 
-        return MindSporeTrainer(config, parameters, velocities, steps_done)
+        return MindSporeTrainer(config, parameters, velocities, steps_done, self.group)
 
     def batches(
         self,

@@ -51,7 +51,7 @@ def _star(rank: int, size: int) -> Star:
         key = secrets.token_bytes(KEY_BYTES)
         listener = Listener((host, 0), backlog=size, authkey=key)
         told = np.array([listener.address[1], *key], np.int32)
-    told = ops.AllReduce()(ms.Tensor(told)).asnumpy()
+    told = ops.AllGather()(ms.Tensor(told)).asnumpy()[: len(told)]
     if listener is not None:
         return Star.first(size, listener)
     return Star.other(rank, size, (host, int(told[0])), bytes(told[1:].tolist()))

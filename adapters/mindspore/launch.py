@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +32,13 @@ from refinedet.adapters.mindspore.worker import FOLDER, LAUNCHER
 from refinedet.backend import BackendError
 
 COMMANDS = ("train", "eval")
+TARGETS = ("cpu", "gpu", "ascend")
 PORT = 8118
 """Of the scheduler, where nobody says another; ``msrun``'s own."""
 ERROR = "refinedet: error: "
 """Begins the line with which a worker says why it ended."""
+CHATTER = "[INFO] "
+"""Begins lines of MindSpore's communication that GLOG_v does not silence."""
 OFTEN = 0.2
 """Seconds between two looks at the workers."""
 GRACE = 30.0
@@ -85,9 +88,11 @@ class Job:
 
     def environment(self, inherited: Mapping[str, str], folder: Path) -> dict[str, str]:
         """Of the workers. ``folder`` is the job's, and holds the ``python`` that they run."""
-        quiet = {"GLOG_v": "3"}  # of MindSpore only errors; a user may have said otherwise
+        wishes = {"GLOG_v": "3"}  # of MindSpore only errors
+        if target_of(self.command) == "cpu":  # else each worker takes all cores
+            wishes["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // len(self.ranks)))
         return {
-            **quiet,
+            **wishes,
             **inherited,
             "PATH": f"{folder}{os.pathsep}{inherited.get('PATH', os.defpath)}",
             "PYTHONUNBUFFERED": "1",
@@ -139,22 +144,27 @@ def launch(
         _run(job, Path(folder))
 
 
-def _require_command(command: list[str]) -> None:
-    known = " or ".join(COMMANDS)
-    if command[0] not in COMMANDS:
-        raise BackendError(f"launch: runs {known}, as: launch --workers 2 -- train ...")
-    given = [argument.partition("=") for argument in command]
-    for i, (name, _, value) in enumerate(given):
-        if name == "--device-id":
-            raise BackendError("--device-id: each worker has a device of its own; leave it out")
+def target_of(command: Sequence[str]) -> str:
+    """The device that a command names, ``cpu`` if none; another backend by its name."""
+    found = "cpu"
+    for i, argument in enumerate(command):
+        name, _, value = argument.partition("=")
         if name in ("--backend", "--target"):
-            value = value or "".join(command[i + 1 : i + 2])
-            if value in ("ascend310", "mindspore-ascend310", "mindspore-lite") or (
-                name == "--backend" and not value.startswith("mindspore-")
-            ):
-                raise BackendError(
-                    f"{name} {value}: runs alone; launch is for MindSpore on the CPU, GPUs, Ascend"
-                )
+            found = value or "".join(command[i + 1 : i + 2])
+    return found.removeprefix("mindspore-")
+
+
+def _require_command(command: list[str]) -> None:
+    if command[0] not in COMMANDS:
+        raise BackendError(
+            f"launch: runs {' or '.join(COMMANDS)}, as: launch --workers 2 -- train ..."
+        )
+    if any(argument.partition("=")[0] == "--device-id" for argument in command):
+        raise BackendError("--device-id: each worker has a device of its own; leave it out")
+    if (target := target_of(command)) not in TARGETS:
+        raise BackendError(
+            f"launch: {target} runs alone; give --target {', '.join(TARGETS[:-1])} or {TARGETS[-1]}"
+        )
 
 
 def _free_port(address: str, port: int) -> int:
@@ -272,7 +282,7 @@ def _shown(log: Path) -> Iterator[None]:
                 fresh = fresh if last else fresh[: fresh.rfind(b"\n") + 1]
                 shown += len(fresh)
                 for line in fresh.decode(errors="replace").splitlines():
-                    if not line.startswith(ERROR):
+                    if not line.startswith((ERROR, CHATTER)):
                         print(line, flush=True)
             if last:
                 return

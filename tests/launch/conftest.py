@@ -8,13 +8,13 @@ import pytest
 
 from refinedet.data.shapes import generate_shapes
 
-STEPS, KEPT = 6, 2
 SETTINGS = [
     "model.image_size=[64,128]",
-    f"model.schedule.steps={STEPS}",
-    "model.schedule.warmup_steps=2",
+    "model.network.batch_norm=false",
+    "model.schedule={steps: 6, warmup_steps: 2, warmup_rate: 0.0005, rate: 0.001, "
+    "final_rate: 0.0005}",
     "input.batch_size=4",
-    f"train.checkpoint_every={KEPT}",
+    "train.checkpoint_every=2",
     "train.keep=9",
 ]
 
@@ -31,14 +31,15 @@ class Job:
         where = ["--annotations", shapes / "annotations.json", "--pictures", shapes / "pictures"]
         return ["--layout", "coco", *where]
 
-    def train(self, run, *more, settings=()):
+    def train(self, run, *more, settings=(), judged=True):
         chosen = [part for one in [*SETTINGS, *settings] for part in ("--set", one)]
-        judged = ["--eval-annotations", self.folder / "shapes" / "annotations.json"]
+        if judged:
+            chosen += ["--eval-annotations", self.folder / "shapes" / "annotations.json"]
         start = ["train", "--run", self.folder / run, "--preset", "refinedet_eighth_128"]
-        return [*start, *self.data(), *judged, *chosen, *more]
+        return [*start, *self.data(), *chosen, *more]
 
-    def launch(self, command, *options):
-        return ["launch", "--workers", "2", "--logs", self.folder / "logs", *options, "--", *command]
+    def launch(self, command):
+        return ["launch", "--workers", "2", "--logs", self.folder / "logs", "--", *command]
 
     def start(self, arguments, **options):
         code = "from refinedet.cli import main; main()"
@@ -65,3 +66,18 @@ def trained(job):
         status, out, err = job.run(wrap(job.train(run)))
         assert status == 0, (out, err)
     return job.folder / "one", job.folder / "two"
+
+
+@pytest.fixture(scope="session")
+def normalised(job):
+    """The same of a network with batch normalisation, two steps."""
+    settings = [
+        "model.network.batch_norm=true",
+        "model.schedule.steps=2",
+        "train.checkpoint_every=1",
+    ]
+    runs = job.folder / "one-norm", job.folder / "two-norm"
+    for run, wrap in zip(runs, (list, job.launch), strict=True):
+        status, out, err = job.run(wrap(job.train(run, settings=settings, judged=False)))
+        assert status == 0, (out, err)
+    return runs
