@@ -200,7 +200,9 @@ def find_backend(name: str, *needs: str, **options: Any) -> Backend:
     except BackendError:
         raise
     except (Exception, SystemExit) as error:  # whatever a module does when it is imported
-        kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        kind = (
+            "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        )
         raise BackendError(f"backend {name}: {kind}{error}") from error
     if not (inspect.isclass(made) and callable(getattr(made, "missing", None))):
         raise BackendError(
