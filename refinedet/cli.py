@@ -7,7 +7,6 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from enum import Enum
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -25,7 +24,8 @@ from refinedet.choice import DEFAULT, Choice, chooses_backend
 from refinedet.data.checks import report
 from refinedet.data.dataset import DataError, Dataset
 from refinedet.data.pictures import read_picture
-from refinedet.data.source import DataSource, read_dataset
+from refinedet.data.source import read_dataset
+from refinedet.data_choice import PANEL, DataChoice, chooses_data, held_out
 from refinedet.demo import demo as run_demo
 from refinedet.drawing import detections_json, draw_detections, write_picture
 from refinedet.evaluation import (
@@ -45,7 +45,7 @@ from refinedet.published import (
     require_agreement,
 )
 from refinedet.raw_outputs import ZOO, evaluate_raw_outputs
-from refinedet.remote import CACHE, RemoteError, RunCopy, copy_data
+from refinedet.remote import RemoteError, RunCopy
 from refinedet.reported import evaluate_model
 from refinedet.results import score_results
 from refinedet.settings import SettingsError, resolve, to_yaml
@@ -130,97 +130,10 @@ app.add_typer(data_app, name="data")
 app.add_typer(presets_app, name="presets")
 
 
-class Layout(str, Enum):
-    """How a data set lies on the disk."""
-
-    coco = "coco"
-    voc = "voc"
-    text = "text"
-
-
-DATA = "Data set"
-LayoutOption = Annotated[
-    Layout | None, typer.Option("--layout", help="Layout of the data set.", rich_help_panel=DATA)
-]
-RootOption = Annotated[
-    Path | None, typer.Option("--root", help="Folder of the data set.", rich_help_panel=DATA)
-]
-AnnotationsOption = Annotated[
-    Path | None,
-    typer.Option("--annotations", help="COCO's JSON or the text list.", rich_help_panel=DATA),
-]
-PicturesOption = Annotated[
-    Path | None, typer.Option("--pictures", help="Folder of the pictures.", rich_help_panel=DATA)
-]
-SplitOption = Annotated[
-    str | None,
-    typer.Option(
-        "--split",
-        help="VOC: names of lists in ImageSets/Main, with commas; YEAR:NAME joins years.",
-        rich_help_panel=DATA,
-    ),
-]
-ClassesOption = Annotated[
-    str | None,
-    typer.Option("--classes", help="Class names with commas, in order.", rich_help_panel=DATA),
-]
-DataUrlOption = Annotated[
-    str | None,
-    typer.Option(
-        "--data-url",
-        help="file://, s3:// or obs:// folder to copy first; --root and the others start in it.",
-        rich_help_panel=DATA,
-    ),
-]
-DataCacheOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-cache",
-        help=f"Folder for copies of --data-url; {CACHE} if not given.",
-        rich_help_panel=DATA,
-    ),
-]
 ModelOption = Annotated[
     Path,
     typer.Option("--model", help="Folder of a run, a checkpoint, or an exported detector."),
 ]
-
-
-def _source(
-    layout: Layout | None,
-    root: Path | None,
-    annotations: Path | None,
-    pictures: Path | None,
-    split: str | None,
-    classes: str | None,
-    data_url: str | None = None,
-    data_cache: Path | None = None,
-) -> DataSource:
-    if layout is None:
-        raise DataError("--layout: say how the data set lies on the disk: coco, voc or text")
-    _require_fit(layout, "--", annotations, pictures, split)
-    if data_url is not None:
-        if root is not None and root.is_absolute():
-            raise DataError(
-                f"--root: {root} is outside the copy of --data-url; give a relative one"
-            )
-        root = copy_data(data_url, data_cache or CACHE, typer.echo) / (root or Path())
-    elif data_cache is not None:
-        raise DataError("--data-cache: is for copies of --data-url; give that too")
-    names = tuple(name.strip() for name in classes.split(",")) if classes else ()
-    return DataSource(layout.value, root, annotations, pictures, split, names)
-
-
-def _require_fit(
-    layout: Layout, prefix: str, annotations: Path | None, pictures: Path | None, split: str | None
-) -> None:
-    """Refuse options of another layout: nobody reads them."""
-    of_others: dict[str, object] = {"split": split}
-    if layout is Layout.voc:
-        of_others = {"annotations": annotations, "pictures": pictures}
-    for name, value in of_others.items():
-        if value is not None:
-            raise DataError(f"{prefix}{name}: is not for --layout {layout.value}; leave it out")
 
 
 def _say_skips(dataset: Dataset) -> Dataset:
@@ -245,26 +158,20 @@ def demo_command(
 
 @app.command("train")
 @chooses_backend
+@chooses_data
 def train_command(
     backend: Choice,
+    data: DataChoice,
     run: Annotated[Path, typer.Option(help="Folder of the run; new, unless --resume.")],
-    layout: LayoutOption = None,
-    root: RootOption = None,
-    annotations: AnnotationsOption = None,
-    pictures: PicturesOption = None,
-    split: SplitOption = None,
-    classes: ClassesOption = None,
-    data_url: DataUrlOption = None,
-    data_cache: DataCacheOption = None,
     eval_annotations: Annotated[
         Path | None,
-        typer.Option(help="As --annotations, to evaluate on.", rich_help_panel=DATA),
+        typer.Option(help="As --annotations, to evaluate on.", rich_help_panel=PANEL),
     ] = None,
     eval_pictures: Annotated[
-        Path | None, typer.Option(help="As --pictures, to evaluate on.", rich_help_panel=DATA)
+        Path | None, typer.Option(help="As --pictures, to evaluate on.", rich_help_panel=PANEL)
     ] = None,
     eval_split: Annotated[
-        str | None, typer.Option(help="As --split, to evaluate on.", rich_help_panel=DATA)
+        str | None, typer.Option(help="As --split, to evaluate on.", rich_help_panel=PANEL)
     ] = None,
     preset_name: Annotated[
         str | None, typer.Option("--preset", help="Settings to begin with.")
@@ -301,25 +208,16 @@ def train_command(
     ] = False,
 ) -> None:
     """Train, and evaluate if told on what."""
-    if dry_run and (data_url is not None or train_url is not None):
+    if dry_run and (data.url is not None or train_url is not None):
         raise DataError("--dry-run: writes nothing; leave out --data-url and --train-url")
     copy = None if train_url is None else RunCopy(train_url, run, resume=resume)
-    source = _source(layout, root, annotations, pictures, split, classes, data_url, data_cache)
+    source = data.source()
     training = _say_skips(read_dataset(source))
     training.require_usable()
     evaluation = None
     if eval_annotations or eval_pictures or eval_split:
-        kind = Layout(source.layout)
-        _require_fit(kind, "--eval-", eval_annotations, eval_pictures, eval_split)
-        if kind is not Layout.voc and eval_annotations is None:  # the training's would be judged
-            raise DataError(f"--eval-annotations: --layout {kind.value} needs it, to evaluate")
-        other = replace(
-            source,
-            annotations=eval_annotations or annotations,
-            pictures=eval_pictures or pictures,
-            split=eval_split or split,
-            class_names=training.class_names,
-        )
+        other = held_out(source, eval_annotations, eval_pictures, eval_split)
+        other = replace(other, class_names=training.class_names)
         evaluation = _say_skips(read_dataset(other, check_pictures=True))
     settings = resolve(preset_name, settings_file, assignments or (), training.class_names)
     engine, initial = backend.find(*TRAINS), None
@@ -353,20 +251,14 @@ def train_command(
 
 @app.command("eval")
 @chooses_backend
+@chooses_data
 def eval_command(
     backend: Choice,
+    data: DataChoice,
     model: Annotated[
         Path | None,
         typer.Option("--model", help="Folder of a run, a checkpoint, or an exported detector."),
     ] = None,
-    layout: LayoutOption = None,
-    root: RootOption = None,
-    annotations: AnnotationsOption = None,
-    pictures: PicturesOption = None,
-    split: SplitOption = None,
-    classes: ClassesOption = None,
-    data_url: DataUrlOption = None,
-    data_cache: DataCacheOption = None,
     results: Annotated[
         Path | None,
         typer.Option(help="COCO results to score against --annotations; needs no model."),
@@ -426,14 +318,12 @@ def eval_command(
         if model is not None or results is not None:
             other = "--model" if results is None else "--results"
             raise DataError(f"--results-bin: {other} is evaluated alone; leave out one of the two")
-        source = _source(layout, root, annotations, pictures, split, classes, data_url, data_cache)
-        evaluation = evaluate_raw_outputs(
-            results_bin, _say_skips(read_dataset(source)), preset_name or ZOO, protocol, output
-        )
+        judged = _say_skips(read_dataset(data.source()))
+        evaluation = evaluate_raw_outputs(results_bin, judged, preset_name or ZOO, protocol, output)
     elif results is not None:
-        if data_url is not None:
+        if data.url is not None:
             raise DataError("--data-url: is for --model; --results takes files of this machine")
-        if annotations is None:
+        if data.annotations is None:
             raise DataError("--results: needs --annotations, the COCO JSON with the truth")
         if layout not in (None, Layout.coco):
             raise DataError(f"--layout {layout.value}: --results is scored against COCO's JSON")
@@ -449,9 +339,9 @@ def eval_command(
                 raise DataError(f"--{option}: is not for --results; leave it out")
         if row is not None and row.main not in FIGURES:
             raise DataError(f"--expect {row.name}: has {row.main}, --results gives COCO's alone")
-        evaluation = score_results(results, annotations, scoring_bar, protocol)
+        evaluation = score_results(results, data.annotations, scoring_bar, protocol)
     elif model is not None:
-        source = _source(layout, root, annotations, pictures, split, classes, data_url, data_cache)
+        source = data.source()
         engine = backend.find("network")
         evaluation = evaluate_model(
             engine, model, source, protocol, output, resume, batch_size, _say_skips
@@ -544,17 +434,12 @@ def export_command(
 
 
 @data_app.command("check")
+@chooses_data
 def check_command(
-    layout: LayoutOption = None,
-    root: RootOption = None,
-    annotations: AnnotationsOption = None,
-    pictures: PicturesOption = None,
-    split: SplitOption = None,
-    classes: ClassesOption = None,
+    data: DataChoice,
 ) -> None:
     """List everything that is wrong with a data set; status 1 if training would refuse it."""
-    source = _source(layout, root, annotations, pictures, split, classes)
-    dataset = read_dataset(source, check_pictures=True)
+    dataset = read_dataset(data.source(), check_pictures=True)
     typer.echo(report(dataset))
     if dataset.refusals() or not dataset.records:
         raise typer.Exit(1)
