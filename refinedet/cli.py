@@ -16,7 +16,7 @@ from tqdm import tqdm
 from typer.core import TyperGroup
 
 from refinedet import __version__
-from refinedet.backend import BackendError, backend_names
+from refinedet.backend import BackendError, backend_names, device_found, find_backend, lacking
 from refinedet.bench import bench as run_bench
 from refinedet.bench import table as bench_table
 from refinedet.checkpoint import CheckpointError
@@ -462,10 +462,21 @@ def bench_command(
 
 
 @app.command("backends")
-def backends_command() -> None:
-    """Name the installed backends."""
-    for name in backend_names():
-        typer.echo(name)
+def backends_command(
+    name: Annotated[
+        str | None, typer.Argument(help="Set this one up, and tell the device found.")
+    ] = None,
+    device_id: Annotated[int | None, typer.Option(min=0, help="Which device of its kind.")] = None,
+) -> None:
+    """Name the installed backends, and what each lacks here; of one, the device found."""
+    if name is not None:
+        options = {} if device_id is None else {"device_id": device_id}
+        typer.echo(f"{name}: {device_found(find_backend(name, **options))}")
+        return
+    if device_id is not None:
+        raise BackendError("--device-id: is for one backend; name it")
+    for known in backend_names():
+        typer.echo(f"{known:24}{lacking(known) or 'ready'}")
 
 
 def _version(wanted: bool) -> None:
