@@ -26,6 +26,7 @@ from refinedet.data.dataset import DataError, Dataset
 from refinedet.data.pictures import read_picture
 from refinedet.data.source import read_dataset
 from refinedet.data_choice import PANEL, DataChoice, chooses_data, held_out
+from refinedet.demo import STEPS as DEMO_STEPS
 from refinedet.demo import demo as run_demo
 from refinedet.drawing import detections_json, draw_detections, write_picture
 from refinedet.evaluation import (
@@ -149,9 +150,12 @@ def demo_command(
     backend: Choice,
     run: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Of pictures, parameters and order.")] = 0,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Of the training; a few try all, and learn nothing.")
+    ] = DEMO_STEPS,
 ) -> None:
     """Draw pictures of shapes, train on them, evaluate, export, and run the export."""
-    run_demo(backend.find(*TRAINS, "export", "load"), run, seed)
+    run_demo(backend.find(*TRAINS, "export", "load"), run, seed, steps)
 
 
 @app.command("train")
