@@ -219,8 +219,18 @@ def find_backend(name: str, *needs: str, **options: Any) -> Backend:
         else:
             known = ", ".join(backend_names())
             raise BackendError(f"backend: no {name!r}; there are {known}, or MODULE:ATTRIBUTE")
-    except (ImportError, AttributeError) as error:
-        raise BackendError(f"backend {name}: {error}") from error
+    except BackendError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+        kind = (
+            "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        )
+        raise BackendError(f"backend {name}: {kind}{error}") from error
+    if not (inspect.isclass(made) and callable(getattr(made, "missing", None))):
+        raise BackendError(
+            f"backend {name}: is no backend: that is a class with a method missing, see "
+            "docs/write-a-backend.md"
+        )
     for option in options:
         if option not in inspect.signature(made).parameters:
             spelt = option.replace("_", "-")

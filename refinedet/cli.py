@@ -20,7 +20,7 @@ from refinedet.backend import BackendError, backend_names, device_found, find_ba
 from refinedet.bench import bench as run_bench
 from refinedet.bench import table as bench_table
 from refinedet.checkpoint import CheckpointError
-from refinedet.choice import Choice, chooses_backend
+from refinedet.choice import DEFAULT, Choice, chooses_backend
 from refinedet.data.checks import report
 from refinedet.data.dataset import DataError, Dataset
 from refinedet.data.pictures import read_picture
@@ -68,6 +68,8 @@ FAILURES = (
     SettingsError,
     TrainingError,
 )
+INTERRUPTED = 130
+"""Status after Ctrl-C, as shells have it."""
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png"}
 TRAINS = ("network", "trainer", "batches")
 """What a backend implements to train in the application."""
@@ -311,6 +313,11 @@ def eval_command(
         raise DataError("--resume: needs --model, and --output of the evaluation to go on with")
     if preset_name is not None and results_bin is None:
         raise DataError("--preset: is for --results-bin; a model has its own settings")
+    if (results_bin or results) is not None and (backend.name, backend.options) != (DEFAULT, ()):
+        raise DataError(
+            "--backend: computes what --model finds, and result files have that; leave it out, "
+            "and the options of its device"
+        )
     if results_bin is not None:
         if model is not None or results is not None:
             other = "--model" if results is None else "--results"
@@ -318,13 +325,12 @@ def eval_command(
         judged = _say_skips(read_dataset(data.source()))
         evaluation = evaluate_raw_outputs(results_bin, judged, preset_name or ZOO, protocol, output)
     elif results is not None:
-        if data.url is not None:
-            raise DataError("--data-url: is for --model; --results takes files of this machine")
-        if data.annotations is None:
-            raise DataError("--results: needs --annotations, the COCO JSON with the truth")
+        truth = data.truth()
+        if output is not None:
+            raise DataError("--output: is not for --results; leave it out")
         if row is not None and row.main not in FIGURES:
             raise DataError(f"--expect {row.name}: has {row.main}, --results gives COCO's alone")
-        evaluation = score_results(results, data.annotations, scoring_bar, protocol)
+        evaluation = score_results(results, truth, scoring_bar, protocol)
     elif model is not None:
         source = data.source()
         engine = backend.find("network")
@@ -510,7 +516,11 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(app(standalone_mode=False))
+        # Typer makes of an interruption a status; in its older versions, an Abort.
+        status = app(standalone_mode=False)
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(status)
     except FAILURES as error:
         shown = str(error)
         if isinstance(error, OSError) and error.filename and error.strerror:
@@ -518,12 +528,12 @@ def main() -> None:
         elif isinstance(error, MemoryError):
             shown = f"not enough memory: {error}"
         _fail(shown)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print(
             "refinedet: interrupted; train, and eval with --output, go on with --resume",
             file=sys.stderr,
         )
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         # Typer's own exceptions for a wrong option; their module is not public.
         if not hasattr(error, "format_message"):

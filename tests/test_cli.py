@@ -146,8 +146,30 @@ def test_what_users_get_wrong_is_one_line(run, weights, tmp_path):
     refused(run("detect", text, "--model", weights, "--backend", "no.module:x"), "no.module")
     refused(run("eval", "--results", text), "--annotations")
     refused(run("eval", "--results", text, "--annotations", text), "text.txt")
+    scored = ("eval", "--results", text, "--annotations", text)
+    for option, value in (
+        *(("--root", empty), ("--pictures", empty), ("--split", "x"), ("--classes", "a,b")),
+        *(("--data-cache", empty), ("--output", tmp_path / "o")),
+    ):
+        refused(run(*scored, option, value), f"{option}: is not for --results; leave it out")
+    refused(run(*scored, "--layout", "voc"), "--layout voc: --results is scored against COCO's")
+    refused(run(*scored, "--backend", "spec"), "--backend: computes what --model finds")
     refused(run("eval"), "--model")
     refused(run(*train, "--root", tmp_path / "none", "--split", "x"), "no such list")
     refused(run("train", "--run", tmp_path / "run"), "--layout")
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "o").exists()
+
+
+def test_an_interruption_is_one_line(run, weights, tmp_path, monkeypatch):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("refinedet.cli.read_picture", interrupted)
+    (tmp_path / "a.png").touch()
+    status, out, err = run(
+        *("detect", tmp_path, "--model", weights, "--backend", "spec"),
+        *("--output", tmp_path / "out"),
+    )
+    assert (status, out) == (130, "")
+    assert err == "refinedet: interrupted; train, and eval with --output, go on with --resume\n"

@@ -22,6 +22,9 @@ from refinedet.settings import Settings
 from refinedet.spec.config import Config
 from refinedet.spec.network import Parameters
 
+MOST_STREAMS = 64
+"""Each is a process with a model of its own; more are a slip, and would use up the machine."""
+
 
 class LiteBackend:
     """``refinedet.backend.Backend`` for detection: no ``operations``, no ``trainer``.
@@ -30,7 +33,7 @@ class LiteBackend:
         name: as users type it.
         target: Lite's, ``cpu`` or ``ascend``.
         device_id: which device, from 0; the CPU is one.
-        streams: models that run side by side.
+        streams: models that run side by side, up to ``MOST_STREAMS``.
         lite_python: an interpreter that has Lite; None takes that of the variable
             ``REFINEDET_LITE_PYTHON``, and without it this process.
         batch: pictures for which a detector is compiled; a file keeps its own number.
@@ -47,13 +50,14 @@ class LiteBackend:
         lite_python: Path | None,
         batch: int,
     ) -> None:
-        for option, value, least in (
-            ("--device-id", device_id, 0),
-            ("--streams", streams, 1),
-            ("batch", batch, 1),
+        for option, value, least, most in (
+            ("--device-id", device_id, 0, None),
+            ("--streams", streams, 1, MOST_STREAMS),
+            ("batch", batch, 1, None),
         ):
-            if value < least:
-                raise BackendError(f"{option} {value}: want a number from {least}")
+            if value < least or (most is not None and value > most):
+                upto = "" if most is None else f" to {most}"
+                raise BackendError(f"{option} {value}: want a number from {least}{upto}")
         self.name = name
         self.target = target
         self.device_id = device_id

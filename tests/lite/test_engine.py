@@ -153,7 +153,9 @@ def test_one_that_does_not_answer_is_ended(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (lambda: MindSporeLite(streams=0), "--streams 0: want a number from 1"),
+        (lambda: MindSporeLite(streams=0), "--streams 0: want a number from 1 to 64"),
+        (lambda: MindSporeLite(streams=65), "--streams 65: want a number from 1 to 64"),
+        (lambda: Ascend310(streams=10**9), "--streams 1000000000: want a number from 1 to 64"),
         (lambda: Ascend310(device_id=-1), "--device-id -1: want a number from 0"),
         (lambda: Ascend310(batch=0), "batch 0: want a number from 1"),
     ],
