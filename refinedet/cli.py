@@ -321,25 +321,12 @@ def eval_command(
         judged = _say_skips(read_dataset(data.source()))
         evaluation = evaluate_raw_outputs(results_bin, judged, preset_name or ZOO, protocol, output)
     elif results is not None:
-        if data.url is not None:
-            raise DataError("--data-url: is for --model; --results takes files of this machine")
-        if data.annotations is None:
-            raise DataError("--results: needs --annotations, the COCO JSON with the truth")
-        if layout not in (None, Layout.coco):
-            raise DataError(f"--layout {layout.value}: --results is scored against COCO's JSON")
-        for option, value in (
-            ("root", root),
-            ("pictures", pictures),
-            ("split", split),
-            ("classes", classes),
-            ("data-cache", data_cache),
-            ("output", output),
-        ):
-            if value is not None:
-                raise DataError(f"--{option}: is not for --results; leave it out")
+        truth = data.truth()
+        if output is not None:
+            raise DataError("--output: is not for --results; leave it out")
         if row is not None and row.main not in FIGURES:
             raise DataError(f"--expect {row.name}: has {row.main}, --results gives COCO's alone")
-        evaluation = score_results(results, data.annotations, scoring_bar, protocol)
+        evaluation = score_results(results, truth, scoring_bar, protocol)
     elif model is not None:
         source = data.source()
         engine = backend.find("network")
