@@ -16,7 +16,7 @@ from tqdm import tqdm
 from typer.core import TyperGroup
 
 from refinedet import __version__
-from refinedet.backend import BackendError, backend_names
+from refinedet.backend import BackendError, backend_names, device_found, find_backend, lacking
 from refinedet.bench import bench as run_bench
 from refinedet.bench import table as bench_table
 from refinedet.checkpoint import CheckpointError
@@ -26,6 +26,7 @@ from refinedet.data.dataset import DataError, Dataset
 from refinedet.data.pictures import read_picture
 from refinedet.data.source import read_dataset
 from refinedet.data_choice import PANEL, DataChoice, chooses_data, held_out
+from refinedet.demo import STEPS as DEMO_STEPS
 from refinedet.demo import demo as run_demo
 from refinedet.drawing import detections_json, draw_detections, write_picture
 from refinedet.evaluation import (
@@ -152,9 +153,12 @@ def demo_command(
     backend: Choice,
     run: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Of pictures, parameters and order.")] = 0,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Of the training; a few try all, and learn nothing.")
+    ] = DEMO_STEPS,
 ) -> None:
     """Draw pictures of shapes, train on them, evaluate, export, and run the export."""
-    run_demo(backend.find(*TRAINS, "export", "load"), run, seed)
+    run_demo(backend.find(*TRAINS, "export", "load"), run, seed, steps)
 
 
 @app.command("train")
@@ -332,25 +336,12 @@ def eval_command(
         judged = _say_skips(read_dataset(data.source()))
         evaluation = evaluate_raw_outputs(results_bin, judged, preset_name or ZOO, protocol, output)
     elif results is not None:
-        if data.url is not None:
-            raise DataError("--data-url: is for --model; --results takes files of this machine")
-        if data.annotations is None:
-            raise DataError("--results: needs --annotations, the COCO JSON with the truth")
-        if layout not in (None, Layout.coco):
-            raise DataError(f"--layout {layout.value}: --results is scored against COCO's JSON")
-        for option, value in (
-            ("root", root),
-            ("pictures", pictures),
-            ("split", split),
-            ("classes", classes),
-            ("data-cache", data_cache),
-            ("output", output),
-        ):
-            if value is not None:
-                raise DataError(f"--{option}: is not for --results; leave it out")
+        truth = data.truth()
+        if output is not None:
+            raise DataError("--output: is not for --results; leave it out")
         if row is not None and row.main not in FIGURES:
             raise DataError(f"--expect {row.name}: has {row.main}, --results gives COCO's alone")
-        evaluation = score_results(results, data.annotations, scoring_bar, protocol)
+        evaluation = score_results(results, truth, scoring_bar, protocol)
     elif model is not None:
         engine = backend.find("network")
         source = by_first(group_of(engine), data.source)
@@ -492,10 +483,21 @@ def bench_command(
 
 
 @app.command("backends")
-def backends_command() -> None:
-    """Name the installed backends."""
-    for name in backend_names():
-        typer.echo(name)
+def backends_command(
+    name: Annotated[
+        str | None, typer.Argument(help="Set this one up, and tell the device found.")
+    ] = None,
+    device_id: Annotated[int | None, typer.Option(min=0, help="Which device of its kind.")] = None,
+) -> None:
+    """Name the installed backends, and what each lacks here; of one, the device found."""
+    if name is not None:
+        options = {} if device_id is None else {"device_id": device_id}
+        typer.echo(f"{name}: {device_found(find_backend(name, **options))}")
+        return
+    if device_id is not None:
+        raise BackendError("--device-id: is for one backend; name it")
+    for known in backend_names():
+        typer.echo(f"{known:24}{lacking(known) or 'ready'}")
 
 
 def _version(wanted: bool) -> None:

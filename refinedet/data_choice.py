@@ -61,6 +61,24 @@ class DataChoice(NamedTuple):
             self.layout.value, root, self.annotations, self.pictures, self.split, names
         )
 
+    def truth(self) -> Path:
+        """COCO's annotations alone, for ``--results``.
+
+        Raises:
+            DataError: they are missing, or there are options that nobody would read.
+        """
+        if self.url is not None:
+            raise DataError("--data-url: is for --model; --results takes files of this machine")
+        if self.annotations is None:
+            raise DataError("--results: needs --annotations, the COCO JSON with the truth")
+        if self.layout not in (None, Layout.coco):
+            raise DataError(f"--layout {self.layout.value}: --results is scored with COCO's JSON")
+        for name, value in self._asdict().items():
+            if value is not None and name not in ("layout", "annotations"):
+                option = "data-cache" if name == "cache" else name
+                raise DataError(f"--{option}: is not for --results; leave it out")
+        return self.annotations
+
 
 def held_out(
     source: DataSource, annotations: Path | None, pictures: Path | None, split: str | None

@@ -29,14 +29,16 @@ def workers() -> int:
     return communication.get_group_size() if joined() else 1
 
 
-def join() -> Group:
+def join(library: str) -> Group:
     """Join the other workers of this job, on the device that is set.
 
+    Args:
+        library: ``hccl``, ``nccl`` or ``mccl``.
     Raises:
         BackendError: they cannot be reached.
     """
     try:
-        communication.init()
+        communication.init(library)
         return _star(communication.get_rank(), communication.get_group_size())
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -9,21 +9,12 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from refinedet.adapters.mindspore.collective import joined
 from refinedet.adapters.mindspore.network import Detector, ScoredBoxes, load_parameters
 from refinedet.backend import BackendError
 from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
 from refinedet.spec.network import Heads, Parameters, check_parameters
-
-
-def use_device(device: str) -> None:
-    """Make MindSpore compile graphs for this device; raises if it is not there."""
-    if joined():
-        return
-    ms.set_device(device)
-    ms.set_context(mode=ms.GRAPH_MODE)
 
 
 class MindSporeNetwork:
