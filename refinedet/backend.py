@@ -116,6 +116,13 @@ class Backend(Protocol):
     def missing(self) -> str | None:
         """Why it cannot run here and what to do about it, or None. Cheap to call."""
 
+    def found(self) -> str:
+        """The framework's version and the device, once it is set up; may be absent.
+
+        Raises:
+            BackendError: the device is missing after all.
+        """
+
     @property
     def limitations(self) -> tuple[Limitation, ...]:
         """Checks of the conformance suite that it is known to fail; none if absent."""
@@ -174,6 +181,21 @@ class Backend(Protocol):
 def backend_names() -> list[str]:
     """The registered backends, sorted."""
     return sorted(point.name for point in entry_points(group=GROUP))
+
+
+def device_found(backend: Backend) -> str:
+    """What the backend found here, once it is set up; that it is ready, if it says no more."""
+    told: str = backend.found() if hasattr(backend, "found") else "ready"
+    return told
+
+
+def lacking(name: str) -> str | None:
+    """Why a backend cannot run here, or None."""
+    try:
+        find_backend(name)
+    except BackendError as error:
+        return str(error).removeprefix(f"backend {name}: ")
+    return None
 
 
 def find_backend(name: str, *needs: str, **options: Any) -> Backend:

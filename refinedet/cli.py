@@ -17,7 +17,7 @@ from tqdm import tqdm
 from typer.core import TyperGroup
 
 from refinedet import __version__
-from refinedet.backend import BackendError, backend_names
+from refinedet.backend import BackendError, backend_names, device_found, find_backend, lacking
 from refinedet.bench import bench as run_bench
 from refinedet.bench import table as bench_table
 from refinedet.checkpoint import CheckpointError
@@ -27,6 +27,7 @@ from refinedet.data.dataset import DataError, Dataset
 from refinedet.data.pictures import read_picture
 from refinedet.data.source import read_dataset
 from refinedet.data_choice import PANEL, DataChoice, chooses_data, held_out
+from refinedet.demo import STEPS as DEMO_STEPS
 from refinedet.demo import demo as run_demo
 from refinedet.drawing import detections_json, draw_detections, write_picture
 from refinedet.evaluation import (
@@ -152,9 +153,12 @@ def demo_command(
     backend: Choice,
     run: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Of pictures, parameters and order.")] = 0,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Of the training; a few try all, and learn nothing.")
+    ] = DEMO_STEPS,
 ) -> None:
     """Draw pictures of shapes, train on them, evaluate, export, and run the export."""
-    run_demo(backend.find(*TRAINS, "export", "load"), run, seed)
+    run_demo(backend.find(*TRAINS, "export", "load"), run, seed, steps)
 
 
 @app.command("train")
@@ -474,10 +478,21 @@ def bench_command(
 
 
 @app.command("backends")
-def backends_command() -> None:
-    """Name the installed backends."""
-    for name in backend_names():
-        typer.echo(name)
+def backends_command(
+    name: Annotated[
+        str | None, typer.Argument(help="Set this one up, and tell the device found.")
+    ] = None,
+    device_id: Annotated[int | None, typer.Option(min=0, help="Which device of its kind.")] = None,
+) -> None:
+    """Name the installed backends, and what each lacks here; of one, the device found."""
+    if name is not None:
+        options = {} if device_id is None else {"device_id": device_id}
+        typer.echo(f"{name}: {device_found(find_backend(name, **options))}")
+        return
+    if device_id is not None:
+        raise BackendError("--device-id: is for one backend; name it")
+    for known in backend_names():
+        typer.echo(f"{known:24}{lacking(known) or 'ready'}")
 
 
 def _version(wanted: bool) -> None:

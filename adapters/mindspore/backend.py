@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
+from refinedet.adapters.mindspore.setup import Setup, apply, attached, decide, lacks
 from refinedet.backend import BackendError, Batch, Limitation, Network, Trainer
 from refinedet.data.dataset import Dataset
 from refinedet.settings import InputSettings, Settings
@@ -16,10 +17,6 @@ from refinedet.spec.config import Config
 from refinedet.spec.network import Parameters
 
 OLDEST, NEWEST = (2, 7, 2), (2, 10)
-CAPPED_FROM = (2, 9)
-CAP = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
-"""From MindSpore 2.9 on, oneDNN falls back to a reference convolution on processors with
-AVX-512, 150 times slower. The limit is read when MindSpore is imported."""
 
 
 def _version() -> tuple[int, ...]:
@@ -27,21 +24,33 @@ def _version() -> tuple[int, ...]:
 
 
 class MindSporeBackend:
-    """``refinedet.backend.Backend`` for one of MindSpore's devices."""
+    """``refinedet.backend.Backend`` for one of MindSpore's devices.
+
+    Args:
+        name: as users type it.
+        device: MindSpore's name: ``CPU``, ``GPU`` or ``Ascend``.
+        device_id: which of its kind; None takes the launcher's, or else 0.
+    """
 
     limitations: tuple[Limitation, ...] = ()
 
-    def __init__(self, name: str, device: str) -> None:
+    def __init__(self, name: str, device: str, device_id: int | None = None) -> None:
         self.name = name
         self.device = device
+        self.device_id = device_id
+
+    @property
+    def setup(self) -> Setup:
+        """What is set before anything is computed."""
+        return decide(self.device, self.device_id, _version(), os.environ)
 
     @property
     def environment(self) -> Mapping[str, str]:
         """The cap on oneDNN's instruction set, where this version needs it."""
-        return CAP if self.device == "CPU" and _version() >= CAPPED_FROM else {}
+        return self.setup.environment
 
     def missing(self) -> str | None:
-        """Why it cannot run here, from the installed version alone."""
+        """Why it cannot run here: MindSpore's version, then all that its device lacks."""
         try:
             found = _version()
         except PackageNotFoundError:
@@ -49,15 +58,30 @@ class MindSporeBackend:
         if found < OLDEST or found[:2] > NEWEST:
             shown = ".".join(map(str, found))
             return f"MindSpore {shown} is installed; 2.7.2 to 2.10 are supported"
-        return None
+        return "; ".join(lacks(self.device, self.setup.device_id)) or None
+
+    def found(self) -> str:
+        """See ``refinedet.backend.Backend``."""
+        self._engine()
+        on = f"{len(os.sched_getaffinity(0))} cores"
+        if self.device != "CPU":
+            on = f"device {self.setup.device_id} of {', '.join(attached(self.device))}"
+        return f"MindSpore {version('mindspore')} on {self.device}, {on}"
 
     def _engine(self) -> ModuleType:
+        """What computes, on the device.
+
+        Raises:
+            BackendError: the device is missing. Nothing runs on another one.
+        """
+        if reason := self.missing():
+            raise BackendError(f"backend {self.name}: {reason}")
         if "mindspore" not in sys.modules:
             self._set_environment()
         from refinedet.adapters.mindspore import engine
 
         try:
-            engine.use_device(self.device)
+            apply(self.setup)
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise BackendError(f"backend {self.name}: no {self.device}: {reason}") from error

@@ -17,12 +17,6 @@ from refinedet.spec.errors import Array
 from refinedet.spec.network import Heads, Parameters, check_parameters
 
 
-def use_device(device: str) -> None:
-    """Make MindSpore compile graphs for this device; raises if it is not there."""
-    ms.set_device(device)
-    ms.set_context(mode=ms.GRAPH_MODE)
-
-
 class MindSporeNetwork:
     """``refinedet.backend.Network`` in graph mode; one graph is compiled a batch size."""
 

@@ -30,6 +30,12 @@ class OnnxRuntime:
                 return f"{package} is not installed; run: pip install 'refinedet[onnxruntime]'"
         return None
 
+    def found(self) -> str:
+        """See ``refinedet.backend.Backend``."""
+        import onnxruntime
+
+        return f"ONNX Runtime {onnxruntime.__version__} on {onnxruntime.get_device()}"
+
     def network(self, config: Config, parameters: Parameters) -> Network:
         """See ``refinedet.backend.Backend``."""
         from refinedet.adapters.onnxruntime.network import OnnxNetwork

@@ -286,10 +286,3 @@ def test_environment_caps_the_instruction_set_from_2_9_on(monkeypatch):
     for found in ((2, 7, 1), (2, 11, 0)):
         monkeypatch.setattr(module, "_version", lambda found=found: found)
         assert "2.7.2 to 2.10" in MindSporeCPU().missing()
-
-
-def test_a_missing_device_raises():
-    from refinedet.adapters.mindspore.backend import MindSporeBackend
-
-    with pytest.raises(BackendError, match="no GPU"):
-        MindSporeBackend("mindspore-gpu", "GPU").network(BASE, spec.initial_parameters(BASE, 0))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refinedet.adapters.lite import backend as module
+from refinedet.adapters import devices
 from refinedet.adapters.lite import engine, worker
 from refinedet.adapters.lite.backend import Ascend310, MindSporeLite
 from refinedet.adapters.lite.engine import Interpreter, Worker
@@ -169,8 +169,8 @@ def test_numbers_out_of_range_are_told(made, message):
 
 def test_all_that_ascend_lacks_is_told_in_one_line(monkeypatch, tmp_path):
     monkeypatch.delenv("REFINEDET_LITE_PYTHON", raising=False)
-    monkeypatch.setattr(module, "DEVICES", tmp_path)
-    monkeypatch.setattr(module, "CANN", "libnosuch.so")
+    monkeypatch.setattr(devices, "DEVICES", tmp_path)
+    monkeypatch.setattr(devices, "CANN", "libnosuch.so")
     line = said(find_backend, "mindspore-ascend310")
     driver, cann, lite, *_ = line.split("; ")
     assert driver.startswith(
@@ -183,7 +183,7 @@ def test_all_that_ascend_lacks_is_told_in_one_line(monkeypatch, tmp_path):
 def test_a_device_that_is_not_there_is_told(monkeypatch, tmp_path):
     for name in ("davinci0", "davinci1", "davinci_manager"):
         (tmp_path / name).touch()
-    monkeypatch.setattr(module, "DEVICES", tmp_path)
+    monkeypatch.setattr(devices, "DEVICES", tmp_path)
     assert "--device-id 2: there are 2 (davinci0, davinci1)" in str(Ascend310(2).missing())
     assert "davinci" not in str(Ascend310(1).missing())
 
