@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -364,7 +365,8 @@ def detect_command(
     counts = Counter(file.name for file in files)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise DataError(f"{twice[0]}: in several folders; detect in one after the other")
-    if any(file.resolve().parent == output.resolve() for file in files):
+    folder = Path(os.path.realpath(output))  # resolve raises at a loop of links
+    if any(Path(os.path.realpath(file)).parent == folder for file in files):
         raise DataError(f"{output}: holds pictures to look at; choose another --output")
     opened = open_model(backend.find("network"), model)
     predictor = Predictor(opened.network, min(8, len(files)))
@@ -422,6 +424,10 @@ def export_command(
     ] = False,
 ) -> None:
     """Write a trained detector as the backend's own kind of file (MindIR, AIR, ONNX)."""
+    if os.path.realpath(output) == os.path.realpath(model):
+        raise DataError(
+            f"--output {output}: is the --model, which it would replace; choose another"
+        )
     engine = backend.find("network", "export")
     export_model(engine, open_model(engine, model), output, heads=heads)
     typer.echo(f"wrote {output} and its settings, {output}.yaml")

@@ -166,9 +166,15 @@ def export_model(backend: Backend, model: Model, path: Path, *, heads: bool = Fa
         raise BackendError(f"backend {backend.name}: takes no --heads; leave it out")
     if path.is_dir() or not path.parent.is_dir():
         raise DataError(f"{path}: wants the name of a file in a folder that exists")
+    if path.suffix == ".safetensors":  # as which it would be read, and may replace one
+        raise DataError(f"{path}: is the name of a checkpoint; choose another suffix")
     settings = Settings(model=model.network.config, class_names=model.class_names)
     backend.export(model.network, path, settings, **options)
-    write_atomically(_settings_file(path), to_yaml(settings))
+    try:
+        write_atomically(_settings_file(path), to_yaml(settings))
+    except OSError:  # without its settings it is none
+        path.unlink()
+        raise
 
 
 def require_own_settings(path: Path, text: str, settings: Settings) -> None:

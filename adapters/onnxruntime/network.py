@@ -25,6 +25,7 @@ SETTINGS = "settings"
 def session_of(model: bytes | Path) -> onnxruntime.InferenceSession:
     """A model, or a file, on as many cores as this process may use."""
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what is wrong is said by the exception
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     return onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
 

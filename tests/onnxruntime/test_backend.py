@@ -130,6 +130,15 @@ def test_a_file_is_whole_or_not_there(network, file, monkeypatch):
     assert sorted(p.name for p in file.parent.iterdir()) == ["detector.onnx", "detector.onnx.yaml"]
 
 
+def test_onnx_runtime_itself_prints_nothing(file, capfd):
+    outside = file.parent / "outside.onnx"
+    onnx.save(onnx.load(file), outside, save_as_external_data=True, location="weights.bin")
+    OnnxRuntime().load(outside, SETTINGS)
+    (file.parent / "weights.bin").write_bytes(b"short")
+    refused(outside, "not an ONNX file that can be run")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_damaged_file_is_refused(file):
     whole = file.read_bytes()
     no_text = whole.replace(b"class_names", b"class\xffnames")
