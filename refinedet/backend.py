@@ -19,6 +19,7 @@ member                    what needs it
 ``trainer``               conformance, *training step*; ``train``
 ``batches``               ``train``
 ``export``, ``load``      ``export``; ``eval`` and ``detect`` of an exported file
+``group``                 ``launch``: a ``refinedet.group.Group``; without it, it works alone
 ========================  ==========================================================
 
 What is not there is reported as not implemented, never as passed.

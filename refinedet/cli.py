@@ -35,6 +35,7 @@ from refinedet.evaluation import (
     evaluation_table,
 )
 from refinedet.files import write_json
+from refinedet.group import by_first, group_of
 from refinedet.models import export_model, open_model
 from refinedet.plan import plan
 from refinedet.prediction import Predictor, confident
@@ -215,8 +216,11 @@ def train_command(
     """Train, and evaluate if told on what."""
     if dry_run and (data.url is not None or train_url is not None):
         raise DataError("--dry-run: writes nothing; leave out --data-url and --train-url")
-    copy = None if train_url is None else RunCopy(train_url, run, resume=resume)
-    source = data.source()
+    engine, initial = backend.find(*TRAINS), None
+    group, copy = group_of(engine), None
+    if train_url is not None and group.rank == 0:
+        copy = RunCopy(train_url, run, resume=resume)
+    source = by_first(group, data.source)
     training = _say_skips(read_dataset(source))
     training.require_usable()
     evaluation = None
@@ -225,7 +229,6 @@ def train_command(
         other = replace(other, class_names=training.class_names)
         evaluation = _say_skips(read_dataset(other, check_pictures=True))
     settings = resolve(preset_name, settings_file, assignments or (), training.class_names)
-    engine, initial = backend.find(*TRAINS), None
     if backbone is not None and detector is not None:
         raise TrainingError("--backbone: --initial has a trunk already; give one of the two")
     for option, file, read in (
@@ -244,9 +247,17 @@ def train_command(
             "--partial: says what may be missing from --backbone or --initial; give one of them too"
         )
     if dry_run:
-        typer.echo(
-            plan(engine.name, training, evaluation, settings, run, resume=resume, initial=initial)
+        said = plan(
+            engine.name,
+            training,
+            evaluation,
+            settings,
+            run,
+            resume=resume,
+            initial=initial,
+            workers=group.size,
         )
+        typer.echo(said)
         return
     saved = copy.save if copy else None
     train(engine, training, evaluation, settings, run, resume=resume, initial=initial, saved=saved)
@@ -333,8 +344,8 @@ def eval_command(
             raise DataError(f"--expect {row.name}: has {row.main}, --results gives COCO's alone")
         evaluation = score_results(results, truth, scoring_bar, protocol)
     elif model is not None:
-        source = data.source()
         engine = backend.find("network")
+        source = by_first(group_of(engine), data.source)
         evaluation = evaluate_model(
             engine, model, source, protocol, output, resume, batch_size, _say_skips
         )

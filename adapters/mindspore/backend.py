@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from types import ModuleType
 from refinedet.adapters.mindspore.setup import Setup, apply, attached, decide, lacks
 from refinedet.backend import BackendError, Batch, Limitation, Network, Trainer
 from refinedet.data.dataset import Dataset
+from refinedet.group import ALONE, Group
 from refinedet.settings import InputSettings, Settings
 from refinedet.spec.config import Config
 from refinedet.spec.network import Parameters
@@ -93,6 +95,17 @@ class MindSporeBackend:
                 os.environ[name] = value
                 print(f"{self.name}: set {name}={value} for this MindSpore", file=sys.stderr)
 
+    @functools.cached_property
+    def group(self) -> Group:
+        """The workers that MindSpore's launcher started with this one."""
+        library = self.setup.communication
+        if library is None:
+            return ALONE
+        self._engine()
+        from refinedet.adapters.mindspore import collective
+
+        return collective.join(library)
+
     @property
     def operations(self) -> ModuleType:
         """See ``refinedet.backend.Backend``."""
@@ -117,7 +130,7 @@ class MindSporeBackend:
         self._engine()
         from refinedet.adapters.mindspore.trainer import MindSporeTrainer
 
-        return MindSporeTrainer(config, parameters, velocities, steps_done)
+        return MindSporeTrainer(config, parameters, velocities, steps_done, self.group)
 
     def batches(
         self,
@@ -131,7 +144,7 @@ class MindSporeBackend:
         self._engine()
         from refinedet.adapters.mindspore import pipeline
 
-        return pipeline.batches(dataset, config, settings, cache, first_step)
+        return pipeline.batches(dataset, config, settings, cache, first_step, self.group)
 
     def export(self, network: Network, path: Path, settings: Settings, heads: bool = False) -> None:
         """Write a MindIR that holds its settings, or an AIR; see ``refinedet.backend.Backend``."""

@@ -121,9 +121,10 @@ def apply(setup: Setup) -> None:
         RuntimeError, ValueError: MindSpore's own; the device is not there.
     """
     import mindspore as ms
-    from mindspore.communication import GlobalComm
 
-    if not GlobalComm.INITED:
+    from refinedet.adapters.mindspore.collective import joined
+
+    if not joined():
         ms.set_device(setup.device, setup.device_id)
     ms.set_context(mode=getattr(ms, setup.mode))
     ms.set_recursion_limit(setup.max_call_depth)

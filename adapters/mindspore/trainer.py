@@ -6,9 +6,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from refinedet.adapters.mindspore.collective import over_workers, workers
 from refinedet.adapters.mindspore.losses import DetectorLoss
 from refinedet.adapters.mindspore.network import Detector, load_parameters, read_parameters
 from refinedet.backend import Batch, StepLosses
+from refinedet.group import ALONE, Group
 from refinedet.spec.config import Config, ScheduleConfig
 from refinedet.spec.errors import Array
 from refinedet.spec.network import Parameters, parameter_table
@@ -79,17 +81,20 @@ class Update(nn.Cell):
 
 
 class TrainStep(nn.Cell):
-    """Loss, gradient, update; returns the four parts of the loss."""
+    """Loss, gradient, update; returns the four parts of the loss, of all workers."""
 
     def __init__(self, loss: DetectorLoss, optimizer: nn.Momentum, config: Config) -> None:
         super().__init__(auto_prefix=False)
         self.loss = loss
         self.update = Update(optimizer, config)
         self.grad = ops.value_and_grad(loss, None, optimizer.parameters, has_aux=True)
+        self.total, self.reduced = over_workers(), nn.Identity()
+        if workers() > 1:
+            self.reduced = nn.DistributedGradReducer(optimizer.parameters, mean=False)
 
     def construct(self, *batch: ms.Tensor) -> ms.Tensor:
         (_, parts), gradients = self.grad(*batch)
-        return ops.depend(parts, self.update(gradients))
+        return ops.depend(self.total(parts), self.update(self.reduced(gradients)))
 
 
 class MindSporeTrainer:
@@ -101,7 +106,9 @@ class MindSporeTrainer:
         parameters: Parameters,
         velocities: Parameters | None = None,
         steps_done: int = 0,
+        group: Group = ALONE,
     ) -> None:
+        self.group = group
         self.detector = Detector(config)
         load_parameters(self.detector, parameters)
         self.optimizer = momentum(self.detector, config)
@@ -110,10 +117,18 @@ class MindSporeTrainer:
         self.optimizer.global_step.set_data(ms.Tensor(np.array([steps_done], np.int32)))
         self.run = TrainStep(DetectorLoss(self.detector, config), self.optimizer, config)
         self.run.set_train()
+        self.first = True
 
     def step(self, batch: Batch) -> StepLosses:
         """One step; see ``refinedet.backend.Trainer``."""
-        parts = self.run(*(ms.Tensor(array) for array in batch)).asnumpy()
+        tensors = [ms.Tensor(array) for array in batch]
+        if self.group.size > 1 and self.first:
+            # Compiling takes one worker longer than another, and a sum over workers on the
+            # CPU waits half a minute for the last of them.
+            self.run.compile(*tensors)
+            self.group.gather(None)
+        self.first = False
+        parts = self.run(*tensors).asnumpy()
         arm_offsets, arm_logits, odm_offsets, odm_logits = (float(x) for x in parts)
         total = arm_offsets + arm_logits + odm_offsets + odm_logits
         return StepLosses(arm_offsets, arm_logits, odm_offsets, odm_logits, total)
