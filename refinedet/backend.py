@@ -163,16 +163,18 @@ class Backend(Protocol):
     ) -> Iterator[Batch]:
         """The batches of a training from a step on: a function of data, settings and seed."""
 
-    def export(self, network: Network, path: Path, settings: Settings) -> None:
+    def export(self, network: Network, path: Path, settings: Settings, heads: bool = False) -> None:
         """Write the detector, decoding included, as a file of the backend's own kind.
 
-        A kind that has a place for ``settings`` holds them too.
+        A kind that has a place for ``settings`` holds them too. ``heads`` asks for the raw
+        outputs instead; a backend that has no such file leaves the argument out.
         """
 
     def load(self, path: Path, settings: Settings) -> Network:
         """Read what ``export`` wrote with these settings.
 
-        ``heads`` may be missing from such a network.
+        ``heads`` may be missing from such a network. ``scored_boxes`` of raw outputs are made by
+        ``spec.detection.scored_boxes``.
 
         Raises:
             BackendError: not such a file, or, as far as it tells, one of other settings.

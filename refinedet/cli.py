@@ -430,14 +430,17 @@ def export_command(
     backend: Choice,
     model: ModelOption,
     output: Annotated[Path, typer.Option(help="The file to write, as detector.mindir.")],
+    heads: Annotated[
+        bool, typer.Option("--heads", help="The raw outputs in place of boxes and scores.")
+    ] = False,
 ) -> None:
-    """Write a trained detector as the backend's own kind of file (MindIR, ONNX)."""
+    """Write a trained detector as the backend's own kind of file (MindIR, AIR, ONNX)."""
     if os.path.realpath(output) == os.path.realpath(model):
         raise DataError(
             f"--output {output}: is the --model, which it would replace; choose another"
         )
     engine = backend.find("network", "export")
-    export_model(engine, open_model(engine, model), output)
+    export_model(engine, open_model(engine, model), output, heads=heads)
     typer.echo(f"wrote {output} and its settings, {output}.yaml")
 
 

@@ -49,7 +49,7 @@ class DataChoice(NamedTuple):
         _require_fit(self.layout.value, "--", self.annotations, self.pictures, self.split)
         root = self.root
         if self.url is not None:
-            if root is not None and root.is_absolute():
+            if root is not None and (root.is_absolute() or ".." in root.parts):
                 raise DataError(
                     f"--root: {root} is outside the copy of --data-url; give a relative one"
                 )

@@ -85,8 +85,8 @@ class LiteBackend:
 
         return converted(self, config, parameters)
 
-    def export(self, network: Network, path: Path, settings: Settings) -> None:
-        """Write a MindIR that holds its settings; see ``refinedet.backend.Backend``."""
+    def export(self, network: Network, path: Path, settings: Settings, heads: bool = True) -> None:
+        """Write a MindIR of the raw outputs, always; see ``refinedet.backend.Backend``."""
         from refinedet.adapters.lite.network import export
 
         export(network, path, settings)

@@ -146,11 +146,11 @@ class MindSporeBackend:
 
         return pipeline.batches(dataset, config, settings, cache, first_step, self.group)
 
-    def export(self, network: Network, path: Path, settings: Settings) -> None:
-        """Write a MindIR, which has no place for settings; see ``refinedet.backend.Backend``."""
-        self._engine().export(network, path)
+    def export(self, network: Network, path: Path, settings: Settings, heads: bool = False) -> None:
+        """Write a MindIR that holds its settings, or an AIR; see ``refinedet.backend.Backend``."""
+        self._engine().export(network, path, settings, heads, self.device)
 
     def load(self, path: Path, settings: Settings) -> Network:
         """Read a MindIR; see ``refinedet.backend.Backend``."""
-        network: Network = self._engine().MindIRNetwork(path, settings.model)
+        network: Network = self._engine().MindIRNetwork(path, settings)
         return network

@@ -42,11 +42,11 @@ class OnnxRuntime:
 
         return OnnxNetwork(config, parameters)
 
-    def export(self, network: Network, path: Path, settings: Settings) -> None:
+    def export(self, network: Network, path: Path, settings: Settings, heads: bool = False) -> None:
         """Write an ONNX file that holds its settings; see ``refinedet.backend.Backend``."""
         from refinedet.adapters.onnxruntime.network import export
 
-        export(network, path, settings)
+        export(network, path, settings, heads)
 
     def load(self, path: Path, settings: Settings) -> Network:
         """Read an ONNX file; see ``refinedet.backend.Backend``."""

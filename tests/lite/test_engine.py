@@ -86,6 +86,13 @@ def test_the_option_comes_before_the_variable_and_that_before_this_process(monke
         assert MindSporeLite().python is None
 
 
+def test_a_file_of_this_folder_comes_before_one_on_path(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert engine.other_interpreter(Path("./sh")).path == "sh"
+    (tmp_path / "sh").touch()
+    assert engine.other_interpreter(Path("./sh")).path == str(tmp_path / "sh")
+
+
 def test_without_lite_one_line_says_how_to_name_an_interpreter(monkeypatch):
     monkeypatch.delenv("REFINEDET_LITE_PYTHON", raising=False)
     assert said(find_backend, "mindspore-lite") == (
