@@ -21,7 +21,8 @@ member                    what needs it
 ``export``, ``load``      ``export``; ``eval`` and ``detect`` of an exported file
 ========================  ==========================================================
 
-What is not there is reported as not implemented, never as passed.
+What is not there is reported as not implemented, never as passed. A trainer in float16
+is there if ``precisions`` says so.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from refinedet.settings import InputSettings, Settings
 from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
 from refinedet.spec.network import Heads, Parameters
+from refinedet.spec.optimizer import LossScale
 
 GROUP = "refinedet.backends"
 
@@ -80,6 +82,8 @@ class StepLosses(NamedTuple):
     odm_offsets: float
     odm_logits: float
     total: float
+    skipped: bool = False
+    """The gradient overflowed float16: parameters and velocities stayed."""
 
 
 class Network(Protocol):
@@ -106,6 +110,9 @@ class Trainer(Protocol):
     def velocities(self) -> Parameters:
         """Copies of the momentum of every trained parameter, float32."""
 
+    def loss_scale(self) -> LossScale:
+        """That of the next step; asked in float16 alone."""
+
 
 class Backend(Protocol):
     """One framework on one device."""
@@ -125,6 +132,10 @@ class Backend(Protocol):
         """Variables that it sets for its framework, unless the user has; none if absent."""
 
     @property
+    def precisions(self) -> tuple[str, ...]:
+        """The ``optimizer.precision`` that its trainer has; float32 alone if absent."""
+
+    @property
     def operations(self) -> object:
         """Any object with functions of ``refinedet.operations.OPERATIONS`` by their names.
 
@@ -134,7 +145,7 @@ class Backend(Protocol):
         """
 
     def network(self, config: Config, parameters: Parameters) -> Network:
-        """The detector with these parameters."""
+        """The detector with these parameters; it computes in float32, however it was trained."""
 
     def trainer(
         self,
@@ -142,8 +153,13 @@ class Backend(Protocol):
         parameters: Parameters,
         velocities: Parameters | None = None,
         steps_done: int = 0,
+        loss_scale: LossScale | None = None,
     ) -> Trainer:
-        """A training that starts, or goes on, from here."""
+        """A training that starts, or goes on, from here.
+
+        Without float16 among its ``precisions``, a backend's trainer is never given a
+        ``loss_scale``, and need not take one.
+        """
 
     def batches(
         self,
@@ -169,6 +185,22 @@ class Backend(Protocol):
         Raises:
             BackendError: not such a file, or, as far as it tells, one of other settings.
         """
+
+
+def precisions(backend: Backend) -> tuple[str, ...]:
+    """What the backend can train in."""
+    found: tuple[str, ...] = getattr(backend, "precisions", ("float32",))
+    return found
+
+
+def require_precision(backend: Backend, config: Config) -> None:
+    """Raise a ``BackendError`` unless the backend trains in the precision of the config."""
+    wanted, able = config.optimizer.precision, precisions(backend)
+    if wanted not in able:
+        raise BackendError(
+            f"backend {backend.name}: trains in {' and '.join(able)} alone; set "
+            f"model.optimizer.precision={able[0]}, or use another --backend"
+        )
 
 
 def backend_names() -> list[str]:

@@ -29,7 +29,7 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
-from refinedet.backend import Backend, BackendError, Batch, Network
+from refinedet.backend import Backend, BackendError, Batch, Network, require_precision
 from refinedet.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -61,6 +61,9 @@ SAMPLE_SCORE = 0.5
 """Detections below this are not drawn on it."""
 PATIENCE = 15.0
 """Seconds between two lines of progress where there is no terminal."""
+OVERFLOWS = 40
+"""Steps skipped in a row after which a run ends: 24 halvings lead from the largest loss scale
+to the smallest."""
 BEGUN = "step-00000000"
 """Name of the checkpoint from which a run with foreign weights begins."""
 
@@ -182,9 +185,12 @@ def train(
     Returns:
         The last checkpoint, which is also in the folder.
     Raises:
-        TrainingError: a folder in use, nothing to resume, or a loss that is not finite.
+        TrainingError: a folder in use, nothing to resume, a loss that is not finite, or
+            gradients that always overflow float16.
         DataError: a data set that cannot be used.
+        BackendError: the backend does not train in this precision.
     """
+    require_precision(backend, settings.model)
     start = starting_point(training, evaluation, settings, folder, resume=resume, initial=initial)
     new = not folder.exists()
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -262,9 +268,14 @@ def _train(
     saved: Callable[[], None] | None,
 ) -> Checkpoint:
     config, steps = settings.model, settings.model.schedule.steps
-    trainer = backend.trainer(config, start.parameters, start.velocities, start.steps_done)
+    half = config.optimizer.precision == "float16"
+    begun = [start.loss_scale] if half else []
+    trainer = backend.trainer(
+        config, start.parameters, start.velocities, start.steps_done, *begun
+    )
     step = start.steps_done
     newest = start
+    skipped = 0
 
     def not_finite(what: str) -> TrainingError:
         first = step * settings.input.batch_size
@@ -272,11 +283,13 @@ def _train(
             f"step {step}: {what}; its batch holds positions {first} to "
             f"{first + settings.input.batch_size - 1} of the reading order. The newest checkpoint "
             f"is of step {newest.steps_done}; lower model.schedule.rate or set "
-            f"model.optimizer.clip_norm, and begin another run"
+            f"model.optimizer.clip_norm{' or model.optimizer.precision=float32' if half else ''}, "
+            f"and begin another run"
         )
 
     def save() -> Checkpoint:
-        checkpoint = Checkpoint(settings, trainer.parameters(), trainer.velocities(), step)
+        scale = trainer.loss_scale() if half else None
+        checkpoint = Checkpoint(settings, trainer.parameters(), trainer.velocities(), step, scale)
         try:
             save_checkpoint(folder / "checkpoints", checkpoint, settings.train.keep)
         except CheckpointError as error:
@@ -295,6 +308,7 @@ def _train(
     batches = backend.batches(training, config, settings.input, folder / "cache", step)
     for batch in _with_progress(batches, step, steps, journal):
         began = time.perf_counter()
+        scale = {"loss_scale": trainer.loss_scale().scale} if half else {}
         losses = trainer.step(batch)
         if not math.isfinite(losses.total):
             raise not_finite(f"the loss is not finite ({losses})")
@@ -305,9 +319,18 @@ def _train(
                 "step": step,
                 "learning_rate": rate,
                 **losses._asdict(),
+                **scale,
                 "seconds": round(time.perf_counter() - began, 4),
             }
         )
+        skipped = skipped + 1 if losses.skipped else 0
+        if skipped == min(OVERFLOWS, steps):
+            raise TrainingError(
+                f"step {step}: the gradient overflowed float16 in {skipped} steps one after another, "
+                f"the last with a loss scale of {scale['loss_scale']:g}; lower "
+                f"model.optimizer.loss_scale, set a model.optimizer.loss_scale_window or "
+                f"model.optimizer.precision=float32, and begin another run"
+            )
         every = settings.train.evaluate_every
         due = bool(every) and step % every == 0 and step != steps  # after the last: below
         keep = due or step % settings.train.checkpoint_every == 0 or step == steps

@@ -12,8 +12,9 @@ from types import ModuleType
 from refinedet.backend import BackendError, Batch, Limitation, Network, Trainer
 from refinedet.data.dataset import Dataset
 from refinedet.settings import InputSettings, Settings
-from refinedet.spec.config import Config
+from refinedet.spec.config import PRECISIONS, Config
 from refinedet.spec.network import Parameters
+from refinedet.spec.optimizer import LossScale
 
 OLDEST, NEWEST = (2, 7, 2), (2, 10)
 CAPPED_FROM = (2, 9)
@@ -30,6 +31,7 @@ class MindSporeBackend:
     """``refinedet.backend.Backend`` for one of MindSpore's devices."""
 
     limitations: tuple[Limitation, ...] = ()
+    precisions = PRECISIONS
 
     def __init__(self, name: str, device: str) -> None:
         self.name = name
@@ -88,12 +90,13 @@ class MindSporeBackend:
         parameters: Parameters,
         velocities: Parameters | None = None,
         steps_done: int = 0,
+        loss_scale: LossScale | None = None,
     ) -> Trainer:
         """See ``refinedet.backend.Backend``."""
         self._engine()
         from refinedet.adapters.mindspore.trainer import MindSporeTrainer
 
-        return MindSporeTrainer(config, parameters, velocities, steps_done)
+        return MindSporeTrainer(config, parameters, velocities, steps_done, loss_scale)
 
     def batches(
         self,
