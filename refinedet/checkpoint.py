@@ -1,11 +1,11 @@
 """Checkpoints: everything a training needs to go on, in one file that runs no code.
 
 A checkpoint is a safetensors file: parameters as ``parameter/NAME``, momentum as
-``velocity/NAME``, and in its metadata the settings, the step, in float16 the loss scale and how
-many steps it has been good, the versions that wrote it and a digest of all of this. The order of the pictures, their augmentation and the learning rate
-are functions of the seed and the step (``refinedet.data.training``,
-``refinedet.spec.schedule``): the seed is in the settings and the step is here, so
-there is no further state. Weights for deployment are the same without momentum.
+``velocity/NAME``, and in its metadata the settings, the step, in float16 the loss scale and the
+steps it has been good for, the versions that wrote it and a digest of all of this. The order of
+the pictures, their augmentation and the learning rate are functions of the seed and the step
+(``refinedet.data.training``, ``refinedet.spec.schedule``): the seed is in the settings and the
+step is here, so there is no further state. Weights for deployment are the same without momentum.
 
 Files are written beside their goal, read back and compared, forced to the disk and
 renamed; only then is an older one removed. Numbers are written from where they are and

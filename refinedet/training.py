@@ -270,9 +270,7 @@ def _train(
     config, steps = settings.model, settings.model.schedule.steps
     half = config.optimizer.precision == "float16"
     begun = [start.loss_scale] if half else []
-    trainer = backend.trainer(
-        config, start.parameters, start.velocities, start.steps_done, *begun
-    )
+    trainer = backend.trainer(config, start.parameters, start.velocities, start.steps_done, *begun)
     step = start.steps_done
     newest = start
     skipped = 0
@@ -326,8 +324,8 @@ def _train(
         skipped = skipped + 1 if losses.skipped else 0
         if skipped == min(OVERFLOWS, steps):
             raise TrainingError(
-                f"step {step}: the gradient overflowed float16 in {skipped} steps one after another, "
-                f"the last with a loss scale of {scale['loss_scale']:g}; lower "
+                f"step {step}: the gradient overflowed float16 in {skipped} steps in a row, the "
+                f"last with a loss scale of {scale['loss_scale']:g}; lower "
                 f"model.optimizer.loss_scale, set a model.optimizer.loss_scale_window or "
                 f"model.optimizer.precision=float32, and begin another run"
             )

@@ -387,7 +387,7 @@ class OptimizerConfig:
             normalisation, L2 normalisation, coding, losses and update stay in float32. Of
             training alone: a detector predicts in float32.
         loss_scale_window: for float16; None keeps the scale, a number lets it follow the
-            gradient (see ``refinedet.spec.optimizer.LossScale``).
+            gradient (see ``refinedet.spec.optimizer.next_loss_scale``).
     """
 
     momentum: float = 0.9

@@ -6,7 +6,7 @@ parameters of the group "decay", or to all. 4. Momentum: ``velocity = momentum *
 gradient``, ``parameter -= rate * velocity``; the rate of biases times ``bias_rate``.
 
 In float16 a scaled gradient may overflow: such a step is skipped (``refinedet.spec.training``),
-and the scale of the next one may be another (``LossScale``).
+and the scale of the next one may be another (``next_loss_scale``).
 """
 
 from __future__ import annotations
@@ -44,24 +44,26 @@ class LossScale:
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise ContractError(f"good steps: want a whole number from 0, got {count!r}")
 
-    def next(self, finite: bool, window: int | None) -> LossScale:
-        """The scale of the step after this one.
 
-        Half of it after an overflow, twice of it after ``window`` steps without, from 1 to
-        2**24; without a window it stays.
+def next_loss_scale(now: LossScale, finite: bool, window: int | None) -> LossScale:
+    """The loss scale of the step after one with ``now``.
 
-        Args:
-            finite: the gradient of this step did not overflow.
-        Source: MindSpore, ``nn.DynamicLossScaleUpdateCell``, which has no upper end.
-        """
-        if window is None:
-            return self
-        lowest, highest = SCALES
-        if not finite:
-            return LossScale(max(self.scale / 2, lowest))
-        if self.good_steps + 1 < window:
-            return LossScale(self.scale, self.good_steps + 1)
-        return LossScale(min(self.scale * 2, highest))
+    Half of it after an overflow, twice of it after ``window`` steps without, but from 1 to
+    2**24; without a window it stays.
+
+    Args:
+        finite: the gradient did not overflow.
+        window: ``optimizer.loss_scale_window``.
+    Source: MindSpore, ``nn.DynamicLossScaleUpdateCell``, which has no upper end.
+    """
+    if window is None:
+        return now
+    lowest, highest = SCALES
+    if not finite:
+        return LossScale(max(now.scale / 2, lowest))
+    if now.good_steps + 1 < window:
+        return LossScale(now.scale, now.good_steps + 1)
+    return LossScale(min(now.scale * 2, highest))
 
 
 def clip_by_global_norm(gradients: Tensors, norm: float) -> Tensors:

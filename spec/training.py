@@ -23,7 +23,7 @@ from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
 from refinedet.spec.losses import Loss, detector_loss
 from refinedet.spec.network import Heads, Parameters, forward_and_back, trained_parameters
-from refinedet.spec.optimizer import LossScale, momentum_step
+from refinedet.spec.optimizer import LossScale, momentum_step, next_loss_scale
 from refinedet.spec.schedule import learning_rate
 
 LARGEST_FLOAT16 = 65504.0
@@ -104,7 +104,7 @@ def training_step(
         parameters, pictures, boxes, labels, config, now.scale
     )
     finite = all(np.isfinite(g).all() for g in gradients.values())
-    after = now.next(finite, options.loss_scale_window)
+    after = next_loss_scale(now, finite, options.loss_scale_window)
     if options.precision == "float16" and not finite:
         return Step(loss, parameters | statistics, velocities, after, skipped=True)
     rate = learning_rate(step, config.schedule)

@@ -105,7 +105,7 @@ class HalfStep(nn.Cell):
     """``TrainStep`` in float16: a step whose gradient overflows is skipped.
 
     Returns the four parts of the loss, and whether the gradient was finite.
-    ``scale`` and ``good_steps`` are ``spec.optimizer.LossScale``, turned by its rule.
+    ``scale`` and ``good_steps`` are a ``spec.optimizer.LossScale``.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class HalfStep(nn.Cell):
         return parts, finite
 
     def turn(self, finite: ms.Tensor) -> None:
-        """Make the loss scale that of the next step."""
+        """``spec.optimizer.next_loss_scale``."""
         good = ops.select(finite, self.good_steps + 1, ops.zeros_like(self.good_steps))
         whole = good >= self.window
         smaller = ops.maximum(self.scale / 2, self.lowest)

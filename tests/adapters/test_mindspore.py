@@ -165,7 +165,7 @@ def test_update_is_the_contracts(stepped):
         assert norm == pytest.approx(options.clip_norm, rel=1e-4)
     else:
         assert norm > 0.5
-    gradients = {n: (v - decay[n]) * options.loss_scale for n, v in velocities[0].items()}
+    gradients = {n: (v - decay[n]) * options.scale for n, v in velocities[0].items()}
     zeros = {n: np.zeros_like(v) for n, v in velocities[0].items()}
     first = learning_rate(0, config.schedule)
     new, _ = momentum_step(parameters, gradients, zeros, first, config)
@@ -179,6 +179,22 @@ def test_training_goes_on_bit_for_bit(stepped):
     again.step(batch)
     for name, value in again.parameters().items():
         np.testing.assert_array_equal(value, after[1][name], err_msg=name)
+
+
+def test_float16_trains_as_float32_does():
+    """The loss falls, and stays near: activations alone are rounded."""
+    batch, _ = batch_of(CONFIGS["biases"])
+    losses = {}
+    for precision in ("float32", "float16"):
+        config = replace(CONFIGS["biases"], optimizer={"precision": precision})
+        trainer = MindSporeCPU().trainer(config, parameters_of(config))
+        taken = [trainer.step(batch) for _ in range(12)]
+        assert not any(step.skipped for step in taken)
+        losses[precision] = [step.total for step in taken]
+    single, half = np.array(losses["float32"]), np.array(losses["float16"])
+    assert half[-1] < 0.8 * half[0]
+    assert (half != single).all()
+    np.testing.assert_allclose(half, single, rtol=0.02)
 
 
 @pytest.fixture(scope="module")

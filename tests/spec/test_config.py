@@ -549,7 +549,9 @@ def test_a_loss_scale_may_follow_the_gradient_in_float16(scale):
 
 
 def test_a_loss_scale_follows_the_gradient_in_float16_alone_and_within_bounds():
-    with refused("optimizer.loss_scale_window: wants null with optimizer.precision 'float32', got 1"):
+    with refused(
+        "optimizer.loss_scale_window: wants null with optimizer.precision 'float32', got 1"
+    ):
         OptimizerConfig(loss_scale_window=1)
     for scale in (0.5, 2.0**24 + 2):
         wanted = "1 to 2**24 with an optimizer.loss_scale_window"

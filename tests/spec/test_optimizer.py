@@ -8,7 +8,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from refinedet.spec.config import replace
 from refinedet.spec.network import initial_parameters, parameter_table
-from refinedet.spec.optimizer import LossScale, clip_by_global_norm, momentum_step
+from refinedet.spec.optimizer import (
+    LossScale,
+    clip_by_global_norm,
+    momentum_step,
+    next_loss_scale,
+)
 
 from .strategies import refused, tiny
 
@@ -188,7 +193,7 @@ def run(scale, window, steps):
     """The scales after steps that are finite ("+") or overflow ("-")."""
     scales = []
     for step in steps:
-        scale = scale.next(step == "+", window)
+        scale = next_loss_scale(scale, step == "+", window)
         scales.append((scale.scale, scale.good_steps))
     return scales
 

@@ -98,7 +98,8 @@ def test_in_float16_a_step_without_overflow_is_that_of_float32():
     arguments = *start(), BOXES, LABELS
     got = training_step(*arguments, 3, HALF, LossScale(8.0, 1))
     want = training_step(*arguments, 3, CONFIG)
-    assert not got.skipped and not want.skipped
+    assert not got.skipped
+    assert not want.skipped
     for mine, other in ((got.parameters, want.parameters), (got.velocities, want.velocities)):
         for name, value in mine.items():
             assert_array_equal(value, other[name])
