@@ -110,8 +110,12 @@ class Trainer(Protocol):
     def velocities(self) -> Parameters:
         """Copies of the momentum of every trained parameter, float32."""
 
+
+class HalfTrainer(Trainer, Protocol):
+    """A training in float16."""
+
     def loss_scale(self) -> LossScale:
-        """That of the next step; asked in float16 alone."""
+        """That of the next step."""
 
 
 class Backend(Protocol):
@@ -155,10 +159,10 @@ class Backend(Protocol):
         steps_done: int = 0,
         loss_scale: LossScale | None = None,
     ) -> Trainer:
-        """A training that starts, or goes on, from here.
+        """A training that starts, or goes on, from here; in float16 a ``HalfTrainer``.
 
-        Without float16 among its ``precisions``, a backend's trainer is never given a
-        ``loss_scale``, and need not take one.
+        Without float16 among its ``precisions``, a backend is never given a ``loss_scale``,
+        and need not take one.
         """
 
     def batches(
@@ -187,13 +191,13 @@ class Backend(Protocol):
         """
 
 
-def precisions(backend: Backend) -> tuple[str, ...]:
+def precisions(backend: Any) -> tuple[str, ...]:
     """What the backend can train in."""
     found: tuple[str, ...] = getattr(backend, "precisions", ("float32",))
     return found
 
 
-def require_precision(backend: Backend, config: Config) -> None:
+def require_precision(backend: Any, config: Config) -> None:
     """Raise a ``BackendError`` unless the backend trains in the precision of the config."""
     wanted, able = config.optimizer.precision, precisions(backend)
     if wanted not in able:

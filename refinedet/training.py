@@ -24,12 +24,19 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import numpy as np
 from tqdm import tqdm
 
-from refinedet.backend import Backend, BackendError, Batch, Network, require_precision
+from refinedet.backend import (
+    Backend,
+    BackendError,
+    Batch,
+    HalfTrainer,
+    Network,
+    require_precision,
+)
 from refinedet.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -286,7 +293,7 @@ def _train(
         )
 
     def save() -> Checkpoint:
-        scale = trainer.loss_scale() if half else None
+        scale = cast(HalfTrainer, trainer).loss_scale() if half else None
         checkpoint = Checkpoint(settings, trainer.parameters(), trainer.velocities(), step, scale)
         try:
             save_checkpoint(folder / "checkpoints", checkpoint, settings.train.keep)
@@ -306,7 +313,7 @@ def _train(
     batches = backend.batches(training, config, settings.input, folder / "cache", step)
     for batch in _with_progress(batches, step, steps, journal):
         began = time.perf_counter()
-        scale = {"loss_scale": trainer.loss_scale().scale} if half else {}
+        scale = {"loss_scale": cast(HalfTrainer, trainer).loss_scale().scale} if half else {}
         losses = trainer.step(batch)
         if not math.isfinite(losses.total):
             raise not_finite(f"the loss is not finite ({losses})")

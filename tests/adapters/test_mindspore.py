@@ -182,11 +182,16 @@ def test_training_goes_on_bit_for_bit(stepped):
 
 
 def test_float16_trains_as_float32_does():
-    """The loss falls, and stays near: activations alone are rounded."""
+    """The loss falls, and stays near: activations alone are rounded.
+
+    At a rate that does not jump: one that does turns rounding into another path. The contract
+    with its activations rounded to float16 was seen to part by 0.0034.
+    """
+    calm = {"optimizer": {"bias_rate": 1.0}, "schedule": {"rate": 0.003}}
     batch, _ = batch_of(CONFIGS["biases"])
     losses = {}
     for precision in ("float32", "float16"):
-        config = replace(CONFIGS["biases"], optimizer={"precision": precision})
+        config = replace(replace(CONFIGS["biases"], **calm), optimizer={"precision": precision})
         trainer = MindSporeCPU().trainer(config, parameters_of(config))
         taken = [trainer.step(batch) for _ in range(12)]
         assert not any(step.skipped for step in taken)
@@ -194,7 +199,7 @@ def test_float16_trains_as_float32_does():
     single, half = np.array(losses["float32"]), np.array(losses["float16"])
     assert half[-1] < 0.8 * half[0]
     assert (half != single).all()
-    np.testing.assert_allclose(half, single, rtol=0.02)
+    np.testing.assert_allclose(half, single, rtol=0.01)
 
 
 @pytest.fixture(scope="module")
