@@ -19,6 +19,7 @@ member                    what needs it
 ``trainer``               conformance, *training step*; ``train``
 ``batches``               ``train``
 ``export``, ``load``      ``export``; ``eval`` and ``detect`` of an exported file
+``group``                 ``launch``: a ``refinedet.group.Group``; without it, it works alone
 ========================  ==========================================================
 
 What is not there is reported as not implemented, never as passed. A trainer in float16
@@ -127,6 +128,13 @@ class Backend(Protocol):
     def missing(self) -> str | None:
         """Why it cannot run here and what to do about it, or None. Cheap to call."""
 
+    def found(self) -> str:
+        """The framework's version and the device, once it is set up; may be absent.
+
+        Raises:
+            BackendError: the device is missing after all.
+        """
+
     @property
     def limitations(self) -> tuple[Limitation, ...]:
         """Checks of the conformance suite that it is known to fail; none if absent."""
@@ -175,16 +183,18 @@ class Backend(Protocol):
     ) -> Iterator[Batch]:
         """The batches of a training from a step on: a function of data, settings and seed."""
 
-    def export(self, network: Network, path: Path, settings: Settings) -> None:
+    def export(self, network: Network, path: Path, settings: Settings, heads: bool = False) -> None:
         """Write the detector, decoding included, as a file of the backend's own kind.
 
-        A kind that has a place for ``settings`` holds them too.
+        A kind that has a place for ``settings`` holds them too. ``heads`` asks for the raw
+        outputs instead; a backend that has no such file leaves the argument out.
         """
 
     def load(self, path: Path, settings: Settings) -> Network:
         """Read what ``export`` wrote with these settings.
 
-        ``heads`` may be missing from such a network.
+        ``heads`` may be missing from such a network. ``scored_boxes`` of raw outputs are made by
+        ``spec.detection.scored_boxes``.
 
         Raises:
             BackendError: not such a file, or, as far as it tells, one of other settings.
@@ -212,6 +222,21 @@ def backend_names() -> list[str]:
     return sorted(point.name for point in entry_points(group=GROUP))
 
 
+def device_found(backend: Backend) -> str:
+    """What the backend found here, once it is set up; that it is ready, if it says no more."""
+    told: str = backend.found() if hasattr(backend, "found") else "ready"
+    return told
+
+
+def lacking(name: str) -> str | None:
+    """Why a backend cannot run here, or None."""
+    try:
+        find_backend(name)
+    except BackendError as error:
+        return str(error).removeprefix(f"backend {name}: ")
+    return None
+
+
 def find_backend(name: str, *needs: str, **options: Any) -> Backend:
     """The backend of that name, ready to run here.
 
@@ -233,8 +258,18 @@ def find_backend(name: str, *needs: str, **options: Any) -> Backend:
         else:
             known = ", ".join(backend_names())
             raise BackendError(f"backend: no {name!r}; there are {known}, or MODULE:ATTRIBUTE")
-    except (ImportError, AttributeError) as error:
-        raise BackendError(f"backend {name}: {error}") from error
+    except BackendError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+        kind = (
+            "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        )
+        raise BackendError(f"backend {name}: {kind}{error}") from error
+    if not (inspect.isclass(made) and callable(getattr(made, "missing", None))):
+        raise BackendError(
+            f"backend {name}: is no backend: that is a class with a method missing, see "
+            "docs/write-a-backend.md"
+        )
     for option in options:
         if option not in inspect.signature(made).parameters:
             spelt = option.replace("_", "-")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -12,6 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from refinedet.backend import Backend, BackendError, find_backend
+from refinedet.options import Command, gathered
 
 DEFAULT = "mindspore-cpu"
 PANEL = "Device"
@@ -68,26 +67,25 @@ OPTIONS: dict[str, Any] = {
 """By the backend's keyword argument."""
 
 
-def chooses_backend(command: Callable[..., None]) -> Callable[..., None]:
+def chooses_backend(command: Command) -> Command:
     """Give a command the options that choose what computes.
 
     Args:
         command: has a keyword argument ``backend``, a ``Choice``; or ``backends``, a list of
             them, which, without a default, the user has to name.
     """
-    own = inspect.signature(command, eval_str=True).parameters
+    own = inspect.signature(command).parameters
     several = "backends" in own
     needed = several and own["backends"].default is inspect.Parameter.empty
     helped = "What computes" + ("; repeatable" if several else "")
     helped += "." if needed else f"; else {DEFAULT}."
-    kind = list[str] | None if several else str | None
-    backend = Annotated[kind, typer.Option("--backend", help=helped, rich_help_panel=PANEL)]
-    asked = {"backend": backend, "target": TargetOption, **OPTIONS}
+    kind: Any = list[str] | None if several else str | None
+    asked = Annotated[kind, typer.Option("--backend", help=helped, rich_help_panel=PANEL)]
 
-    @functools.wraps(command)
-    def chosen(*, backend: str | list[str] | None, target: Target | None, **values: Any) -> None:
-        taken = {name: values.pop(name) for name in OPTIONS}
-        options = tuple((name, value) for name, value in taken.items() if value is not None)
+    def chosen(
+        backend: str | list[str] | None, target: Target | None, **options: Any
+    ) -> Choice | list[Choice]:
+        given = tuple((name, value) for name, value in options.items() if value is not None)
         names = [backend] if isinstance(backend, str) else list(backend or ())
         if target is not None:
             if names:
@@ -99,15 +97,8 @@ def chooses_backend(command: Callable[..., None]) -> Callable[..., None]:
             if needed:
                 raise BackendError("--backend: say which backend to judge, or give --target")
             names = [DEFAULT]
-        choices = [Choice(name, options) for name in dict.fromkeys(names)]
-        command(**values, **({"backends": choices} if several else {"backend": choices[0]}))
+        choices = [Choice(name, given) for name in dict.fromkeys(names)]
+        return choices if several else choices[0]
 
-    parameters = [p for p in own.values() if p.name not in ("backend", "backends")]
-    parameters += [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-        for name, kind in asked.items()
-    ]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-    chosen.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    chosen.__annotations__ = {p.name: p.annotation for p in parameters}
-    return chosen
+    options = {"backend": asked, "target": TargetOption, **OPTIONS}
+    return gathered(command, "backends" if several else "backend", options, chosen)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from enum import Enum
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -17,15 +17,24 @@ from tqdm import tqdm
 from typer.core import TyperGroup
 
 from refinedet import __version__
-from refinedet.backend import BackendError, backend_names, require_precision
+from refinedet.backend import (
+    BackendError,
+    backend_names,
+    device_found,
+    find_backend,
+    lacking,
+    require_precision,
+)
 from refinedet.bench import bench as run_bench
 from refinedet.bench import table as bench_table
 from refinedet.checkpoint import CheckpointError
-from refinedet.choice import Choice, chooses_backend
+from refinedet.choice import DEFAULT, Choice, chooses_backend
 from refinedet.data.checks import report
 from refinedet.data.dataset import DataError, Dataset
 from refinedet.data.pictures import read_picture
-from refinedet.data.source import DataSource, read_dataset
+from refinedet.data.source import read_dataset
+from refinedet.data_choice import PANEL, DataChoice, chooses_data, held_out
+from refinedet.demo import STEPS as DEMO_STEPS
 from refinedet.demo import demo as run_demo
 from refinedet.drawing import detections_json, draw_detections, write_picture
 from refinedet.evaluation import (
@@ -33,6 +42,7 @@ from refinedet.evaluation import (
     evaluation_table,
 )
 from refinedet.files import write_json
+from refinedet.group import by_first, group_of
 from refinedet.models import export_model, open_model
 from refinedet.plan import plan
 from refinedet.prediction import Predictor, confident
@@ -45,7 +55,7 @@ from refinedet.published import (
     require_agreement,
 )
 from refinedet.raw_outputs import ZOO, evaluate_raw_outputs
-from refinedet.remote import CACHE, RemoteError, RunCopy, copy_data
+from refinedet.remote import RemoteError, RunCopy
 from refinedet.reported import evaluate_model
 from refinedet.results import score_results
 from refinedet.settings import SettingsError, resolve, to_yaml
@@ -67,6 +77,8 @@ FAILURES = (
     SettingsError,
     TrainingError,
 )
+INTERRUPTED = 130
+"""Status after Ctrl-C, as shells have it."""
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png"}
 TRAINS = ("network", "trainer", "batches")
 """What a backend implements to train in the application."""
@@ -128,97 +140,10 @@ app.add_typer(data_app, name="data")
 app.add_typer(presets_app, name="presets")
 
 
-class Layout(str, Enum):
-    """How a data set lies on the disk."""
-
-    coco = "coco"
-    voc = "voc"
-    text = "text"
-
-
-DATA = "Data set"
-LayoutOption = Annotated[
-    Layout | None, typer.Option("--layout", help="Layout of the data set.", rich_help_panel=DATA)
-]
-RootOption = Annotated[
-    Path | None, typer.Option("--root", help="Folder of the data set.", rich_help_panel=DATA)
-]
-AnnotationsOption = Annotated[
-    Path | None,
-    typer.Option("--annotations", help="COCO's JSON or the text list.", rich_help_panel=DATA),
-]
-PicturesOption = Annotated[
-    Path | None, typer.Option("--pictures", help="Folder of the pictures.", rich_help_panel=DATA)
-]
-SplitOption = Annotated[
-    str | None,
-    typer.Option(
-        "--split",
-        help="VOC: names of lists in ImageSets/Main, with commas; YEAR:NAME joins years.",
-        rich_help_panel=DATA,
-    ),
-]
-ClassesOption = Annotated[
-    str | None,
-    typer.Option("--classes", help="Class names with commas, in order.", rich_help_panel=DATA),
-]
-DataUrlOption = Annotated[
-    str | None,
-    typer.Option(
-        "--data-url",
-        help="file://, s3:// or obs:// folder to copy first; --root and the others start in it.",
-        rich_help_panel=DATA,
-    ),
-]
-DataCacheOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-cache",
-        help=f"Folder for copies of --data-url; {CACHE} if not given.",
-        rich_help_panel=DATA,
-    ),
-]
 ModelOption = Annotated[
     Path,
     typer.Option("--model", help="Folder of a run, a checkpoint, or an exported detector."),
 ]
-
-
-def _source(
-    layout: Layout | None,
-    root: Path | None,
-    annotations: Path | None,
-    pictures: Path | None,
-    split: str | None,
-    classes: str | None,
-    data_url: str | None = None,
-    data_cache: Path | None = None,
-) -> DataSource:
-    if layout is None:
-        raise DataError("--layout: say how the data set lies on the disk: coco, voc or text")
-    _require_fit(layout, "--", annotations, pictures, split)
-    if data_url is not None:
-        if root is not None and root.is_absolute():
-            raise DataError(
-                f"--root: {root} is outside the copy of --data-url; give a relative one"
-            )
-        root = copy_data(data_url, data_cache or CACHE, typer.echo) / (root or Path())
-    elif data_cache is not None:
-        raise DataError("--data-cache: is for copies of --data-url; give that too")
-    names = tuple(name.strip() for name in classes.split(",")) if classes else ()
-    return DataSource(layout.value, root, annotations, pictures, split, names)
-
-
-def _require_fit(
-    layout: Layout, prefix: str, annotations: Path | None, pictures: Path | None, split: str | None
-) -> None:
-    """Refuse options of another layout: nobody reads them."""
-    of_others: dict[str, object] = {"split": split}
-    if layout is Layout.voc:
-        of_others = {"annotations": annotations, "pictures": pictures}
-    for name, value in of_others.items():
-        if value is not None:
-            raise DataError(f"{prefix}{name}: is not for --layout {layout.value}; leave it out")
 
 
 def _say_skips(dataset: Dataset) -> Dataset:
@@ -236,33 +161,30 @@ def demo_command(
     backend: Choice,
     run: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Of pictures, parameters and order.")] = 0,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Of the training; a few try all, and learn nothing.")
+    ] = DEMO_STEPS,
 ) -> None:
     """Draw pictures of shapes, train on them, evaluate, export, and run the export."""
-    run_demo(backend.find(*TRAINS, "export", "load"), run, seed)
+    run_demo(backend.find(*TRAINS, "export", "load"), run, seed, steps)
 
 
 @app.command("train")
 @chooses_backend
+@chooses_data
 def train_command(
     backend: Choice,
+    data: DataChoice,
     run: Annotated[Path, typer.Option(help="Folder of the run; new, unless --resume.")],
-    layout: LayoutOption = None,
-    root: RootOption = None,
-    annotations: AnnotationsOption = None,
-    pictures: PicturesOption = None,
-    split: SplitOption = None,
-    classes: ClassesOption = None,
-    data_url: DataUrlOption = None,
-    data_cache: DataCacheOption = None,
     eval_annotations: Annotated[
         Path | None,
-        typer.Option(help="As --annotations, to evaluate on.", rich_help_panel=DATA),
+        typer.Option(help="As --annotations, to evaluate on.", rich_help_panel=PANEL),
     ] = None,
     eval_pictures: Annotated[
-        Path | None, typer.Option(help="As --pictures, to evaluate on.", rich_help_panel=DATA)
+        Path | None, typer.Option(help="As --pictures, to evaluate on.", rich_help_panel=PANEL)
     ] = None,
     eval_split: Annotated[
-        str | None, typer.Option(help="As --split, to evaluate on.", rich_help_panel=DATA)
+        str | None, typer.Option(help="As --split, to evaluate on.", rich_help_panel=PANEL)
     ] = None,
     preset_name: Annotated[
         str | None, typer.Option("--preset", help="Settings to begin with.")
@@ -299,28 +221,21 @@ def train_command(
     ] = False,
 ) -> None:
     """Train, and evaluate if told on what."""
-    if dry_run and (data_url is not None or train_url is not None):
+    if dry_run and (data.url is not None or train_url is not None):
         raise DataError("--dry-run: writes nothing; leave out --data-url and --train-url")
-    copy = None if train_url is None else RunCopy(train_url, run, resume=resume)
-    source = _source(layout, root, annotations, pictures, split, classes, data_url, data_cache)
+    engine, initial = backend.find(*TRAINS), None
+    group, copy = group_of(engine), None
+    if train_url is not None and group.rank == 0:
+        copy = RunCopy(train_url, run, resume=resume)
+    source = by_first(group, data.source)
     training = _say_skips(read_dataset(source))
     training.require_usable()
     evaluation = None
     if eval_annotations or eval_pictures or eval_split:
-        kind = Layout(source.layout)
-        _require_fit(kind, "--eval-", eval_annotations, eval_pictures, eval_split)
-        if kind is not Layout.voc and eval_annotations is None:  # the training's would be judged
-            raise DataError(f"--eval-annotations: --layout {kind.value} needs it, to evaluate")
-        other = replace(
-            source,
-            annotations=eval_annotations or annotations,
-            pictures=eval_pictures or pictures,
-            split=eval_split or split,
-            class_names=training.class_names,
-        )
+        other = held_out(source, eval_annotations, eval_pictures, eval_split)
+        other = replace(other, class_names=training.class_names)
         evaluation = _say_skips(read_dataset(other, check_pictures=True))
     settings = resolve(preset_name, settings_file, assignments or (), training.class_names)
-    engine, initial = backend.find(*TRAINS), None
     require_precision(engine, settings.model)
     if backbone is not None and detector is not None:
         raise TrainingError("--backbone: --initial has a trunk already; give one of the two")
@@ -340,9 +255,17 @@ def train_command(
             "--partial: says what may be missing from --backbone or --initial; give one of them too"
         )
     if dry_run:
-        typer.echo(
-            plan(engine.name, training, evaluation, settings, run, resume=resume, initial=initial)
+        said = plan(
+            engine.name,
+            training,
+            evaluation,
+            settings,
+            run,
+            resume=resume,
+            initial=initial,
+            workers=group.size,
         )
+        typer.echo(said)
         return
     saved = copy.save if copy else None
     train(engine, training, evaluation, settings, run, resume=resume, initial=initial, saved=saved)
@@ -352,20 +275,14 @@ def train_command(
 
 @app.command("eval")
 @chooses_backend
+@chooses_data
 def eval_command(
     backend: Choice,
+    data: DataChoice,
     model: Annotated[
         Path | None,
         typer.Option("--model", help="Folder of a run, a checkpoint, or an exported detector."),
     ] = None,
-    layout: LayoutOption = None,
-    root: RootOption = None,
-    annotations: AnnotationsOption = None,
-    pictures: PicturesOption = None,
-    split: SplitOption = None,
-    classes: ClassesOption = None,
-    data_url: DataUrlOption = None,
-    data_cache: DataCacheOption = None,
     results: Annotated[
         Path | None,
         typer.Option(help="COCO results to score against --annotations; needs no model."),
@@ -416,25 +333,27 @@ def eval_command(
         raise DataError("--resume: needs --model, and --output of the evaluation to go on with")
     if preset_name is not None and results_bin is None:
         raise DataError("--preset: is for --results-bin; a model has its own settings")
+    if (results_bin or results) is not None and (backend.name, backend.options) != (DEFAULT, ()):
+        raise DataError(
+            "--backend: computes what --model finds, and result files have that; leave it out, "
+            "and the options of its device"
+        )
     if results_bin is not None:
         if model is not None or results is not None:
             other = "--model" if results is None else "--results"
             raise DataError(f"--results-bin: {other} is evaluated alone; leave out one of the two")
-        source = _source(layout, root, annotations, pictures, split, classes, data_url, data_cache)
-        evaluation = evaluate_raw_outputs(
-            results_bin, _say_skips(read_dataset(source)), preset_name or ZOO, protocol, output
-        )
+        judged = _say_skips(read_dataset(data.source()))
+        evaluation = evaluate_raw_outputs(results_bin, judged, preset_name or ZOO, protocol, output)
     elif results is not None:
-        if data_url is not None:
-            raise DataError("--data-url: is for --model; --results takes files of this machine")
-        if annotations is None:
-            raise DataError("--results: needs --annotations, the COCO JSON with the truth")
+        truth = data.truth()
+        if output is not None:
+            raise DataError("--output: is not for --results; leave it out")
         if row is not None and row.main not in FIGURES:
             raise DataError(f"--expect {row.name}: has {row.main}, --results gives COCO's alone")
-        evaluation = score_results(results, annotations, scoring_bar, protocol)
+        evaluation = score_results(results, truth, scoring_bar, protocol)
     elif model is not None:
-        source = _source(layout, root, annotations, pictures, split, classes, data_url, data_cache)
         engine = backend.find("network")
+        source = by_first(group_of(engine), data.source)
         evaluation = evaluate_model(
             engine, model, source, protocol, output, resume, batch_size, _say_skips
         )
@@ -465,7 +384,8 @@ def detect_command(
     counts = Counter(file.name for file in files)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise DataError(f"{twice[0]}: in several folders; detect in one after the other")
-    if any(file.resolve().parent == output.resolve() for file in files):
+    folder = Path(os.path.realpath(output))  # resolve raises at a loop of links
+    if any(Path(os.path.realpath(file)).parent == folder for file in files):
         raise DataError(f"{output}: holds pictures to look at; choose another --output")
     opened = open_model(backend.find("network"), model)
     predictor = Predictor(opened.network, min(8, len(files)))
@@ -518,25 +438,27 @@ def export_command(
     backend: Choice,
     model: ModelOption,
     output: Annotated[Path, typer.Option(help="The file to write, as detector.mindir.")],
+    heads: Annotated[
+        bool, typer.Option("--heads", help="The raw outputs in place of boxes and scores.")
+    ] = False,
 ) -> None:
-    """Write a trained detector as the backend's own kind of file (MindIR, ONNX)."""
+    """Write a trained detector as the backend's own kind of file (MindIR, AIR, ONNX)."""
+    if os.path.realpath(output) == os.path.realpath(model):
+        raise DataError(
+            f"--output {output}: is the --model, which it would replace; choose another"
+        )
     engine = backend.find("network", "export")
-    export_model(engine, open_model(engine, model), output)
+    export_model(engine, open_model(engine, model), output, heads=heads)
     typer.echo(f"wrote {output} and its settings, {output}.yaml")
 
 
 @data_app.command("check")
+@chooses_data
 def check_command(
-    layout: LayoutOption = None,
-    root: RootOption = None,
-    annotations: AnnotationsOption = None,
-    pictures: PicturesOption = None,
-    split: SplitOption = None,
-    classes: ClassesOption = None,
+    data: DataChoice,
 ) -> None:
     """List everything that is wrong with a data set; status 1 if training would refuse it."""
-    source = _source(layout, root, annotations, pictures, split, classes)
-    dataset = read_dataset(source, check_pictures=True)
+    dataset = read_dataset(data.source(), check_pictures=True)
     typer.echo(report(dataset))
     if dataset.refusals() or not dataset.records:
         raise typer.Exit(1)
@@ -578,10 +500,21 @@ def bench_command(
 
 
 @app.command("backends")
-def backends_command() -> None:
-    """Name the installed backends."""
-    for name in backend_names():
-        typer.echo(name)
+def backends_command(
+    name: Annotated[
+        str | None, typer.Argument(help="Set this one up, and tell the device found.")
+    ] = None,
+    device_id: Annotated[int | None, typer.Option(min=0, help="Which device of its kind.")] = None,
+) -> None:
+    """Name the installed backends, and what each lacks here; of one, the device found."""
+    if name is not None:
+        options = {} if device_id is None else {"device_id": device_id}
+        typer.echo(f"{name}: {device_found(find_backend(name, **options))}")
+        return
+    if device_id is not None:
+        raise BackendError("--device-id: is for one backend; name it")
+    for known in backend_names():
+        typer.echo(f"{known:24}{lacking(known) or 'ready'}")
 
 
 def _version(wanted: bool) -> None:
@@ -611,7 +544,11 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(app(standalone_mode=False))
+        # Typer makes of an interruption a status; in its older versions, an Abort.
+        status = app(standalone_mode=False)
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(status)
     except FAILURES as error:
         shown = str(error)
         if isinstance(error, OSError) and error.filename and error.strerror:
@@ -619,12 +556,12 @@ def main() -> None:
         elif isinstance(error, MemoryError):
             shown = f"not enough memory: {error}"
         _fail(shown)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print(
             "refinedet: interrupted; train, and eval with --output, go on with --resume",
             file=sys.stderr,
         )
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         # Typer's own exceptions for a wrong option; their module is not public.
         if not hasattr(error, "format_message"):

@@ -18,29 +18,39 @@ from refinedet.training import evaluate, train, write_evaluation
 PRESET = "refinedet_eighth_128"
 TRAINING, HELD_OUT = 400, 80
 """Pictures to train and to evaluate on."""
+STEPS = 400
 CHANGES = (
-    "model.schedule.steps=400",
     "input.augment.crop=false",  # drawn pictures are all alike: nothing to prepare for
     "input.augment.expand=0",
     "input.augment.distort=0",
 )
 
 
-def demo(backend: Backend, run: Path, seed: int) -> None:
+def demo(backend: Backend, run: Path, seed: int, steps: int = STEPS) -> None:
     """Generate shapes, train, evaluate, export, run the export, and compare.
 
     The same seed gives the same figures again.
+
+    Args:
+        steps: of the training; with few of them it learns nothing, and all is tried.
 
     Raises:
         BackendError: the exported detector finds something else than the trained one.
         TrainingError, DataError, OSError: as ``train``.
     """
     began = time.monotonic()
-    size = resolve(PRESET, None, ()).model.image_size
+    model = resolve(PRESET, None, ()).model
+    size, warmup = model.image_size, min(steps, model.schedule.warmup_steps)
     data = run.with_name(f"{run.name}-shapes")
     training = generate_shapes(TRAINING, size, seed, data / "train")
     held_out = generate_shapes(HELD_OUT, size, seed + 1, data / "held-out")
-    settings = resolve(PRESET, None, [*CHANGES, f"input.seed={seed}"], training.class_names)
+    changes = (
+        *CHANGES,
+        f"input.seed={seed}",
+        f"model.schedule.warmup_steps={warmup}",
+        f"model.schedule.steps={steps}",
+    )
+    settings = resolve(PRESET, None, changes, training.class_names)
     train(backend, training, held_out, settings, run)
 
     exported = run / "detector.mindir"

@@ -1,23 +1,38 @@
 """Trained detectors as files: a run, a checkpoint, weights, or an export of a backend.
 
 An export has its settings beside it, as ``NAME.yaml``: classes, preparation of pictures
-and all else that not every backend's kind of file has a place for. A file that has one holds
-them too, and is refused beside others.
+and all else that not every backend's kind of file has a place for. MindIR and ONNX hold them
+too, and are refused beside others; a file that stands alone is run by those in it.
+
+Both kinds are protobuf messages. Of ONNX, the metadata hold the settings under a key. MindIR has
+no such place, but its readers pass over fields that they do not know: the settings are in a field
+of our own at its end, and this program's version is in another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from refinedet import __version__
 from refinedet.backend import Backend, BackendError, Network
 from refinedet.checkpoint import CheckpointError, newest_checkpoint
 from refinedet.data.dataset import DataError
 from refinedet.files import write_atomically
 from refinedet.settings import Settings, SettingsError, differences, from_yaml, shown, to_yaml
 from refinedet.spec.config import Config
+from refinedet.weights.errors import FormatError
 from refinedet.weights.loading import import_weights
+from refinedet.weights.protobuf import fields, message, written_field
+
+HOLDING = (".mindir", ".onnx")
+"""Kinds of files that hold their settings."""
+SETTINGS, VERSION = 1000, 1001
+"""Numbers of the fields of our own in a MindIR; its own go up to about 20."""
+METADATA, KEY = 14, "settings"
+"""The field with the metadata of an ONNX file, and under what the settings are in them."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +53,49 @@ def _settings_file(path: Path) -> Path:
 
 
 def is_exported(path: Path) -> bool:
-    """Whether this is what ``export_model`` wrote, by the settings beside it."""
-    return path.is_file() and path.suffix != ".safetensors" and _settings_file(path).exists()
+    """Whether this is what ``export_model`` wrote, by the settings beside it or in it.
+
+    Raises:
+        BackendError: a file of the kind that holds settings, and not a whole one.
+    """
+    if not path.is_file() or path.suffix == ".safetensors":
+        return False
+    if _settings_file(path).exists():
+        return True
+    return path.suffix in HOLDING and settings_in(path) is not None
+
+
+def mindir_settings(settings: Settings) -> bytes:
+    """What a MindIR ends with: this program's version, and the settings as YAML."""
+    own = written_field(SETTINGS, to_yaml(settings).encode())
+    return written_field(VERSION, __version__.encode()) + own
+
+
+def settings_in(path: Path) -> str | None:
+    """The settings that a MindIR or an ONNX file holds, as YAML.
+
+    Raises:
+        BackendError: cannot be read, or is not a whole file of such a kind.
+    """
+    try:
+        content = memoryview(path.read_bytes())
+        found = list(_settings_among(content, onnx=path.suffix == ".onnx"))
+        return str(found[-1], "utf-8") if found else None
+    except OSError as error:
+        raise BackendError(f"{path}: cannot read: {error.strerror}") from error
+    except (FormatError, UnicodeDecodeError) as error:
+        kind = "ONNX file" if path.suffix == ".onnx" else "MindIR"
+        raise BackendError(f"{path}: not a whole {kind}: {error}") from error
+
+
+def _settings_among(content: memoryview, *, onnx: bool) -> Iterator[memoryview]:
+    for number, value in fields(content):
+        if number == SETTINGS and not onnx:
+            yield message(value)
+        elif number == METADATA and onnx:
+            entry = dict(fields(message(value)))
+            if 1 in entry and 2 in entry and bytes(message(entry[1])) == KEY.encode():
+                yield message(entry[2])
 
 
 def open_model(backend: Backend, path: Path) -> Model:
@@ -63,11 +119,13 @@ def open_model(backend: Backend, path: Path) -> Model:
             if path.suffix == ".safetensors" or not path.exists():
                 raise
             beside = f"nor an exported detector: there is no {_settings_file(path).name} beside it"
+            if path.suffix in HOLDING:
+                beside += ", and no settings are in it"
             raise CheckpointError(f"{error}; {beside}") from error
     else:
         if not hasattr(backend, "load"):
             raise BackendError(f"{path}: backend {backend.name} reads no exported detectors")
-        settings = from_yaml(_settings_file(path))
+        settings = _settings_of(path)
         height, width = settings.model.image_size
 
         def fixed(config: Config) -> Network:
@@ -84,13 +142,39 @@ def open_model(backend: Backend, path: Path) -> Model:
     return Model(made(checkpoint.config), checkpoint.settings.class_names, made)
 
 
-def export_model(backend: Backend, model: Model, path: Path) -> None:
-    """Write a detector as the backend's own kind of file, and its settings beside it."""
+def _settings_of(path: Path) -> Settings:
+    """Those beside a file, or else in it."""
+    if (beside := _settings_file(path)).exists():
+        return from_yaml(beside)
+    try:
+        return from_yaml(settings_in(path) or "")
+    except SettingsError as error:
+        raise BackendError(f"{path}: its settings are not usable here: {error}") from error
+
+
+def export_model(backend: Backend, model: Model, path: Path, *, heads: bool = False) -> None:
+    """Write a detector as the backend's own kind of file, and its settings beside it.
+
+    Args:
+        heads: the raw outputs in place of boxes and scores.
+    Raises:
+        BackendError: the backend has no such file.
+        DataError: not a place for a file.
+    """
+    options = {"heads": True} if heads else {}
+    if heads and "heads" not in inspect.signature(backend.export).parameters:
+        raise BackendError(f"backend {backend.name}: takes no --heads; leave it out")
     if path.is_dir() or not path.parent.is_dir():
         raise DataError(f"{path}: wants the name of a file in a folder that exists")
+    if path.suffix == ".safetensors":  # as which it would be read, and may replace one
+        raise DataError(f"{path}: is the name of a checkpoint; choose another suffix")
     settings = Settings(model=model.network.config, class_names=model.class_names)
-    backend.export(model.network, path, settings)
-    write_atomically(_settings_file(path), to_yaml(settings))
+    backend.export(model.network, path, settings, **options)
+    try:
+        write_atomically(_settings_file(path), to_yaml(settings))
+    except OSError:  # without its settings it is none
+        path.unlink()
+        raise
 
 
 def require_own_settings(path: Path, text: str, settings: Settings) -> None:

@@ -32,17 +32,24 @@ def plan(
     *,
     resume: bool = False,
     initial: Parameters | None = None,
+    workers: int = 1,
 ) -> str:
-    """A run in words, after everything that ``train`` checks. Arguments and errors are its."""
-    start = starting_point(training, evaluation, settings, folder, resume=resume, initial=initial)
+    """A run in words, after everything that ``train`` checks. Arguments and errors are its.
+
+    Args:
+        workers: that share each batch.
+    """
+    start = starting_point(
+        training, evaluation, settings, folder, resume=resume, initial=initial, workers=workers
+    )
     objects = zip(training.records, training_objects(training), strict=True)
     paths = [record.path for record, (_, labels) in objects if len(labels)]
     shown = f"{len(paths):,} pictures with objects of {len(training.class_names)} classes"
     rows = [
         ("training", f"{training.name}: {shown}"),
         ("evaluation", _evaluation(evaluation, settings.train.evaluate_every)),
-        *_steps(backend_name, len(paths), settings, start),
-        *_needs(paths, settings, start, _place(folder)),
+        *_steps(backend_name, len(paths), settings, start, workers),
+        *_needs(paths, settings, start, _place(folder), workers),
     ]
     return "\n".join(f"{name:<14}{text}" for name, text in rows)
 
@@ -55,14 +62,15 @@ def _evaluation(evaluation: Dataset | None, every: int) -> str:
 
 
 def _steps(
-    backend_name: str, pictures: int, settings: Settings, start: Checkpoint
+    backend_name: str, pictures: int, settings: Settings, start: Checkpoint, workers: int
 ) -> Iterator[tuple[str, str]]:
     schedule, batch = settings.model.schedule, settings.input.batch_size
     epochs = schedule.steps * batch / pictures
     many = f"{batch:,} picture{'s' if batch > 1 else ''}"
+    on = f"{workers} devices" if workers > 1 else "one device"
     yield (
         "steps",
-        f"{schedule.steps:,}, each of {many} on one device ({backend_name}): {epochs:,.2f} epochs",
+        f"{schedule.steps:,}, each of {many} on {on} ({backend_name}): {epochs:,.2f} epochs",
     )
     if start.steps_done:
         yield "", f"{start.steps_done:,} of the steps are done"
@@ -85,9 +93,9 @@ def turning_points(schedule: ScheduleConfig) -> list[int]:
 
 
 def _needs(
-    paths: list[Path], settings: Settings, start: Checkpoint, place: Path
+    paths: list[Path], settings: Settings, start: Checkpoint, place: Path, workers: int
 ) -> Iterator[tuple[str, str]]:
-    config, batch = settings.model, settings.input.batch_size
+    config, batch = settings.model, settings.input.batch_size // workers
     trained = parameter_count(config)
     held = sum(parameter.size for parameter in start.parameters.values())
     yield "parameters", f"{trained:,} trained; with running statistics {held:,}"
@@ -95,8 +103,9 @@ def _needs(
     picture = activation_bytes(config, start.parameters)
     half = config.optimizer.precision == "float16"
     least = "about" if half else "at least"
+    each = " a device" if workers > 1 else ""
     saved = ", float16 takes less" if half else ""
-    yield "memory", f"{least} {_bytes(fixed + batch * picture)}, in float32{saved}:"
+    yield "memory", f"{least} {_bytes(fixed + batch * picture)}{each}, in float32{saved}:"
     yield "", f"{_bytes(fixed)} for parameters, gradients and momentum, and"
     yield "", f"{_bytes(picture)} a picture for the activations that the way back needs,"
     yield "", "as the contract's forward pass keeps them. Buffers of a framework come on top:"

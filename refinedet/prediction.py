@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from refinedet.backend import Network
+from refinedet.backend import BackendError, Network
 from refinedet.data.augment import normaliser, resize_only
 from refinedet.postprocess import postprocess
 from refinedet.spec.detection import Detections
-from refinedet.spec.errors import Array
+from refinedet.spec.errors import Array, ContractError
 
 
 def confident(found: Detections, score: float) -> Detections:
@@ -60,4 +60,11 @@ class Predictor:
             boxes, scores = self.network.scored_boxes(batch)
             for picture, b, s in zip(group, boxes, scores, strict=False):
                 height, width = picture.shape[:2]
-                yield (height, width), postprocess(b, s, config.detection, (height, width))
+                try:
+                    found = postprocess(b, s, config.detection, (height, width))
+                except ContractError as error:
+                    raise BackendError(
+                        f"--model: its outputs are no detections: {error}; its parameters are "
+                        "damaged, or its training has diverged"
+                    ) from error
+                yield (height, width), found

@@ -34,6 +34,8 @@ from refinedet.training import scoring_bar, write_evaluation
 
 ZOO = "modelzoo_vgg16_320"
 """The one preset whose files the zoo's postprocess.py reads."""
+ROUNDING = 1e-3
+"""By how much a score may leave 0 to 1: an Ascend 310 computes with float16."""
 
 
 def evaluate_raw_outputs(
@@ -54,7 +56,8 @@ def evaluate_raw_outputs(
     Raises:
         ContractError: no such preset.
         DataError: no folder; a file that is missing, of another size or with wrong numbers;
-            pictures that share files; a protocol that looks at a picture several times.
+            pictures that share files; a protocol that looks at a picture several times; an
+            output that is a file.
     """
     config = replace(preset(preset_name), num_classes=len(dataset.class_names) + 1)
     dataset.require_usable()
@@ -70,12 +73,15 @@ def evaluate_raw_outputs(
         )
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
+    if output is not None and output.exists() and not output.is_dir():
+        raise DataError(f"--output {output}: is a file; choose a folder")
     count, evaluator = len(anchors(config)), Evaluator(dataset)
     paths = list(_paths(folder, dataset))
     bar = tqdm(paths, "evaluating", disable=None, delay=2, unit="picture", leave=False)
     for record, (boxes_file, scores_file) in zip(dataset.records, bar, strict=True):
         boxes = _read(boxes_file, count, 4, config.num_classes, preset_name)
         scores = _read(scores_file, count, config.num_classes, config.num_classes, preset_name)
+        _require_plausible(boxes_file, boxes, scores_file, scores)
         size = record.height, record.width
         corners = np.ascontiguousarray(boxes[:, [1, 0, 3, 2]])
         try:
@@ -102,6 +108,23 @@ def _paths(folder: Path, dataset: Dataset) -> Iterator[tuple[Path, Path]]:
                 f"and {name}_1.bin; keep the pictures in two data sets, or rename one"
             )
         yield folder / f"{name}_0.bin", folder / f"{name}_1.bin"
+
+
+def _require_plausible(boxes_file: Path, boxes: Array, scores_file: Path, scores: Array) -> None:
+    """Refuse numbers of another kind, of which figures would come out that mean nothing."""
+    wrong = np.flatnonzero((scores < -ROUNDING).any(axis=1) | (scores > 1 + ROUNDING).any(axis=1))
+    if wrong.size:
+        raise DataError(
+            f"{scores_file}: row {int(wrong[0])} holds a number that is not from 0 to 1; scores "
+            "are wanted, after sigmoid or softmax"
+        )
+    # A decoder need not clip, but where anchors see nothing boxes stay near them: in the picture.
+    outside = (boxes[:, :2] > 1).any(axis=1) | (boxes[:, 2:] < 0).any(axis=1)
+    if 2 * np.count_nonzero(outside) > len(boxes):
+        raise DataError(
+            f"{boxes_file}: {np.count_nonzero(outside)} of {len(boxes)} boxes are outside the "
+            "picture; fractions of it are wanted, not pixels"
+        )
 
 
 def _read(path: Path, rows: int, columns: int, classes: int, preset_name: str) -> Array:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
+
 from refinedet.backend import Batch, StepLosses
 from refinedet.operations import OPERATIONS
 from refinedet.spec.config import PRECISIONS, Config
@@ -101,6 +103,10 @@ class SpecBackend:
     def missing(self) -> str | None:
         """None: NumPy is all it needs."""
         return None
+
+    def found(self) -> str:
+        """NumPy's version."""
+        return f"NumPy {np.__version__}"
 
     def network(self, config: Config, parameters: Parameters) -> SpecNetwork:
         """See ``refinedet.backend.Backend``."""

@@ -34,6 +34,11 @@ CHECK = {
 """Kinds of URL, and what to look at when one fails."""
 ATTEMPTS = 5
 """Times that a request to S3 is sent, the first included; the waits add up to 15 s at most."""
+ROUNDS = 2
+"""s3fs repeats all that where a connection broke or was silent; at most this often, the first
+time included. In the middle of a file it alone does."""
+CONNECT, SILENCE = 3, 10
+"""Seconds that S3 has to take a connection, and that it may be silent on one."""
 THREADS = 16
 """Files on their way at once: a request waits for the network, not for this machine."""
 BLOCK = 32 << 20
@@ -103,6 +108,7 @@ class FsspecStore:
                 use_listings_cache=False,
                 **_connection(url, self.scheme),
             )
+            self._files.retries = ROUNDS
         except ImportError as error:
             raise RemoteError(f"{url}: {error}; pip install 'refinedet[remote]'") from error
         path = self.url if self.scheme != "obs" else url.replace("obs://", "s3://", 1)
@@ -197,7 +203,11 @@ def _connection(url: str, scheme: str) -> dict[str, Any]:
     """Arguments of fsspec's file system. What is not here, botocore finds in its own places."""
     if scheme == "file":
         return {}
-    config: dict[str, Any] = {"retries": {"mode": "standard", "total_max_attempts": ATTEMPTS}}
+    config: dict[str, Any] = {
+        "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
+        "connect_timeout": CONNECT,
+        "read_timeout": SILENCE,
+    }
     if scheme == "s3":
         return {"config_kwargs": config}
     endpoint = os.environ.get("S3_ENDPOINT") or os.environ.get("AWS_ENDPOINT_URL")

@@ -12,6 +12,7 @@ from refinedet.backend import Backend
 from refinedet.data.dataset import DataError, Dataset
 from refinedet.data.source import DataSource, read_dataset
 from refinedet.evaluation import FIGURES, Evaluation
+from refinedet.group import group_of
 from refinedet.ledger import Ledger, describe
 from refinedet.models import Model, open_model
 from refinedet.multiscale import MultiScalePredictor
@@ -59,13 +60,16 @@ def evaluate_model(
         predict = Predictor(network, count).predict
     else:
         predict = MultiScalePredictor(network, fusion, opened.remade, count).predict
-    if output is None:
-        return collect(predict, dataset).result(scoring_bar)
+    group = group_of(backend)
+    if group.size > 1 and resume:
+        raise DataError("--resume: one worker goes on with an evaluation; leave out launch")
+    if output is None or group.rank:
+        return collect(predict, dataset, group=group).result(scoring_bar)
     output.mkdir(parents=True, exist_ok=True)
     subject = describe(path, network.config, backend.name, dataset, fusion)
     ledger = Ledger(output / "unfinished.jsonl", subject, resume)
     try:
-        evaluator = collect(predict, dataset, ledger)
+        evaluator = collect(predict, dataset, ledger if group.size == 1 else None, group)
     finally:
         ledger.close()
     write_results(output / "results.json", dataset.category_ids, evaluator.found)

@@ -14,6 +14,9 @@ A run is a folder:
 What a step computes depends on its number, the data set and the settings alone (see
 ``refinedet.data.training``): a training that was interrupted and goes on from a
 checkpoint arrives where an undisturbed one does.
+
+Of several workers each trains and evaluates on its share of the pictures. The first alone
+writes to the folder; the others read there what they go on from.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ from refinedet.data.training import places, training_objects
 from refinedet.drawing import curves, draw_detections, read_metrics, sheet
 from refinedet.evaluation import Evaluation, Evaluator, evaluation_table
 from refinedet.files import write_atomically, write_json
+from refinedet.group import ALONE, Group, by_first, group_of, share
 from refinedet.ledger import Ledger
 from refinedet.prediction import Predictor, confident
 from refinedet.settings import Settings, to_yaml
@@ -68,6 +72,7 @@ SAMPLE_SCORE = 0.5
 """Detections below this are not drawn on it."""
 PATIENCE = 15.0
 """Seconds between two lines of progress where there is no terminal."""
+METRICS = "metrics.jsonl"
 OVERFLOWS = 40
 """Steps skipped in a row after which a run ends: 24 halvings lead from the largest loss scale
 to the smallest."""
@@ -79,18 +84,30 @@ class TrainingError(RuntimeError):
     """A run that cannot start or go on; one line, with what to do."""
 
 
-class Journal:
+class Silence:
+    """The journal of a worker that is not the first."""
+
+    def say(self, line: str) -> None:
+        """See ``Journal``."""
+
+    def note(self, row: dict[str, Any]) -> None:
+        """See ``Journal``."""
+
+    def close(self) -> None:
+        """See ``Journal``."""
+
+
+class Journal(Silence):
     """What a run says: to the terminal, to ``log.txt`` and to ``metrics.jsonl``."""
 
     def __init__(self, folder: Path, steps_done: int) -> None:
-        self.metrics_path = folder / "metrics.jsonl"
-        kept = []
-        if self.metrics_path.exists():  # what follows the checkpoint happens again
-            kept = [r for r in read_metrics(self.metrics_path) if r["step"] <= steps_done]
+        path, kept = folder / METRICS, []
+        if path.exists():  # what follows the checkpoint happens again
+            kept = [r for r in read_metrics(path) if r["step"] <= steps_done]
         lines = "".join(json.dumps(row) + "\n" for row in kept)
-        write_atomically(self.metrics_path, lines)
+        write_atomically(path, lines)
         self.log: TextIO = (folder / "log.txt").open("a")
-        self.metrics: TextIO = self.metrics_path.open("a")
+        self.metrics: TextIO = path.open("a")
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar and keep it."""
@@ -109,28 +126,35 @@ class Journal:
         self.metrics.close()
 
 
-def evaluate(network: Network, dataset: Dataset, batch_size: int = 8) -> Evaluator:
+def evaluate(
+    network: Network, dataset: Dataset, batch_size: int = 8, group: Group = ALONE
+) -> Evaluator:
     """Detect on every picture of a data set by the network's own settings."""
-    return collect(Predictor(network, min(batch_size, len(dataset))).predict, dataset)
+    predict = Predictor(network, min(batch_size, len(dataset))).predict
+    return collect(predict, dataset, group=group)
 
 
-def collect(predict: Predict, dataset: Dataset, ledger: Ledger | None = None) -> Evaluator:
+def collect(
+    predict: Predict, dataset: Dataset, ledger: Ledger | None = None, group: Group = ALONE
+) -> Evaluator:
     """Detect on every picture of a data set; keeps the final detections alone.
 
     Args:
         predict: as ``Predictor.predict``.
         ledger: pictures that are done according to it are not run again; is told the others.
+        group: each worker detects on its share; all get what all have found.
     """
     evaluator = Evaluator(dataset)
     for image_id, detections in ledger.finished() if ledger else ():
         evaluator.add(image_id, detections)
     done = len(evaluator.found)
-    remaining = [r for r in dataset.records if r.image_id not in evaluator.found]
+    mine = dataset.records[share(len(dataset), group)]
+    remaining = [record for record in mine if record.image_id not in evaluator.found]
     found = predict(read_picture(record.path) for record in remaining)
     bar = tqdm(
         remaining,
         "evaluating",
-        total=len(dataset),
+        total=done + len(remaining),
         initial=done,
         disable=None,
         delay=2,
@@ -141,6 +165,10 @@ def collect(predict: Predict, dataset: Dataset, ledger: Ledger | None = None) ->
         evaluator.add(record.image_id, detections)
         if ledger:
             ledger.add(record.image_id, detections)
+    for found_there in group.gather(evaluator.found):
+        for image_id, detections in found_there.items():
+            if image_id not in evaluator.found:
+                evaluator.add(image_id, detections)
     return evaluator
 
 
@@ -188,23 +216,40 @@ def train(
         folder: of the run; new or empty unless ``resume``.
         initial: parameters to begin with; None for fresh ones. They are kept as the
             checkpoint of step 0, so that ``resume`` never begins with others.
-        saved: is called after each checkpoint, and the evaluation that goes with it.
+        saved: is called after each checkpoint, and the evaluation that goes with it; of
+            several workers by the first.
     Returns:
         The last checkpoint, which is also in the folder.
     Raises:
-        TrainingError: a folder in use, nothing to resume, a loss that is not finite, or
-            gradients that always overflow float16.
+        TrainingError: a folder in use, nothing to resume, a batch that the workers cannot
+            share, a loss that is not finite, or gradients that always overflow float16.
         DataError: a data set that cannot be used.
         BackendError: the backend does not train in this precision.
     """
     require_precision(backend, settings.model)
-    start = starting_point(training, evaluation, settings, folder, resume=resume, initial=initial)
-    new = not folder.exists()
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    if start.parameters is initial:
-        save_checkpoint(folder / "checkpoints", start, settings.train.keep)
-    write_atomically(folder / "settings.yaml", to_yaml(settings))
-    journal = Journal(folder, start.steps_done)
+    group = group_of(backend)
+
+    def open_folder() -> bool:
+        """Whether it is a new one, once the run may begin there."""
+        start = starting_point(
+            training,
+            evaluation,
+            settings,
+            folder,
+            resume=resume,
+            initial=initial,
+            workers=group.size,
+        )
+        new = not folder.exists()
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        if start.parameters is initial:
+            save_checkpoint(folder / "checkpoints", start, settings.train.keep)
+        write_atomically(folder / "settings.yaml", to_yaml(settings))
+        return new
+
+    new = by_first(group, open_folder)
+    start = begin(settings, folder, resume, initial)
+    journal = Silence() if group.rank else Journal(folder, start.steps_done)
     try:
         return _train(backend, training, evaluation, settings, folder, start, journal, saved)
     except (BackendError, DataError, MemoryError):
@@ -224,9 +269,12 @@ def starting_point(
     *,
     resume: bool = False,
     initial: Parameters | None = None,
+    workers: int = 1,
 ) -> Checkpoint:
     """Where ``train`` begins, once it may begin. Arguments and errors are its; writes nothing.
 
+    Args:
+        workers: that share each batch.
     Returns:
         The newest checkpoint; at the beginning, the initial or fresh parameters.
     """
@@ -234,21 +282,31 @@ def starting_point(
     if evaluation is not None:
         evaluation.require_usable()
     places(training_objects(training), settings.input.max_objects)
+    if settings.input.batch_size % workers:
+        raise TrainingError(
+            f"input.batch_size: {settings.input.batch_size} pictures cannot be shared among "
+            f"{workers} workers alike; make it a multiple"
+        )
     if resume:
         if not (folder / "settings.yaml").exists():
             raise TrainingError(f"{folder}: no run to resume; leave out --resume to begin one")
-        if found := newest_checkpoint(folder / "checkpoints", tqdm.write):
-            require_match(found, settings)
-            return found
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise TrainingError(f"{folder}: is not empty; choose another --run, or --resume")
+    return begin(settings, folder, resume, initial)
+
+
+def begin(settings: Settings, folder: Path, resume: bool, initial: Parameters | None) -> Checkpoint:
+    """The newest checkpoint of a run that goes on; else the initial or fresh parameters."""
+    if resume and (found := newest_checkpoint(folder / "checkpoints", tqdm.write)):
+        require_match(found, settings)
+        return found
     if initial is None:
         initial = initial_parameters(settings.model, settings.input.seed)
     return Checkpoint(settings, initial, None, 0)
 
 
 def _with_progress(
-    batches: Iterator[Batch], step: int, steps: int, journal: Journal
+    batches: Iterator[Batch], step: int, steps: int, journal: Silence
 ) -> Iterator[Batch]:
     """The batches, with a bar on a terminal and a line now and then elsewhere."""
     bar = tqdm(batches, "training", total=steps, initial=step, disable=None, unit="step")
@@ -271,13 +329,15 @@ def _train(
     settings: Settings,
     folder: Path,
     start: Checkpoint,
-    journal: Journal,
+    journal: Silence,
     saved: Callable[[], None] | None,
 ) -> Checkpoint:
     config, steps = settings.model, settings.model.schedule.steps
     half = config.optimizer.precision == "float16"
     begun = [start.loss_scale] if half else []
     trainer = backend.trainer(config, start.parameters, start.velocities, start.steps_done, *begun)
+    group = group_of(backend)
+    first = group.rank == 0
     step = start.steps_done
     newest = start
     skipped = 0
@@ -296,14 +356,18 @@ def _train(
         scale = cast(HalfTrainer, trainer).loss_scale() if half else None
         checkpoint = Checkpoint(settings, trainer.parameters(), trainer.velocities(), step, scale)
         try:
-            save_checkpoint(folder / "checkpoints", checkpoint, settings.train.keep)
+            if first:
+                save_checkpoint(folder / "checkpoints", checkpoint, settings.train.keep)
         except CheckpointError as error:
             raise not_finite(str(error)) from error
         return checkpoint
 
     def look(held_out: Dataset) -> None:
         network = backend.network(config, newest.parameters)
-        result = write_evaluation(folder, evaluate(network, held_out))
+        found = evaluate(network, held_out, group=group)
+        if not first:
+            return
+        result = write_evaluation(folder, found)
         figures = {name: None if math.isnan(x) else x for name, x in result.figures.items()}
         journal.note({"step": step, **figures})
         shown = "  ".join(f"{name} {result.figures[name]:.4f}" for name in ("AP", "AP50", "VOC07"))
@@ -343,10 +407,10 @@ def _train(
             newest = save()
         if due and evaluation is not None:
             look(evaluation)
-        if keep and saved is not None:
+        if first and keep and saved is not None:
             saved()
-    curves(journal.metrics_path, folder / "curves.png")
     if evaluation is not None:
         look(evaluation)
-        curves(journal.metrics_path, folder / "curves.png")
+    if first:
+        curves(folder / METRICS, folder / "curves.png")
     return newest

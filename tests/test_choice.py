@@ -94,3 +94,27 @@ def test_a_target_is_short_for_mindspores_backend(run, tmp_path):
     refused(run("export", *files, "--target", "npu"), "'npu' is not one of")
     refused(run("export", *files, "--target", "cpu", "--streams", 2), "mindspore-cpu: takes no")
     refused(run("conformance"), "--backend: say which backend to judge, or give --target")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("many_backends:None_", "has no attribute 'None_'"),
+        (":", "Empty module name"),
+        ("../x:y", "package"),
+        ("many_backends:broken", "is no backend"),
+        ("json:dumps", "is no backend"),
+        ("sys:exit", "is no backend"),
+        ("os.path:sep", "is no backend"),
+        ("collections:Counter", "is no backend"),
+        ("syntax_error:X", "syntax_error.py"),
+        ("ends_the_program:X", "SystemExit"),
+    ],
+)
+def test_what_is_no_backend_is_told(run, monkeypatch, tmp_path, name, message):
+    monkeypatch.setattr(sys.modules["many_backends"], "broken", 3, raising=False)
+    (tmp_path / "syntax_error.py").write_text("this is no Python")
+    (tmp_path / "ends_the_program.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(tmp_path)
+    refused(run("demo", "--backend", name, "--run", tmp_path / "run"), message)
+    assert not (tmp_path / "run").exists()

@@ -1,13 +1,19 @@
 """The command line: what users type, and one line for everything they get wrong."""
 
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
 from refinedet.checkpoint import Checkpoint, write_checkpoint
+from refinedet.data.dataset import DataError
+from refinedet.files import WriteError
+from refinedet.models import Model, export_model
+from refinedet.reference import SpecNetwork
 from refinedet.settings import from_yaml, resolve
+from refinedet.spec.config import preset, replace
 from refinedet.spec.network import initial_parameters
 
 SMALL = ["model.image_size=[64, 128]", "model.detection.score=0.3"]
@@ -141,13 +147,95 @@ def test_what_users_get_wrong_is_one_line(run, weights, tmp_path):
     refused(run("detect", text, "--model", empty), "no checkpoint in it")
     refused(
         run("detect", text, "--model", weights, "--backend", "gpu"),
-        "there are mindspore-ascend310, mindspore-cpu",
+        "there are mindspore-ascend, mindspore-ascend310, ",
     )
     refused(run("detect", text, "--model", weights, "--backend", "no.module:x"), "no.module")
     refused(run("eval", "--results", text), "--annotations")
     refused(run("eval", "--results", text, "--annotations", text), "text.txt")
+    scored = ("eval", "--results", text, "--annotations", text)
+    for option, value in (
+        *(("--root", empty), ("--pictures", empty), ("--split", "x"), ("--classes", "a,b")),
+        *(("--data-cache", empty), ("--output", tmp_path / "o")),
+    ):
+        refused(run(*scored, option, value), f"{option}: is not for --results; leave it out")
+    refused(run(*scored, "--layout", "voc"), "--layout voc: --results is scored with COCO's")
+    refused(run(*scored, "--backend", "spec"), "--backend: computes what --model finds")
     refused(run("eval"), "--model")
     refused(run(*train, "--root", tmp_path / "none", "--split", "x"), "no such list")
     refused(run("train", "--run", tmp_path / "run"), "--layout")
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "o").exists()
+
+
+def test_an_export_replaces_no_checkpoint(run, weights, tmp_path):
+    copy = tmp_path / "weights.ckpt"
+    copy.write_bytes(weights.read_bytes())
+    (tmp_path / "link").symlink_to(copy)
+    for output in (copy, tmp_path / "link"):
+        refused(
+            run("export", "--model", copy, "--output", output),
+            f"--output {output}: is the --model, which it would replace",
+        )
+    assert copy.read_bytes() == weights.read_bytes()
+
+
+def exporter(config):
+    """A backend that writes a file, and a model for it."""
+    backend = SimpleNamespace(export=lambda network, path, settings: path.write_text("x"))
+    return backend, Model(SimpleNamespace(config=config), ("a", "b"), None)
+
+
+def test_an_export_has_not_the_name_of_a_checkpoint(tmp_path):
+    with pytest.raises(DataError, match=r"x\.safetensors: is the name of a checkpoint; choose"):
+        export_model(*exporter(preset("refinedet_eighth_128")), tmp_path / "x.safetensors")
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_export_without_its_settings_is_not_left(tmp_path):
+    config = replace(preset("refinedet_eighth_128"), num_classes=3)
+    (tmp_path / "x.onnx.yaml").mkdir()
+    with pytest.raises(WriteError, match=r"x\.onnx\.yaml: cannot write"):
+        export_model(*exporter(config), tmp_path / "x.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.onnx.yaml"]
+
+
+def test_loops_of_links_are_one_line(run, weights, noise, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    picture = noise.records[0].path
+    for arguments in (
+        ("detect", picture, "--model", weights, "--backend", "spec", "--output", tmp_path / "loop"),
+        ("detect", tmp_path / "loop", "--model", weights, "--backend", "spec"),
+        ("export", "--model", weights, "--output", tmp_path / "loop" / "x"),
+    ):
+        refused(run(*arguments), f"{tmp_path}/loop")
+
+
+def test_outputs_that_are_not_finite_are_told(run, weights, noise, tmp_path, monkeypatch):
+    def broken(self, pictures):
+        boxes, scores = scored(self, pictures)
+        return np.full_like(boxes, np.nan), scores
+
+    scored = SpecNetwork.scored_boxes
+    monkeypatch.setattr(SpecNetwork, "scored_boxes", broken)
+    refused(
+        run(
+            *("detect", noise.records[0].path, "--model", weights, "--backend", "spec"),
+            *("--output", tmp_path / "out"),
+        ),
+        "--model: its outputs are no detections: boxes: not finite at (0, 0); its parameters are",
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interruption_is_one_line(run, weights, tmp_path, monkeypatch):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("refinedet.cli.read_picture", interrupted)
+    (tmp_path / "a.png").touch()
+    status, out, err = run(
+        *("detect", tmp_path, "--model", weights, "--backend", "spec"),
+        *("--output", tmp_path / "out"),
+    )
+    assert (status, out) == (130, "")
+    assert err == "refinedet: interrupted; train, and eval with --output, go on with --resume\n"

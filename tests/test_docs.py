@@ -56,9 +56,9 @@ def test_commands_exist(page):
 
 def test_a_wrong_command_is_seen():
     text = (
-        "x\n\n    refinedet train --run a \\\n        --nonsense\n\nsays `refinedet trian --run`\n"
+        "x\n\n    refinedet train --run a \\\n        --nonsense\n\nsays `refinedet teach --run`\n"
     )
     assert [wrong(words) for words in commands(text)] == [
         "train has no --nonsense",
-        "no command trian",
+        "no command teach",
     ]

@@ -182,6 +182,62 @@ def test_crossed_corners_are_told(run, results, data):
     )
 
 
+@pytest.mark.parametrize("change", [lambda s: -s, lambda s: s * 1.01 + 0.1, lambda s: 8 * s - 4])
+def test_scores_that_are_none_are_told(run, results, data, change):
+    path = results / "2_1.bin"
+    scores = np.frombuffer(path.read_bytes(), "<f4").reshape(-1, 3).copy()
+    scores[5] = 0.995
+    path.write_bytes(scores.tobytes())
+    assert run("eval", "--results-bin", results, "--preset", PRESET, *data)[0] == 0
+    scores[5] = change(scores[5])
+    path.write_bytes(scores.tobytes())
+    refused(
+        run("eval", "--results-bin", results, "--preset", PRESET, *data),
+        f"{path}: row 5 holds a number that is not from 0 to 1; scores are wanted",
+    )
+
+
+def test_scores_may_be_rounded_as_float16_is(run, results, data):
+    path = results / "2_1.bin"
+    scores = np.frombuffer(path.read_bytes(), "<f4").copy()
+    scores[5:7] = 1.0009, -0.0009
+    path.write_bytes(scores.tobytes())
+    assert run("eval", "--results-bin", results, "--preset", PRESET, *data)[0] == 0
+
+
+@pytest.mark.parametrize("change", [lambda b: b * 320, lambda b: b - 1.2])
+def test_boxes_that_are_no_fractions_are_told(run, results, data, change):
+    path = results / "2_0.bin"
+    boxes = np.frombuffer(path.read_bytes(), "<f4")
+    path.write_bytes(change(boxes).astype("<f4").tobytes())
+    refused(
+        run("eval", "--results-bin", results, "--preset", PRESET, *data),
+        "boxes are outside the picture; fractions of it are wanted, not pixels",
+    )
+
+
+def test_boxes_may_reach_out_of_the_picture(run, results, data):
+    for path in results.glob("*_0.bin"):
+        boxes = np.frombuffer(path.read_bytes(), "<f4").reshape(-1, 4).copy()
+        boxes += np.array([-0.3, -0.3, 0.3, 0.3], "f4")
+        boxes[::3] += 3
+        path.write_bytes(boxes.tobytes())
+    assert run("eval", "--results-bin", results, "--preset", PRESET, *data)[0] == 0
+
+
+def test_an_output_that_is_a_file_is_told_before_the_work(run, results, data, tmp_path):
+    (tmp_path / "out").touch()
+    for path in results.iterdir():
+        path.unlink()
+    refused(
+        run(
+            *("eval", "--results-bin", results, "--preset", PRESET, *data),
+            *("--output", tmp_path / "out"),
+        ),
+        f"--output {tmp_path}/out: is a file; choose a folder",
+    )
+
+
 def test_pictures_with_files_of_one_name_are_told(run, results, data, noise, tmp_path):
     folder = noise.records[0].path.parent
     (folder / "0.png").rename(folder / "1.b.png")
@@ -199,6 +255,9 @@ def test_pictures_with_files_of_one_name_are_told(run, results, data, noise, tmp
         (("--model", "x"), "--results-bin: --model is evaluated alone; leave out one of the two"),
         (("--results", "x.json"), "--results-bin: --results is evaluated alone; leave out one"),
         (("--protocol", "caffe-coco"), "--protocol caffe-coco: fuses what networks see; result"),
+        (("--backend", "onnxruntime"), "--backend: computes what --model finds, and result files"),
+        (("--target", "ascend310"), "--backend: computes what --model finds"),
+        (("--streams", "2"), "--backend: computes what --model finds"),
         (("--resume", "--output", "x"), "--resume: needs --model, and --output"),
         (("--preset", "nosuch"), "no 'nosuch'; there are refinedet_vgg16_320"),
     ],

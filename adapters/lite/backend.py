@@ -12,19 +12,18 @@ scored boxes of them as the contract does.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
+from refinedet.adapters.devices import lacks_ascend
 from refinedet.adapters.lite import engine
 from refinedet.backend import BackendError, Limitation, Network
 from refinedet.settings import Settings
 from refinedet.spec.config import Config
 from refinedet.spec.network import Parameters
 
-DEVICES = Path("/dev")
-"""Where the Ascend driver shows its devices: ``davinci0``, ``davinci1``, ..."""
-CANN = "libascendcl.so"
+MOST_STREAMS = 64
+"""Each is a process with a model of its own; more are a slip, and would use up the machine."""
 
 
 class LiteBackend:
@@ -34,7 +33,7 @@ class LiteBackend:
         name: as users type it.
         target: Lite's, ``cpu`` or ``ascend``.
         device_id: which device, from 0; the CPU is one.
-        streams: models that run side by side.
+        streams: models that run side by side, up to ``MOST_STREAMS``.
         lite_python: an interpreter that has Lite; None takes that of the variable
             ``REFINEDET_LITE_PYTHON``, and without it this process.
         batch: pictures for which a detector is compiled; a file keeps its own number.
@@ -51,13 +50,14 @@ class LiteBackend:
         lite_python: Path | None,
         batch: int,
     ) -> None:
-        for option, value, least in (
-            ("--device-id", device_id, 0),
-            ("--streams", streams, 1),
-            ("batch", batch, 1),
+        for option, value, least, most in (
+            ("--device-id", device_id, 0, None),
+            ("--streams", streams, 1, MOST_STREAMS),
+            ("batch", batch, 1, None),
         ):
-            if value < least:
-                raise BackendError(f"{option} {value}: want a number from {least}")
+            if value < least or (most is not None and value > most):
+                upto = "" if most is None else f" to {most}"
+                raise BackendError(f"{option} {value}: want a number from {least}{upto}")
         self.name = name
         self.target = target
         self.device_id = device_id
@@ -73,14 +73,20 @@ class LiteBackend:
     def _lacks_device(self) -> Iterator[str]:
         return iter(())
 
+    def found(self) -> str:
+        """See ``refinedet.backend.Backend``."""
+        versions = engine.Worker(self.python or engine.THIS).versions
+        place = "the CPU" if self.target == "cpu" else f"Ascend 310, device {self.device_id}"
+        return f"MindSpore Lite {versions['lite']} under Python {versions['python']} on {place}"
+
     def network(self, config: Config, parameters: Parameters) -> Network:
         """See ``refinedet.backend.Backend``."""
         from refinedet.adapters.lite.network import converted
 
         return converted(self, config, parameters)
 
-    def export(self, network: Network, path: Path, settings: Settings) -> None:
-        """Write a MindIR that holds its settings; see ``refinedet.backend.Backend``."""
+    def export(self, network: Network, path: Path, settings: Settings, heads: bool = True) -> None:
+        """Write a MindIR of the raw outputs, always; see ``refinedet.backend.Backend``."""
         from refinedet.adapters.lite.network import export
 
         export(network, path, settings)
@@ -121,15 +127,4 @@ class Ascend310(LiteBackend):
         super().__init__("mindspore-ascend310", "ascend", device_id, streams, lite_python, batch)
 
     def _lacks_device(self) -> Iterator[str]:
-        found = sorted(path.name for path in DEVICES.glob("davinci[0-9]*"))
-        if not found:
-            yield (
-                f"no Ascend driver ({DEVICES} has no davinci0): install the driver and firmware of "
-                "the card, and give a container its devices"
-            )
-        elif self.device_id >= len(found):
-            yield f"--device-id {self.device_id}: there are {len(found)} ({', '.join(found)})"
-        try:
-            ctypes.CDLL(CANN)
-        except OSError:
-            yield f"no CANN ({CANN} is not found): install it, and source its set_env.sh"
+        return lacks_ascend(self.device_id)

@@ -52,7 +52,9 @@ class Interpreter(NamedTuple):
 def other_interpreter(lite_python: Path | None) -> Interpreter | None:
     """The interpreter that was asked for, by option or variable."""
     if lite_python is not None:
-        return Interpreter(str(lite_python), "--lite-python")
+        # A path has lost its "./", without which a name is looked for on PATH.
+        path = lite_python.absolute() if lite_python.is_file() else lite_python
+        return Interpreter(str(path), "--lite-python")
     named = os.environ.get(VARIABLE)
     return Interpreter(named, VARIABLE) if named else None
 

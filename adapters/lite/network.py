@@ -1,9 +1,7 @@
 """Detectors in MindSpore Lite, and their files.
 
-A MindIR is a protobuf message, and readers of those pass over fields that they do not know.
-So an exported file holds its settings, as YAML, in a field of our own at its end; Lite 2.0.0
-reads it with and without. What another program compiled has no such field: of it names, shapes
-and dtypes are checked.
+An exported file holds its settings (``refinedet.models``); Lite 2.0.0 reads it with and without.
+What another program compiled holds none: of it names, shapes and dtypes are checked.
 """
 
 from __future__ import annotations
@@ -22,21 +20,16 @@ import numpy as np
 from refinedet.adapters.lite.engine import THIS, InProcess, Remote, Runner, Worker
 from refinedet.backend import BackendError, Network
 from refinedet.files import write_atomically
-from refinedet.models import require_own_settings
-from refinedet.settings import Settings, to_yaml
+from refinedet.models import mindir_settings, require_own_settings, settings_in
+from refinedet.settings import Settings
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import Config
 from refinedet.spec.detection import scored_boxes
 from refinedet.spec.errors import Array, check_shape
 from refinedet.spec.network import Heads, Parameters, check_parameters
-from refinedet.weights.errors import FormatError
-from refinedet.weights.protobuf import fields, message, written_field
 
 if TYPE_CHECKING:
     from refinedet.adapters.lite.backend import LiteBackend
-
-SETTINGS = 1000
-"""Number of the field with the settings; those of MindIR go up to about 20."""
 
 
 class LiteNetwork:
@@ -124,28 +117,15 @@ def export(network: Network, path: Path, settings: Settings) -> None:
     """Write the converted model with its settings."""
     if not isinstance(network, LiteNetwork) or network.mindir is None:
         raise BackendError(f"{path}: the model is exported already; copy its file, and its .yaml")
-    own = written_field(SETTINGS, to_yaml(settings).encode())
-    write_atomically(path, network.mindir + own)
+    write_atomically(path, network.mindir + mindir_settings(settings))
 
 
 def load(backend: LiteBackend, path: Path, settings: Settings) -> LiteNetwork:
     """The detector in a MindIR."""
-    own = _settings_in(path)
+    own = settings_in(path)
     if own is not None:
         require_own_settings(path, own, settings)
     return _opened(backend, path, settings.model)
-
-
-def _settings_in(path: Path) -> str | None:
-    """The settings that a file holds, as YAML."""
-    try:
-        content = memoryview(path.read_bytes())
-        found = [message(value) for number, value in fields(content) if number == SETTINGS]
-        return str(found[-1], "utf-8") if found else None
-    except OSError as error:
-        raise BackendError(f"{path}: cannot read: {error.strerror}") from error
-    except (FormatError, UnicodeDecodeError) as error:
-        raise BackendError(f"{path}: not a whole MindIR: {error}") from error
 
 
 def _opened(backend: LiteBackend, path: Path, config: Config) -> LiteNetwork:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -9,18 +10,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
+from refinedet.adapters.mindspore.setup import Setup, apply, attached, decide, lacks
 from refinedet.backend import BackendError, Batch, Limitation, Network, Trainer
 from refinedet.data.dataset import Dataset
+from refinedet.group import ALONE, Group
 from refinedet.settings import InputSettings, Settings
 from refinedet.spec.config import PRECISIONS, Config
 from refinedet.spec.network import Parameters
 from refinedet.spec.optimizer import LossScale
 
 OLDEST, NEWEST = (2, 7, 2), (2, 10)
-CAPPED_FROM = (2, 9)
-CAP = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
-"""From MindSpore 2.9 on, oneDNN falls back to a reference convolution on processors with
-AVX-512, 150 times slower. The limit is read when MindSpore is imported."""
 
 
 def _version() -> tuple[int, ...]:
@@ -28,22 +27,34 @@ def _version() -> tuple[int, ...]:
 
 
 class MindSporeBackend:
-    """``refinedet.backend.Backend`` for one of MindSpore's devices."""
+    """``refinedet.backend.Backend`` for one of MindSpore's devices.
+
+    Args:
+        name: as users type it.
+        device: MindSpore's name: ``CPU``, ``GPU`` or ``Ascend``.
+        device_id: which of its kind; None takes the launcher's, or else 0.
+    """
 
     limitations: tuple[Limitation, ...] = ()
     precisions = PRECISIONS
 
-    def __init__(self, name: str, device: str) -> None:
+    def __init__(self, name: str, device: str, device_id: int | None = None) -> None:
         self.name = name
         self.device = device
+        self.device_id = device_id
+
+    @property
+    def setup(self) -> Setup:
+        """What is set before anything is computed."""
+        return decide(self.device, self.device_id, _version(), os.environ)
 
     @property
     def environment(self) -> Mapping[str, str]:
         """The cap on oneDNN's instruction set, where this version needs it."""
-        return CAP if self.device == "CPU" and _version() >= CAPPED_FROM else {}
+        return self.setup.environment
 
     def missing(self) -> str | None:
-        """Why it cannot run here, from the installed version alone."""
+        """Why it cannot run here: MindSpore's version, then all that its device lacks."""
         try:
             found = _version()
         except PackageNotFoundError:
@@ -51,15 +62,30 @@ class MindSporeBackend:
         if found < OLDEST or found[:2] > NEWEST:
             shown = ".".join(map(str, found))
             return f"MindSpore {shown} is installed; 2.7.2 to 2.10 are supported"
-        return None
+        return "; ".join(lacks(self.device, self.setup.device_id)) or None
+
+    def found(self) -> str:
+        """See ``refinedet.backend.Backend``."""
+        self._engine()
+        on = f"{len(os.sched_getaffinity(0))} cores"
+        if self.device != "CPU":
+            on = f"device {self.setup.device_id} of {', '.join(attached(self.device))}"
+        return f"MindSpore {version('mindspore')} on {self.device}, {on}"
 
     def _engine(self) -> ModuleType:
+        """What computes, on the device.
+
+        Raises:
+            BackendError: the device is missing. Nothing runs on another one.
+        """
+        if reason := self.missing():
+            raise BackendError(f"backend {self.name}: {reason}")
         if "mindspore" not in sys.modules:
             self._set_environment()
         from refinedet.adapters.mindspore import engine
 
         try:
-            engine.use_device(self.device)
+            apply(self.setup)
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise BackendError(f"backend {self.name}: no {self.device}: {reason}") from error
@@ -70,6 +96,17 @@ class MindSporeBackend:
             if name not in os.environ:
                 os.environ[name] = value
                 print(f"{self.name}: set {name}={value} for this MindSpore", file=sys.stderr)
+
+    @functools.cached_property
+    def group(self) -> Group:
+        """The workers that MindSpore's launcher started with this one."""
+        library = self.setup.communication
+        if library is None:
+            return ALONE
+        self._engine()
+        from refinedet.adapters.mindspore import collective
+
+        return collective.join(library)
 
     @property
     def operations(self) -> ModuleType:
@@ -96,7 +133,8 @@ class MindSporeBackend:
         self._engine()
         from refinedet.adapters.mindspore.trainer import MindSporeTrainer
 
-        return MindSporeTrainer(config, parameters, velocities, steps_done, loss_scale)
+        state = velocities, steps_done, loss_scale
+        return MindSporeTrainer(config, parameters, *state, self.group)
 
     def batches(
         self,
@@ -110,13 +148,13 @@ class MindSporeBackend:
         self._engine()
         from refinedet.adapters.mindspore import pipeline
 
-        return pipeline.batches(dataset, config, settings, cache, first_step)
+        return pipeline.batches(dataset, config, settings, cache, first_step, self.group)
 
-    def export(self, network: Network, path: Path, settings: Settings) -> None:
-        """Write a MindIR, which has no place for settings; see ``refinedet.backend.Backend``."""
-        self._engine().export(network, path)
+    def export(self, network: Network, path: Path, settings: Settings, heads: bool = False) -> None:
+        """Write a MindIR that holds its settings, or an AIR; see ``refinedet.backend.Backend``."""
+        self._engine().export(network, path, settings, heads, self.device)
 
     def load(self, path: Path, settings: Settings) -> Network:
         """Read a MindIR; see ``refinedet.backend.Backend``."""
-        network: Network = self._engine().MindIRNetwork(path, settings.model)
+        network: Network = self._engine().MindIRNetwork(path, settings)
         return network

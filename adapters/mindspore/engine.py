@@ -11,16 +11,16 @@ from mindspore import nn
 
 from refinedet.adapters.mindspore.network import Detector, ScoredBoxes, load_parameters
 from refinedet.backend import BackendError
+from refinedet.files import write_atomically
+from refinedet.models import mindir_settings, require_own_settings, settings_in
+from refinedet.settings import Settings
 from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.config import Config
-from refinedet.spec.errors import Array
+from refinedet.spec.detection import scored_boxes
+from refinedet.spec.errors import Array, check_shape
 from refinedet.spec.network import Heads, Parameters, check_parameters
 
-
-def use_device(device: str) -> None:
-    """Make MindSpore compile graphs for this device; raises if it is not there."""
-    ms.set_device(device)
-    ms.set_context(mode=ms.GRAPH_MODE)
+AIR = ".air"
 
 
 class MindSporeNetwork:
@@ -44,42 +44,82 @@ class MindSporeNetwork:
 
 
 class MindIRNetwork:
-    """An exported detector, run from its file."""
+    """An exported detector, run from its file, which holds its settings."""
 
-    def __init__(self, path: Path, config: Config) -> None:
-        self.config = config
+    def __init__(self, path: Path, settings: Settings) -> None:
+        if path.suffix == AIR:
+            raise BackendError(
+                f"{path}: AIR is for CANN's own compiler; give the .mindir, or the run"
+            )
+        if (own := settings_in(path)) is None:
+            raise BackendError(f"{path}: holds no settings; it was not written by refinedet export")
+        require_own_settings(path, own, settings)
+        self.config = config = settings.model
         try:
             self.graph = nn.GraphCell(ms.load(str(path)))
-        except (RuntimeError, ValueError) as error:
+            found = self._run(np.zeros((1, 3, *config.image_size), np.float32))
+        except (RuntimeError, ValueError, TypeError) as error:
             raise BackendError(f"{path}: not a MindIR that this MindSpore reads") from error
-        beside = f"{path}: the settings beside it, {path.name}.yaml, are not its own"
-        try:
-            boxes, scores = self.scored_boxes(np.zeros((1, 3, *config.image_size), np.float32))
-        except (RuntimeError, ValueError) as error:
-            raise BackendError(beside) from error
-        anchors = len(all_anchors(config))
-        if boxes.shape != (1, anchors, 4) or scores.shape != (1, anchors, config.num_classes):
-            raise BackendError(beside)
+        rows, classes = len(all_anchors(config)), config.num_classes
+        shapes = [output.shape for output in found]
+        boxes = [(1, rows, 4), (1, rows, classes)]
+        raw = [(1, rows, 4), (1, rows, 2), *boxes]
+        if shapes not in (boxes, raw):
+            raise BackendError(f"{path}: gives {shapes}, its settings want {boxes}; export again")
+        self.raw = shapes == raw
+
+    def _run(self, pictures: Array) -> list[Array]:
+        check_shape(pictures, "pictures", None, 3, *self.config.image_size)
+        return [output.asnumpy() for output in self.graph(ms.Tensor(pictures))]
 
     def heads(self, pictures: Array) -> Heads:
-        """Raises: an exported detector has no raw outputs."""
-        raise NotImplementedError("a MindIR gives scored boxes, not the raw heads")
+        """The raw outputs, if they were exported."""
+        if not self.raw:
+            raise NotImplementedError("this MindIR gives scored boxes, not the raw heads")
+        return Heads(*self._run(pictures))
 
     def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
-        """Decoded boxes and scores of every anchor."""
-        boxes, scores = self.graph(ms.Tensor(pictures))
-        return boxes.asnumpy(), scores.asnumpy()
+        """Decoded boxes and scores of every anchor; of raw outputs, decoded on the host."""
+        if self.raw:
+            return scored_boxes(self.heads(pictures), self.config)
+        boxes, scores = self._run(pictures)
+        return boxes, scores
 
 
-def export(network: MindSporeNetwork | MindIRNetwork, path: Path) -> None:
-    """Write the detector with its decoding as MindIR, for any batch size."""
+def export(
+    network: MindSporeNetwork | MindIRNetwork,
+    path: Path,
+    settings: Settings,
+    heads: bool,
+    device: str,
+) -> None:
+    """Write the detector: as MindIR for any batch size, or as AIR for one picture.
+
+    Args:
+        heads: the raw outputs in place of boxes and scores.
+        device: MindSpore's name of the one that is set.
+    """
     if isinstance(network, MindIRNetwork):
-        raise BackendError("the model is exported already; copy its file, and its .yaml")
+        raise BackendError(f"{path}: the model is exported already; copy its file, and its .yaml")
     if path.suffix == ".onnx":
         raise BackendError(f"{path}: this backend writes MindIR; give --backend onnxruntime")
-    pictures = ms.Tensor(shape=[None, 3, *network.config.image_size], dtype=ms.float32)
+    if path.suffix == AIR and device != "Ascend":
+        raise BackendError(
+            f"{path}: AIR is written on Ascend alone; give --target ascend there, or export .mindir"
+        )
+    kind, suffix, count = ("AIR", AIR, 1) if path.suffix == AIR else ("MINDIR", ".mindir", None)
+    pictures = ms.Tensor(shape=[count, 3, *network.config.image_size], dtype=ms.float32)
+    if count is not None:  # AIR has static shapes
+        pictures = ms.Tensor(np.zeros(pictures.shape, np.float32))
+    cell = network.detector if heads else network.scored
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        fresh = Path(folder) / "model.mindir"
-        ms.export(network.scored, pictures, file_name=str(fresh), file_format="MINDIR")
-        fresh.chmod(0o644)  # MindSpore leaves it to its owner alone
-        fresh.replace(path)
+        fresh = Path(folder) / f"model{suffix}"
+        try:
+            ms.export(cell, pictures, file_name=str(fresh), file_format=kind)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BackendError(f"{path}: MindSpore cannot write it: {reason}") from error
+        content = fresh.read_bytes()
+    if path.suffix != AIR:
+        content += mindir_settings(settings)
+    write_atomically(path, content)

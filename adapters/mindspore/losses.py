@@ -5,9 +5,12 @@ The ODM is matched inside the graph, because its anchors are the ARM's output.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mindspore as ms
 from mindspore import nn, ops
 
+from refinedet.adapters.mindspore.collective import over_workers
 from refinedet.adapters.mindspore.network import (
     Detector,
     centre_anchors,
@@ -16,6 +19,8 @@ from refinedet.adapters.mindspore.network import (
     to_corners,
 )
 from refinedet.spec.config import Config
+
+Total = Callable[[ms.Tensor], ms.Tensor]
 
 
 def pairwise_iou(boxes: ms.Tensor, anchors: ms.Tensor) -> ms.Tensor:
@@ -134,13 +139,26 @@ def cross_entropy(logits: ms.Tensor, labels: ms.Tensor) -> ms.Tensor:
     return -picked.squeeze(2)
 
 
+def alone(x: ms.Tensor) -> ms.Tensor:
+    """The sum over the workers where there is one."""
+    return x
+
+
 def over_positives(
-    offsets: ms.Tensor, wanted: ms.Tensor, positive: ms.Tensor, class_loss: ms.Tensor
+    offsets: ms.Tensor,
+    wanted: ms.Tensor,
+    positive: ms.Tensor,
+    class_loss: ms.Tensor,
+    total: Total,
 ) -> tuple[ms.Tensor, ms.Tensor]:
-    """The loss of the offsets of ``positive`` (N, A) and ``class_loss``, over their number."""
+    """The loss of the offsets of ``positive`` (N, A) and ``class_loss``, over their number.
+
+    Args:
+        total: gives the sum over all workers; the losses are this worker's parts.
+    """
     paid = ops.broadcast_to(positive.expand_dims(2), offsets.shape)
     box_loss = smooth_l1(ops.select(paid, offsets, wanted), wanted).sum()
-    divisor = ops.maximum(positive.astype(ms.float32).sum(), 1.0)
+    divisor = ops.maximum(total(positive.astype(ms.float32).sum()), 1.0)
     return box_loss / divisor, class_loss / divisor
 
 
@@ -151,6 +169,7 @@ def module_loss(
     labels: ms.Tensor,
     eligible: ms.Tensor,
     ratio: float,
+    total: Total = alone,
 ) -> tuple[ms.Tensor, ms.Tensor]:
     """``spec.losses.module_loss``: the loss of the offsets and that of the classes."""
     positive = labels > 0
@@ -159,7 +178,7 @@ def module_loss(
     most = most_negatives(positive, ratio)
     negative = hard_negatives(ops.stop_gradient(class_loss), candidate, most)
     counted = ops.logical_or(positive, negative).astype(ms.float32)
-    return over_positives(offsets, wanted, positive, (class_loss * counted).sum())
+    return over_positives(offsets, wanted, positive, (class_loss * counted).sum(), total)
 
 
 def focal(logits: ms.Tensor, labels: ms.Tensor, alpha: float, gamma: float) -> ms.Tensor:
@@ -180,10 +199,11 @@ def focal_module_loss(
     labels: ms.Tensor,
     alpha: float,
     gamma: float,
+    total: Total = alone,
 ) -> tuple[ms.Tensor, ms.Tensor]:
     """``spec.losses.focal_module_loss``: the loss of the offsets and that of the classes."""
     class_loss = focal(logits, labels, alpha, gamma).sum()
-    return over_positives(offsets, wanted, labels > 0, class_loss)
+    return over_positives(offsets, wanted, labels > 0, class_loss, total)
 
 
 def targets(
@@ -216,7 +236,8 @@ class HeadsLoss(nn.Cell):
     """``spec.losses.detector_loss``: from the four outputs and a batch's objects.
 
     Returns the sum times the loss scale (the config's, unless one that changes is given), and
-    the four parts as (4,) float32.
+    the four parts as (4,) float32: with several workers this one's, whose sum over the workers
+    is the loss of the whole batch.
     """
 
     def __init__(self, config: Config, scale: ms.Parameter | None = None) -> None:
@@ -230,6 +251,7 @@ class HeadsLoss(nn.Cell):
         self.focal, self.arm_first_class = options.classes == "sigmoid", options.arm_first_class
         self.alpha, self.gamma = options.focal_alpha, options.focal_gamma
         self.scale = config.optimizer.scale if scale is None else scale
+        self.total = over_workers()
 
     def construct(
         self,
@@ -252,12 +274,14 @@ class HeadsLoss(nn.Cell):
         arm = arm_offsets, arm_logits, arm_wanted, arm_labels
         odm = odm_offsets, odm_logits, odm_wanted, odm_labels
         if self.focal:
-            arm_box, arm_class = focal_module_loss(*arm, self.alpha, self.gamma)
-            odm_box, odm_class = focal_module_loss(*odm, self.alpha, self.gamma)
+            arm_box, arm_class = focal_module_loss(*arm, self.alpha, self.gamma, self.total)
+            odm_box, odm_class = focal_module_loss(*odm, self.alpha, self.gamma, self.total)
         else:
             objectness = ops.stop_gradient(ops.softmax(arm_logits, 2)[:, :, 1])
-            arm_box, arm_class = module_loss(*arm, objectness >= 0, self.ratio)
-            odm_box, odm_class = module_loss(*odm, objectness >= self.objectness, self.ratio)
+            arm_box, arm_class = module_loss(*arm, objectness >= 0, self.ratio, self.total)
+            odm_box, odm_class = module_loss(
+                *odm, objectness >= self.objectness, self.ratio, self.total
+            )
         parts = ops.stack((arm_box, arm_class, odm_box, odm_class))
         return parts.sum() * self.scale, parts
 

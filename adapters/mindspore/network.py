@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from refinedet.adapters.mindspore.collective import batch_norm
 from refinedet.spec import architecture
 from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.architecture import Bottleneck, Conv, Pool
@@ -45,7 +46,7 @@ class ConvLayer(nn.Cell):
             )
         self.norm = nn.Identity()
         if conv.batch_norm:
-            self.norm = nn.BatchNorm2d(conv.outputs, eps=net.batch_norm_eps, momentum=conv.momentum)
+            self.norm = batch_norm(conv.outputs, net.batch_norm_eps, conv.momentum)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         return self.norm(self.conv(x))

@@ -23,7 +23,14 @@ from mindspore.mindrecord import FileWriter
 from refinedet.backend import Batch
 from refinedet.data.batches import fingerprint, tell_left_out, training_pictures
 from refinedet.data.dataset import DataError, Dataset
-from refinedet.data.training import SampleMaker, places, reading_order, training_objects
+from refinedet.data.training import (
+    SampleMaker,
+    of_worker,
+    places,
+    reading_order,
+    training_objects,
+)
+from refinedet.group import ALONE, Group, by_first
 from refinedet.settings import InputSettings
 from refinedet.spec.config import Config
 
@@ -96,17 +103,27 @@ def _write_records(dataset: Dataset, file: Path) -> tuple[int, int]:
 
 
 def batches(
-    dataset: Dataset, config: Config, settings: InputSettings, cache: Path, first_step: int
+    dataset: Dataset,
+    config: Config,
+    settings: InputSettings,
+    cache: Path,
+    first_step: int,
+    group: Group = ALONE,
 ) -> Iterator[Batch]:
-    """See ``refinedet.backend.Backend.batches``."""
+    """See ``refinedet.backend.Backend.batches``; with several workers, this one's share."""
     max_objects = places(training_objects(dataset), settings.max_objects)
-    file, count, unreadable = build_cache(dataset, cache)
+    file, count, unreadable = by_first(group, lambda: build_cache(dataset, cache))
     tell_left_out(dataset, unreadable)
     cv2.setNumThreads(1)  # the workers are the threads
     make = SampleMaker(config, settings, max_objects)
     for step in range(first_step, config.schedule.steps, STEPS_A_CHUNK):
         last_step = min(step + STEPS_A_CHUNK, config.schedule.steps)
         first, last = (s * settings.batch_size for s in (step, last_step))
+        parts = [
+            of_worker(part, settings.batch_size, group)
+            for part in reading_order(count, settings.seed, first, last)
+        ]
+        parts = [part for part in parts if len(part.indices)]
         pictures = [
             ds.MindDataset(
                 str(file),
@@ -114,10 +131,10 @@ def batches(
                 num_parallel_workers=1,
                 sampler=ds.SubsetSampler(part.indices.tolist()),
             )
-            for part in reading_order(count, settings.seed, first, last)
+            for part in parts
         ]
         positions = ds.NumpySlicesDataset(
-            np.arange(first, last, dtype=np.int64), ["position"], shuffle=False
+            np.concatenate([part.positions for part in parts]), ["position"], shuffle=False
         )
         rows = ds.zip((functools.reduce(operator.add, pictures), positions))
         samples = rows.map(
@@ -126,6 +143,6 @@ def batches(
             output_columns=list(Batch._fields),
             num_parallel_workers=settings.workers,
         )
-        batched = samples.project(list(Batch._fields)).batch(settings.batch_size)
+        batched = samples.project(list(Batch._fields)).batch(settings.batch_size // group.size)
         for arrays in batched.create_tuple_iterator(num_epochs=1, output_numpy=True):
             yield Batch(*arrays)

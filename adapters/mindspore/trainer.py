@@ -6,9 +6,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import amp, nn, ops
 
+from refinedet.adapters.mindspore.collective import over_workers, workers
 from refinedet.adapters.mindspore.losses import DetectorLoss
 from refinedet.adapters.mindspore.network import Detector, load_parameters, read_parameters
 from refinedet.backend import Batch, StepLosses
+from refinedet.group import ALONE, Group
 from refinedet.spec.config import SCALES, Config, ScheduleConfig
 from refinedet.spec.errors import Array
 from refinedet.spec.network import Parameters, parameter_table
@@ -87,18 +89,26 @@ class Update(nn.Cell):
         return self.optimizer(gradients)
 
 
+def summing(optimizer: nn.Momentum) -> tuple[nn.Cell, nn.Cell]:
+    """What sums a tensor, and the gradients, over all workers."""
+    if workers() > 1:
+        return over_workers(), nn.DistributedGradReducer(optimizer.parameters, mean=False)
+    return over_workers(), nn.Identity()
+
+
 class TrainStep(nn.Cell):
-    """Loss, gradient, update; returns the four parts of the loss."""
+    """Loss, gradient, update; returns the four parts of the loss, of all workers."""
 
     def __init__(self, loss: DetectorLoss, optimizer: nn.Momentum, config: Config) -> None:
         super().__init__(auto_prefix=False)
         self.loss = loss
         self.update = Update(optimizer, config)
         self.grad = ops.value_and_grad(loss, None, optimizer.parameters, has_aux=True)
+        self.total, self.reduced = summing(optimizer)
 
     def construct(self, *batch: ms.Tensor) -> ms.Tensor:
         (_, parts), gradients = self.grad(*batch)
-        return ops.depend(parts, self.update(gradients))
+        return ops.depend(self.total(parts), self.update(self.reduced(gradients)))
 
 
 class HalfStep(nn.Cell):
@@ -124,9 +134,11 @@ class HalfStep(nn.Cell):
         self.update = Update(optimizer, config, self.scale)
         self.loss = DetectorLoss(detector, config, self.scale)  # a member: ``set_train`` reaches it
         self.grad = ops.value_and_grad(self.loss, None, optimizer.parameters, has_aux=True)
+        self.total, self.reduced = summing(optimizer)
 
     def construct(self, *batch: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         (_, parts), gradients = self.grad(*batch)
+        gradients = self.reduced(gradients)  # what overflows for one worker does for all
         finite = amp.all_finite(gradients)
         if finite:
             self.update(gradients)
@@ -134,7 +146,7 @@ class HalfStep(nn.Cell):
             ops.assign_add(self.optimizer.global_step, self.optimizer.global_step_increase_tensor)
         if self.window is not None:
             self.turn(finite)
-        return parts, finite
+        return self.total(parts), finite
 
     def turn(self, finite: ms.Tensor) -> None:
         """``spec.optimizer.next_loss_scale``."""
@@ -157,7 +169,9 @@ class MindSporeTrainer:
         velocities: Parameters | None = None,
         steps_done: int = 0,
         loss_scale: LossScale | None = None,
+        group: Group = ALONE,
     ) -> None:
+        self.group = group
         self.half = config.optimizer.precision == "float16"
         self.detector = Detector(config, self.half)
         load_parameters(self.detector, parameters)
@@ -171,10 +185,18 @@ class MindSporeTrainer:
         else:
             self.run = TrainStep(DetectorLoss(self.detector, config), self.optimizer, config)
         self.run.set_train()
+        self.first = True
 
     def step(self, batch: Batch) -> StepLosses:
         """One step; see ``refinedet.backend.Trainer``."""
-        out = self.run(*(ms.Tensor(array) for array in batch))
+        tensors = [ms.Tensor(array) for array in batch]
+        if self.group.size > 1 and self.first:
+            # Compiling takes one worker longer than another, and a sum over workers on the
+            # CPU waits half a minute for the last of them.
+            self.run.compile(*tensors)
+            self.group.gather(None)
+        self.first = False
+        out = self.run(*tensors)
         parts, skipped = (out[0], not bool(out[1])) if self.half else (out, False)
         arm_offsets, arm_logits, odm_offsets, odm_logits = (float(x) for x in parts.asnumpy())
         total = arm_offsets + arm_logits + odm_offsets + odm_logits

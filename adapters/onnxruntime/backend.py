@@ -30,17 +30,23 @@ class OnnxRuntime:
                 return f"{package} is not installed; run: pip install 'refinedet[onnxruntime]'"
         return None
 
+    def found(self) -> str:
+        """See ``refinedet.backend.Backend``."""
+        import onnxruntime
+
+        return f"ONNX Runtime {onnxruntime.__version__} on {onnxruntime.get_device()}"
+
     def network(self, config: Config, parameters: Parameters) -> Network:
         """See ``refinedet.backend.Backend``."""
         from refinedet.adapters.onnxruntime.network import OnnxNetwork
 
         return OnnxNetwork(config, parameters)
 
-    def export(self, network: Network, path: Path, settings: Settings) -> None:
+    def export(self, network: Network, path: Path, settings: Settings, heads: bool = False) -> None:
         """Write an ONNX file that holds its settings; see ``refinedet.backend.Backend``."""
         from refinedet.adapters.onnxruntime.network import export
 
-        export(network, path, settings)
+        export(network, path, settings, heads)
 
     def load(self, path: Path, settings: Settings) -> Network:
         """Read an ONNX file; see ``refinedet.backend.Backend``."""

@@ -14,6 +14,7 @@ from refinedet.models import require_own_settings
 from refinedet.settings import Settings, to_yaml
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import Config
+from refinedet.spec.detection import scored_boxes
 from refinedet.spec.errors import Array, check_shape
 from refinedet.spec.network import Heads, Parameters
 
@@ -24,6 +25,7 @@ SETTINGS = "settings"
 def session_of(model: bytes | Path) -> onnxruntime.InferenceSession:
     """A model, or a file, on as many cores as this process may use."""
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what is wrong is said by the exception
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     return onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
 
@@ -72,31 +74,43 @@ class OnnxFile(_Runs):
         if kept is None:
             raise BackendError(f"{path}: holds no settings; it was not written by refinedet export")
         require_own_settings(path, kept, settings)
-        _require_tensors(path, session, settings.model)
+        self.raw = HEADS[0] in {output.name for output in session.get_outputs()}
+        _require_tensors(path, session, settings.model, raw=self.raw)
         super().__init__(settings.model, session)
 
     def heads(self, pictures: Array) -> Heads:
-        """Raises: an exported detector has no raw outputs."""
-        raise NotImplementedError("an exported file gives scored boxes, not the raw heads")
+        """The raw outputs, if they were exported."""
+        if not self.raw:
+            raise NotImplementedError("this file gives scored boxes, not the raw heads")
+        return Heads(*self._run(HEADS, pictures))
+
+    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
+        """Decoded boxes and scores of every anchor; of raw outputs, decoded on the host."""
+        if self.raw:
+            return scored_boxes(self.heads(pictures), self.config)
+        return super().scored_boxes(pictures)
 
 
-def export(network: Network, path: Path, settings: Settings) -> None:
-    """Write the detector with its decoding and its settings."""
+def export(network: Network, path: Path, settings: Settings, heads: bool) -> None:
+    """Write the detector with its settings, and with its decoding or its raw outputs."""
     if not isinstance(network, OnnxNetwork):
         raise BackendError(f"{path}: the model is exported already; copy its file, and its .yaml")
-    model = detector(network.config, network.parameters, SCORED_BOXES)
+    model = detector(network.config, network.parameters, HEADS if heads else SCORED_BOXES)
     model.metadata_props.add(key=SETTINGS, value=to_yaml(settings))
     write_atomically(path, model.SerializeToString())
 
 
-def _require_tensors(path: Path, session: onnxruntime.InferenceSession, config: Config) -> None:
+def _require_tensors(
+    path: Path, session: onnxruntime.InferenceSession, config: Config, *, raw: bool
+) -> None:
     """The file takes and gives what ``export`` writes for this config."""
     rows = len(anchors(config))
     found = {v.name: (v.type, v.shape) for v in (*session.get_inputs(), *session.get_outputs())}
+    widths = (4, 2, 4, config.num_classes) if raw else (4, config.num_classes)
+    outputs = zip(HEADS if raw else SCORED_BOXES, widths, strict=True)
     for name, *shape in (
         ("pictures", "N", 3, *config.image_size),
-        ("boxes", "N", rows, 4),
-        ("scores", "N", rows, config.num_classes),
+        *((name, "N", rows, width) for name, width in outputs),
     ):
         kind, sides = found.get(name, ("missing", []))
         if (kind, sides) != ("tensor(float)", shape):

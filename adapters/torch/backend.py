@@ -34,6 +34,14 @@ class TorchBackend:
             return f"PyTorch {found} is installed; 2.4 or newer is supported"
         return None
 
+    def found(self) -> str:
+        """See ``refinedet.backend.Backend``."""
+        device = self._ready()
+        import torch
+
+        on = "the CPU" if device == "cpu" else f"{device}, {torch.cuda.get_device_name(device)}"
+        return f"PyTorch {torch.__version__} on {on}"
+
     def _ready(self) -> str:
         """The device, once it is there and set up.
 
@@ -100,10 +108,11 @@ class TorchCPU(TorchBackend):
 
 
 class TorchCUDA(TorchBackend):
-    """Trains and detects on an NVIDIA GPU: the first that ``CUDA_VISIBLE_DEVICES`` shows."""
+    """Trains and detects on an NVIDIA GPU, of those that ``CUDA_VISIBLE_DEVICES`` shows."""
 
-    def __init__(self) -> None:
-        super().__init__("torch-cuda", "cuda")
+    def __init__(self, device_id: int = 0) -> None:
+        super().__init__("torch-cuda", f"cuda:{device_id}")
+        self.device_id = device_id
 
     def missing(self) -> str | None:
         """Why it cannot run here; PyTorch itself has to look for the device."""
@@ -121,4 +130,6 @@ class TorchCUDA(TorchBackend):
                 f"PyTorch finds no CUDA device; it wants an NVIDIA GPU and a driver for CUDA "
                 f"{torch.version.cuda} (nvidia-smi shows both), or use --backend torch-cpu"
             )
+        if self.device_id >= (count := torch.cuda.device_count()):
+            return f"--device-id {self.device_id}: there are {count}, from 0"
         return None

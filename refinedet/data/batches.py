@@ -135,9 +135,9 @@ def batches(
     size = settings.batch_size
     first, last = (step * size for step in (first_step, config.schedule.steps))
     order = (
-        (part.first + i, readable[index])
+        (position, readable[index])
         for part in reading_order(len(readable), settings.seed, first, last)
-        for i, index in enumerate(part.indices)
+        for index, position in zip(part.indices, part.positions, strict=True)
     )
     with ThreadPoolExecutor(settings.workers) as pool:
         samples = _in_order(pool, sample, order, AHEAD * size)

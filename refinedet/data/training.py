@@ -18,6 +18,7 @@ from refinedet.data.augment import augment, normaliser
 from refinedet.data.dataset import DataError, Dataset
 from refinedet.data.pictures import decode_picture
 from refinedet.data.targets import ArmTargets
+from refinedet.group import Group, share
 from refinedet.settings import InputSettings
 from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
@@ -28,8 +29,8 @@ class Slice(NamedTuple):
 
     indices: Array
     """(M,) int64, positions in the list of pictures; distinct."""
-    first: int
-    """Position of the first."""
+    positions: Array
+    """(M,) int64, where in the endless row they stand; rising."""
 
 
 def reading_order(count: int, seed: int, first: int, last: int) -> Iterator[Slice]:
@@ -41,8 +42,16 @@ def reading_order(count: int, seed: int, first: int, last: int) -> Iterator[Slic
         epoch, start = divmod(first, count)
         stop = min(count, start + last - first)
         order = np.random.default_rng((seed, epoch)).permutation(count)
-        yield Slice(order[start:stop], first)
+        yield Slice(order[start:stop], np.arange(first, first + stop - start))
         first += stop - start
+
+
+def of_worker(part: Slice, batch_size: int, group: Group) -> Slice:
+    """What one of several workers reads of a slice: its share of every batch."""
+    places = share(batch_size, group)
+    place = part.positions % batch_size
+    mine = (places.start <= place) & (place < places.stop)
+    return Slice(part.indices[mine], part.positions[mine])
 
 
 def training_objects(dataset: Dataset) -> list[tuple[Array, Array]]:

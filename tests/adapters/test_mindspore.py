@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from refinedet.adapters.cpu import MindSporeCPU
-from refinedet.backend import BackendError, Batch, find_backend
-from refinedet.settings import Settings
+from refinedet.backend import Batch
 from refinedet.spec import losses as spec_losses
 from refinedet.spec import network as spec
 from refinedet.spec.anchors import anchors
@@ -260,39 +259,6 @@ def test_parameters_have_canonical_names_and_shapes():
         assert got == {p.name: p.shape for p in spec.parameter_table(config)}
 
 
-def test_export_runs_any_batch_with_the_same_numbers(tmp_path):
-    backend = find_backend("mindspore-cpu")
-    network = backend.network(BASE, parameters_of(BASE))
-    file = tmp_path / "detector.mindir"
-    settings = Settings(model=BASE)
-    backend.export(network, file, settings)
-    assert [path.name for path in tmp_path.iterdir()] == [file.name]
-    exported = backend.load(file, settings)
-    pictures = batch_of(BASE)[0].pictures
-    for count in (3, 1):
-        for got, want in zip(
-            exported.scored_boxes(pictures[:count]),
-            network.scored_boxes(pictures[:count]),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(got, want)
-
-
-def test_what_cannot_be_exported_or_loaded_is_one_line(tmp_path):
-    backend, settings = find_backend("mindspore-cpu"), Settings(model=BASE)
-    network = backend.network(BASE, parameters_of(BASE))
-    with pytest.raises(BackendError, match="writes MindIR; give --backend onnxruntime"):
-        backend.export(network, tmp_path / "x.onnx", settings)
-    file = tmp_path / "detector.mindir"
-    backend.export(network, file, settings)
-    with pytest.raises(BackendError, match="exported already; copy its file"):
-        backend.export(backend.load(file, settings), tmp_path / "again.mindir", settings)
-    assert [path.name for path in tmp_path.iterdir()] == [file.name]
-    for change in ({"image_size": (128, 128)}, {"num_classes": BASE.num_classes + 1}):
-        with pytest.raises(BackendError, match=r"detector\.mindir\.yaml, are not its own"):
-            backend.load(file, Settings(model=replace(BASE, **change)))
-
-
 def test_environment_caps_the_instruction_set_from_2_9_on(monkeypatch):
     from refinedet.adapters.mindspore import backend as module
 
@@ -308,10 +274,3 @@ def test_environment_caps_the_instruction_set_from_2_9_on(monkeypatch):
     for found in ((2, 7, 1), (2, 11, 0)):
         monkeypatch.setattr(module, "_version", lambda found=found: found)
         assert "2.7.2 to 2.10" in MindSporeCPU().missing()
-
-
-def test_a_missing_device_raises():
-    from refinedet.adapters.mindspore.backend import MindSporeBackend
-
-    with pytest.raises(BackendError, match="no GPU"):
-        MindSporeBackend("mindspore-gpu", "GPU").network(BASE, spec.initial_parameters(BASE, 0))

@@ -48,7 +48,7 @@ def test_batches_are_those_of_any_other_backend(noise, tmp_path):
 def test_an_epoch_shows_every_picture_once():
     slices = list(reading_order(10, 0, 0, 30))
     assert [sorted(s.indices) for s in slices] == [list(range(10))] * 3
-    assert [s.first for s in slices] == [0, 10, 20]
+    assert [s.positions[0] for s in slices] == [0, 10, 20]
     assert not np.array_equal(slices[0].indices, slices[1].indices)
     middle = reading_order(10, 0, 4, 17)
     whole = np.concatenate([s.indices for s in slices])

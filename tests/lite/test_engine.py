@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refinedet.adapters.lite import backend as module
+from refinedet.adapters import devices
 from refinedet.adapters.lite import engine, worker
 from refinedet.adapters.lite.backend import Ascend310, MindSporeLite
 from refinedet.adapters.lite.engine import Interpreter, Worker
@@ -86,6 +86,13 @@ def test_the_option_comes_before_the_variable_and_that_before_this_process(monke
         assert MindSporeLite().python is None
 
 
+def test_a_file_of_this_folder_comes_before_one_on_path(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert engine.other_interpreter(Path("./sh")).path == "sh"
+    (tmp_path / "sh").touch()
+    assert engine.other_interpreter(Path("./sh")).path == str(tmp_path / "sh")
+
+
 def test_without_lite_one_line_says_how_to_name_an_interpreter(monkeypatch):
     monkeypatch.delenv("REFINEDET_LITE_PYTHON", raising=False)
     assert said(find_backend, "mindspore-lite") == (
@@ -153,7 +160,9 @@ def test_one_that_does_not_answer_is_ended(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (lambda: MindSporeLite(streams=0), "--streams 0: want a number from 1"),
+        (lambda: MindSporeLite(streams=0), "--streams 0: want a number from 1 to 64"),
+        (lambda: MindSporeLite(streams=65), "--streams 65: want a number from 1 to 64"),
+        (lambda: Ascend310(streams=10**9), "--streams 1000000000: want a number from 1 to 64"),
         (lambda: Ascend310(device_id=-1), "--device-id -1: want a number from 0"),
         (lambda: Ascend310(batch=0), "batch 0: want a number from 1"),
     ],
@@ -167,8 +176,8 @@ def test_numbers_out_of_range_are_told(made, message):
 
 def test_all_that_ascend_lacks_is_told_in_one_line(monkeypatch, tmp_path):
     monkeypatch.delenv("REFINEDET_LITE_PYTHON", raising=False)
-    monkeypatch.setattr(module, "DEVICES", tmp_path)
-    monkeypatch.setattr(module, "CANN", "libnosuch.so")
+    monkeypatch.setattr(devices, "DEVICES", tmp_path)
+    monkeypatch.setattr(devices, "CANN", "libnosuch.so")
     line = said(find_backend, "mindspore-ascend310")
     driver, cann, lite, *_ = line.split("; ")
     assert driver.startswith(
@@ -181,7 +190,7 @@ def test_all_that_ascend_lacks_is_told_in_one_line(monkeypatch, tmp_path):
 def test_a_device_that_is_not_there_is_told(monkeypatch, tmp_path):
     for name in ("davinci0", "davinci1", "davinci_manager"):
         (tmp_path / name).touch()
-    monkeypatch.setattr(module, "DEVICES", tmp_path)
+    monkeypatch.setattr(devices, "DEVICES", tmp_path)
     assert "--device-id 2: there are 2 (davinci0, davinci1)" in str(Ascend310(2).missing())
     assert "davinci" not in str(Ascend310(1).missing())
 

@@ -7,6 +7,7 @@ import re
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from numpy.testing import assert_allclose
@@ -127,6 +128,15 @@ def test_a_file_is_whole_or_not_there(network, file, monkeypatch):
         OnnxRuntime().export(network, file, SETTINGS)
     assert file.read_bytes() == before
     assert sorted(p.name for p in file.parent.iterdir()) == ["detector.onnx", "detector.onnx.yaml"]
+
+
+def test_onnx_runtime_itself_prints_nothing(file, capfd):
+    outside = file.parent / "outside.onnx"
+    onnx.save(onnx.load(file), outside, save_as_external_data=True, location="weights.bin")
+    OnnxRuntime().load(outside, SETTINGS)
+    (file.parent / "weights.bin").write_bytes(b"short")
+    refused(outside, "not an ONNX file that can be run")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_damaged_file_is_refused(file):
@@ -262,13 +272,38 @@ def test_eval_and_detect_run_from_the_file(run, exported, data, tmp_path):
         assert len(one["objects"]) == len(other["objects"]) > 0
 
 
-def test_a_file_without_its_settings_is_refused(run, exported, data):
+def test_a_file_alone_runs_by_its_own_settings(run, exported, data, tmp_path):
     path = exported[1]
-    path.with_name("small.onnx.yaml").rename(path.with_name("other.yaml"))
+    beside = path.with_name("small.onnx.yaml")
+    beside.rename(path.with_name("other.yaml"))
+    assert open_model(OnnxRuntime(), path).class_names == ("a", "b")
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, path)
     status, _, err = run("eval", "--model", path, "--backend", "onnxruntime", *data)
     assert (status, err.count("\n")) == (1, 1)
     assert f"{path}: " in err
-    assert "small.onnx.yaml" in err
+    assert "there is no small.onnx.yaml beside it, and no settings are in it" in err
+
+
+def test_a_file_of_raw_outputs(run, exported, data, tmp_path):
+    """The boxes and scores are the contract's, decoded on the host."""
+    weights, boxes = exported
+    path = tmp_path / "heads.onnx"
+    told = run(
+        "export", "--backend", "onnxruntime", "--model", weights, "--output", path, "--heads"
+    )
+    assert told == (0, f"wrote {path} and its settings, {path}.yaml\n", "")
+    network = open_model(OnnxRuntime(), path).network
+    pictures = inputs.seeded_pictures(network.config, 2, 0)
+    decoded = scored_boxes(network.heads(pictures), network.config)
+    for got, want in zip(network.scored_boxes(pictures), decoded, strict=True):
+        np.testing.assert_array_equal(got, want)
+    inside = open_model(OnnxRuntime(), boxes).network
+    for got, want in zip(inside.scored_boxes(pictures), decoded, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+    with pytest.raises(NotImplementedError, match="gives scored boxes"):
+        inside.heads(pictures)
 
 
 def test_settings_without_their_file_are_refused(run, exported, data):

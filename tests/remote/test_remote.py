@@ -1,9 +1,11 @@
 """Folders at a URL: copied whole, copied once, and one line for everything that goes wrong."""
 
+import contextlib
 import errno
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -128,6 +130,32 @@ def test_a_server_that_is_down_is_one_line_in_bounded_time(server, tmp_path, mon
     assert said.startswith("s3://bucket/data: ")
     assert DOWN in said
     assert said.endswith(f"check {remote.CHECK['s3']}")
+
+
+def test_a_host_that_does_not_answer_is_one_line_in_bounded_time(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "CONNECT", 0.2)
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        place = full.getsockname()
+        for _ in range(3):  # more than it has room for: the next ones wait
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(place)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{place[1]}")
+        began = time.monotonic()
+        assert "s3://bucket/data: " in refusal(copied, "s3://bucket/data", tmp_path)
+        assert time.monotonic() - began < 10
+
+
+def test_a_server_that_is_silent_is_one_line_in_bounded_time(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "SILENCE", 0.5)
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        assert "s3://bucket/data: " in refusal(copied, "s3://bucket/data", tmp_path)
+        assert 1 <= time.monotonic() - began < 2.4  # two rounds
 
 
 def test_a_server_that_stays_broken_is_one_line(server, bucket, tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ class Backend(SpecBackend):
 @pytest.fixture
 def backend(monkeypatch):
     backend = Backend()
-    monkeypatch.setattr("refinedet.cli.find_backend", lambda *_: backend)
+    monkeypatch.setattr("refinedet.choice.find_backend", lambda *_: backend)
     return backend
 
 
@@ -203,6 +203,7 @@ def test_what_users_get_wrong_is_one_line(run, command, tmp_path):
     data, out = ("--data-url", url), ("--train-url", url)
     refused(run(*command, *data), f"{url}: no file there; check the URL")
     refused(run(*command, *data, "--root", "/shapes"), "--root: /shapes is outside the copy")
+    refused(run(*command, *data, "--root", "a/../.."), "--root: a/../.. is outside the copy")
     refused(run(*command, "--data-cache", "x"), "--data-cache: is for copies of --data-url")
     refused(run(*command, *data, "--dry-run"), "--dry-run: writes nothing")
     refused(run(*command, *out, "--dry-run"), "--dry-run: writes nothing")

@@ -1,0 +1,41 @@
+"""Several options of the command line that together say one thing, for any command."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Command = Callable[..., None]
+
+
+def gathered(
+    command: Command, argument: str, options: Mapping[str, Any], make: Callable[..., Any]
+) -> Command:
+    """Give a command options in place of the argument that they make.
+
+    Args:
+        command: all its parameters are passed by keyword.
+        argument: one of them.
+        options: annotations for Typer by the name of the option's value; all default to None.
+        make: takes these values by keyword, and gives the argument.
+    Returns:
+        A command with a signature that Typer reads.
+    """
+
+    @functools.wraps(command)
+    def with_options(**values: Any) -> None:
+        made = make(**{name: values.pop(name) for name in options})
+        command(**values, **{argument: made})
+
+    own = inspect.signature(command, eval_str=True).parameters
+    parameters = [p for p in own.values() if p.name != argument]
+    parameters += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for name, kind in options.items()
+    ]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {p.name: p.annotation for p in parameters}
+    return with_options

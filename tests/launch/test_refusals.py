@@ -1,0 +1,141 @@
+"""What is wrong before anything starts is one line."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from refinedet.adapters.mindspore.launch import Job, target_of
+from refinedet.adapters.mindspore.ranktable import read_rank_table
+
+TRAIN = ["--", "train", "--run", "r"]
+
+
+def write_table(path, *servers):
+    """A rank table of machines with these (rank, device) pairs."""
+    listed = [
+        {
+            "server_id": f"10.0.0.{i}",
+            "device": [{"rank_id": str(r), "device_id": str(d)} for r, d in pairs],
+        }
+        for i, pairs in enumerate(servers)
+    ]
+    path.write_text(json.dumps({"version": "1.0", "server_list": listed}))
+    return path
+
+
+def refused(run, *arguments):
+    status, out, err = run("launch", *arguments)
+    assert status == 1, out
+    assert err.startswith("refinedet: error: ")
+    assert err.count("\n") == 1
+    assert not Path("launch-logs").exists()
+    return err.removeprefix("refinedet: error: ").rstrip()
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--workers", "2", "--", "detect", "x"], "runs train or eval"),
+        (["--workers", "0", *TRAIN], "greater than or equal to 1"),
+        (["--workers", "2", *TRAIN, "--device-id", "1"], "a device of its own"),
+        (["--workers", "2", *TRAIN, "--device-id=1"], "a device of its own"),
+        (
+            ["--workers", "2", *TRAIN, "--backend", "torch-cpu"],
+            "torch-cpu runs alone; give --target cpu, gpu or ascend",
+        ),
+        (["--workers", "2", *TRAIN, "--target=ascend310"], "ascend310 runs alone"),
+        (["--workers", "2", "--node-rank", "1", *TRAIN], "1 machines are 0 to 0"),
+        (["--workers", "3", "--nodes", "2", *TRAIN], "3 are not as many on each of 2 machines"),
+        (["--workers", "2", "--nodes", "2", *TRAIN], "give the address of machine 0"),
+        (["--workers", "2", "--master-addr", "198.51.100.7", *TRAIN], "--master-port: 198.51"),
+        (["--workers", "2", "--rank-table-file", "no.json", *TRAIN], "No such file"),
+    ],
+)
+def test_options(run, arguments, said):
+    assert said in refused(run, *arguments)
+
+
+def test_no_command_is_one_line(run):
+    assert "command" in refused(run, "--workers", "2").lower()
+
+
+def test_an_occupied_port(run):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = refused(run, "--workers", "2", "--master-port", str(port), *TRAIN)
+    assert said.startswith(f"--master-port: 127.0.0.1:{port}: Address already in use; choose")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "no rank table"),
+        ("[]", "no rank table"),
+        ('{"server_list": 3}', "no rank table"),
+        ('{"server_list": [{"device": [{"rank_id": "x", "device_id": "0"}]}]}', "no rank table"),
+        ('{"server_list": [{"device": [{"rank_id": "1", "device_id": "0"}]}]}', "are not 0 to 0"),
+    ],
+)
+def test_no_rank_table(run, tmp_path, content, said):
+    (tmp_path / "hccl.json").write_text(content)
+    assert said in refused(run, "--workers", "1", "--rank-table-file", "hccl.json", *TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--workers", "8"], "has 4 devices, and --workers is 8"),
+        (["--workers", "4"], "its machines have 2, 2 devices; --workers 4 --nodes 1 wants 4"),
+    ],
+)
+def test_a_rank_table_of_other_workers(run, tmp_path, options, said):
+    write_table(tmp_path / "hccl.json", [(0, 4), (1, 5)], [(2, 6), (3, 7)])
+    assert said in refused(run, *options, "--rank-table-file", "hccl.json", *TRAIN)
+
+
+def test_a_rank_table_in_another_order(run, tmp_path):
+    write_table(tmp_path / "hccl.json", [(2, 0), (3, 1)], [(0, 0), (1, 1)])
+    options = ["--workers", "4", "--nodes", "2", "--master-addr", "10.0.0.1", "--node-rank", "1"]
+    said = refused(run, *options, "--rank-table-file", "hccl.json", *TRAIN)
+    assert "machine 0 must have the ranks from 0 on" in said
+
+
+def test_a_rank_table_tells_the_devices(tmp_path):
+    path = write_table(tmp_path / "hccl.json", [(0, 4), (1, 5)], [(2, 6), (3, 7)])
+    assert read_rank_table(path) == [{0: 4, 1: 5}, {2: 6, 3: 7}]
+
+
+def test_what_msrun_is_told():
+    """Pure functions of the options: the workers of the second of two machines."""
+    job = Job(
+        ("train", "--run", "r"), 8, 2, 1, "10.0.0.1", 8118, Path("/t/hccl.json"), Path("logs")
+    )
+    assert job.ranks == range(4, 8)
+    assert job.msrun(Path("/j/worker.py")) == [
+        "--worker_num=8",
+        "--local_worker_num=4",
+        "--master_addr=10.0.0.1",
+        "--master_port=8118",
+        "--node_rank=1",
+        "--log_dir=logs",
+        "--join=True",
+        "--rank_table_file=/t/hccl.json",
+        "/j/worker.py",
+        "train",
+        "--run",
+        "r",
+    ]
+    assert job.environment({}, Path("/j"))["OMP_NUM_THREADS"].isdigit()
+    assert target_of(("train", "--backend", "mindspore-gpu")) == "gpu"
+    told = job.environment({"PATH": "/bin", "GLOG_v": "1"}, Path("/j"))
+    assert (told["PATH"], told["GLOG_v"], told["PYTHONUNBUFFERED"]) == ("/j:/bin", "1", "1")
+    assert told["REFINEDET_LAUNCH_FOLDER"] == "/j"
