@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from refinedet.backend import precisions
 from refinedet.conformance.tolerances import TOLERANCES, Tolerance
 from refinedet.operations import OPERATIONS
 from refinedet.spec.errors import Array
@@ -93,9 +94,11 @@ class Subject:
     """Discrete results compared."""
     masked: int = 0
     """Of these, the ones that the contract's own margin left undecided."""
-    observed: dict[str, float] = field(default_factory=dict)
+    observed: dict[tuple[str, str], float] = field(default_factory=dict)
     """By row of the table of tolerances: the largest error, absolute below 1, relative above;
     of tensors, relative to the tensor's largest number."""
+    precision: str = "float32"
+    """Of the trainer that was made last: the rows of the table that apply."""
     alive: Callable[[], object] = int
     """A check that may take hours calls it while it gets on; does nothing if nobody waits."""
 
@@ -155,7 +158,7 @@ class Subject:
             return
         if w.size == 0:
             return
-        allowed = allowance(tolerance, w)
+        allowed = allowance(self.row(tolerance), w)
         error = np.abs(g.astype(np.float64) - w.astype(np.float64))
         fraction = error / allowed
         self._note(tolerance, float((error / np.maximum(1, np.abs(w))).max()), fraction.max())
@@ -171,7 +174,7 @@ class Subject:
 
     def compare_tensors(self, what: str, got: Any, wanted: Any, tolerance: str) -> None:
         """Sound tensors by name are equal; errors are measured by each tensor's largest."""
-        row = tolerance_of(tolerance)
+        row = self.row(tolerance)
         for name, w in wanted.items():
             if w.size == 0:
                 continue
@@ -188,7 +191,7 @@ class Subject:
 
     def near(self, got: float, wanted: float, tolerance: str, said: str) -> None:
         """Two numbers agree within the named tolerance."""
-        allowed = float(allowance(tolerance, np.asarray(wanted)))
+        allowed = float(allowance(self.row(tolerance), np.asarray(wanted)))
         error = abs(float(got) - float(wanted))
         if not math.isfinite(error):
             raise Violation(f"{said}: not finite", got, wanted)
@@ -196,8 +199,13 @@ class Subject:
         if error > allowed:
             raise Violation(said, got, wanted, error, allowed)
 
+    def row(self, name: str) -> Tolerance:
+        """Of the table of tolerances."""
+        return TOLERANCES[name, self.precision]
+
     def _note(self, row: str, error: float, fraction: float) -> None:
-        self.observed[row] = max(self.observed.get(row, 0.0), error)
+        key = row, self.precision
+        self.observed[key] = max(self.observed.get(key, 0.0), error)
         self.worst = max(self.worst, float(fraction))
 
     def network(self, config: Any, parameters: Any) -> Any:
@@ -205,7 +213,15 @@ class Subject:
         return self._make("network", config, parameters)
 
     def trainer(self, config: Any, parameters: Any, *state: Any) -> Any:
-        """A trainer at its first step, or with the velocities and steps done of ``state``."""
+        """A trainer at its first step, or with the velocities, steps done, loss scale of ``state``.
+
+        Raises:
+            NotImplementedByBackend: it has none, or none in this precision.
+        """
+        wanted = config.optimizer.precision
+        if hasattr(self.backend, "trainer") and wanted not in precisions(self.backend):
+            raise NotImplementedByBackend(f"trainer in {wanted}")
+        self.precision = wanted
         return self._make("trainer", config, parameters, *state)
 
     def _make(self, member: str, config: Any, parameters: Any, *state: Any) -> Any:
@@ -224,14 +240,8 @@ def in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {line}"
 
 
-def tolerance_of(name: str) -> Tolerance:
-    """The row of the table for float32."""
-    return TOLERANCES[name, "float32"]
-
-
-def allowance(name: str, wanted: Array) -> Array:
+def allowance(row: Tolerance, wanted: Array) -> Array:
     """The allowed error of each number, never 0."""
-    row = tolerance_of(name)
     allowed: Array = row.atol + row.rtol * np.abs(wanted.astype(np.float64)) + 1e-300
     return allowed
 

@@ -7,7 +7,9 @@ largest number. Whole numbers, truth values, shapes and dtypes agree exactly.
 ``observed`` is the largest error that float32 arithmetic was seen to make, absolute below
 1 and relative above (of tensors, relative to the largest number): for operations, which
 the contract computes in float64, an independent NumPy backend that computes everything in
-float32, over eleven seeds; for the rest the contract itself, in float32 against float64.
+float32, over eleven seeds; for the rest the contract itself, in float32 against float64. Of
+float16, which is a matter of training alone, it is that of the contract with every activation
+and its gradient rounded to float16, against float32.
 What is allowed leaves room for other orders of addition, for approximate exponentials
 and for fused kernels; where the reason names MindSpore, its 2.8.0 on a CPU was seen to use
 that much (default profile, seed 0).
@@ -98,7 +100,19 @@ FLOAT32: dict[str, Tolerance] = {
     ),
     "detections.map": Tolerance(1e-4, 0, 0, "the same detections; 1e-4 of mAP is promised"),
 }
+FLOAT16: dict[str, Tolerance] = {
+    # Training, of parameters in float32
+    "training.loss": Tolerance(5e-4, 5e-4, 1e-4, "every activation is rounded to 11 bits"),
+    "one step velocities": Tolerance(
+        1e-6, 0.2, 0.072, "rounded activations change sides of ReLUs; so do few of many gradients"
+    ),
+    "one step parameters": Tolerance(
+        1e-9, 4e-3, 1.2e-3, "velocities times a rate of 0.004; statistics of rounded activations"
+    ),
+}
 TOLERANCES: dict[tuple[str, str], Tolerance] = {
-    (name, "float32"): row for name, row in FLOAT32.items()
+    (name, dtype): row
+    for dtype, rows in (("float32", FLOAT32), ("float16", FLOAT16))
+    for name, row in rows.items()
 }
 """By operation (or what a check compares) and dtype."""

@@ -22,7 +22,8 @@ member                    what needs it
 ``group``                 ``launch``: a ``refinedet.group.Group``; without it, it works alone
 ========================  ==========================================================
 
-What is not there is reported as not implemented, never as passed.
+What is not there is reported as not implemented, never as passed. A trainer in float16
+is there if ``precisions`` says so.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from refinedet.settings import InputSettings, Settings
 from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
 from refinedet.spec.network import Heads, Parameters
+from refinedet.spec.optimizer import LossScale
 
 GROUP = "refinedet.backends"
 
@@ -81,6 +83,8 @@ class StepLosses(NamedTuple):
     odm_offsets: float
     odm_logits: float
     total: float
+    skipped: bool = False
+    """The gradient overflowed float16: parameters and velocities stayed."""
 
 
 class Network(Protocol):
@@ -108,6 +112,13 @@ class Trainer(Protocol):
         """Copies of the momentum of every trained parameter, float32."""
 
 
+class HalfTrainer(Trainer, Protocol):
+    """A training in float16."""
+
+    def loss_scale(self) -> LossScale:
+        """That of the next step."""
+
+
 class Backend(Protocol):
     """One framework on one device."""
 
@@ -133,6 +144,10 @@ class Backend(Protocol):
         """Variables that it sets for its framework, unless the user has; none if absent."""
 
     @property
+    def precisions(self) -> tuple[str, ...]:
+        """The ``optimizer.precision`` that its trainer has; float32 alone if absent."""
+
+    @property
     def operations(self) -> object:
         """Any object with functions of ``refinedet.operations.OPERATIONS`` by their names.
 
@@ -142,7 +157,7 @@ class Backend(Protocol):
         """
 
     def network(self, config: Config, parameters: Parameters) -> Network:
-        """The detector with these parameters."""
+        """The detector with these parameters; it computes in float32, however it was trained."""
 
     def trainer(
         self,
@@ -150,8 +165,13 @@ class Backend(Protocol):
         parameters: Parameters,
         velocities: Parameters | None = None,
         steps_done: int = 0,
+        loss_scale: LossScale | None = None,
     ) -> Trainer:
-        """A training that starts, or goes on, from here."""
+        """A training that starts, or goes on, from here; in float16 a ``HalfTrainer``.
+
+        Without float16 among its ``precisions``, a backend is never given a ``loss_scale``,
+        and need not take one.
+        """
 
     def batches(
         self,
@@ -179,6 +199,22 @@ class Backend(Protocol):
         Raises:
             BackendError: not such a file, or, as far as it tells, one of other settings.
         """
+
+
+def precisions(backend: Any) -> tuple[str, ...]:
+    """What the backend can train in."""
+    found: tuple[str, ...] = getattr(backend, "precisions", ("float32",))
+    return found
+
+
+def require_precision(backend: Any, config: Config) -> None:
+    """Raise a ``BackendError`` unless the backend trains in the precision of the config."""
+    wanted, able = config.optimizer.precision, precisions(backend)
+    if wanted not in able:
+        raise BackendError(
+            f"backend {backend.name}: trains in {' and '.join(able)} alone; set "
+            f"model.optimizer.precision={able[0]}, or use another --backend"
+        )
 
 
 def backend_names() -> list[str]:

@@ -1,11 +1,11 @@
 """Checkpoints: everything a training needs to go on, in one file that runs no code.
 
 A checkpoint is a safetensors file: parameters as ``parameter/NAME``, momentum as
-``velocity/NAME``, and in its metadata the settings, the step, the versions that wrote it
-and a digest of all of this. The order of the pictures, their augmentation and the learning rate
-are functions of the seed and the step (``refinedet.data.training``,
-``refinedet.spec.schedule``): the seed is in the settings and the step is here, so
-there is no further state. Weights for deployment are the same without momentum.
+``velocity/NAME``, and in its metadata the settings, the step, in float16 the loss scale and the
+steps it has been good for, the versions that wrote it and a digest of all of this. The order of
+the pictures, their augmentation and the learning rate are functions of the seed and the step
+(``refinedet.data.training``, ``refinedet.spec.schedule``): the seed is in the settings and the
+step is here, so there is no further state. Weights for deployment are the same without momentum.
 
 Files are written beside their goal, read back and compared, forced to the disk and
 renamed; only then is an older one removed. Numbers are written from where they are and
@@ -35,6 +35,7 @@ from refinedet.settings import Settings, SettingsError, differences, from_yaml, 
 from refinedet.spec.config import Config
 from refinedet.spec.errors import Array, ContractError
 from refinedet.spec.network import Parameters, check_parameters, parameter_table
+from refinedet.spec.optimizer import LossScale
 
 FORMAT = "refinedet checkpoint 2"
 NAME = re.compile(r"step-(\d{8,})\.safetensors")
@@ -55,6 +56,8 @@ class Checkpoint:
     velocities: Parameters | None
     """Momentum by canonical name; None at the start, and in weights for deployment."""
     steps_done: int
+    loss_scale: LossScale | None = None
+    """Of the next step of a training in float16; None at the start."""
 
     @property
     def config(self) -> Config:
@@ -147,6 +150,9 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "steps_done": str(checkpoint.steps_done),
         "versions": _versions(),
     }
+    if checkpoint.loss_scale is not None:
+        metadata["loss_scale"] = repr(checkpoint.loss_scale.scale)
+        metadata["good_steps"] = str(checkpoint.loss_scale.good_steps)
     metadata["sha256"] = _digest(metadata, tensors.items())
     with replacing(path) as draft:
         _write(draft, tensors, metadata)
@@ -189,6 +195,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             _part(tensors, "parameter/"),
             _part(tensors, "velocity/") or None,
             int(metadata["steps_done"]),
+            _loss_scale(metadata),
         )
         _check(checkpoint)
     except KeyError as error:
@@ -197,6 +204,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         author = metadata.get("versions", "another program")
         raise CheckpointError(f"{path}: written by {author}, not usable here: {error}") from error
     return checkpoint
+
+
+def _loss_scale(metadata: dict[str, str]) -> LossScale | None:
+    if "loss_scale" not in metadata:  # of float32, or from before there was float16
+        return None
+    return LossScale(float(metadata["loss_scale"]), int(metadata["good_steps"]))
 
 
 def _part(tensors: Parameters, prefix: str) -> Parameters:
@@ -270,9 +283,13 @@ def require_match(checkpoint: Checkpoint, settings: Settings) -> None:
     """Raise a ``CheckpointError`` unless a training may go on under these settings.
 
     What is computed, on which classes and in which order must be the same; when to
-    save and evaluate, and the number of workers, may differ.
+    save and evaluate, and the number of workers, may differ; so may how a loss scale is written
+    (older programs wrote 1 where null means it).
     """
+    scales = {config.optimizer.scale for config in (checkpoint.config, settings.model)}
     for key, old, new in differences(checkpoint.settings, settings):
+        if key == "model.optimizer.loss_scale" and len(scales) == 1:
+            continue
         if not key.startswith("train.") and key != "input.workers":
             raise CheckpointError(
                 f"checkpoint of step {checkpoint.steps_done}: has {key}={shown(old)}, "

@@ -17,7 +17,14 @@ from tqdm import tqdm
 from typer.core import TyperGroup
 
 from refinedet import __version__
-from refinedet.backend import BackendError, backend_names, device_found, find_backend, lacking
+from refinedet.backend import (
+    BackendError,
+    backend_names,
+    device_found,
+    find_backend,
+    lacking,
+    require_precision,
+)
 from refinedet.bench import bench as run_bench
 from refinedet.bench import table as bench_table
 from refinedet.checkpoint import CheckpointError
@@ -229,6 +236,7 @@ def train_command(
         other = replace(other, class_names=training.class_names)
         evaluation = _say_skips(read_dataset(other, check_pictures=True))
     settings = resolve(preset_name, settings_file, assignments or (), training.class_names)
+    require_precision(engine, settings.model)
     if backbone is not None and detector is not None:
         raise TrainingError("--backbone: --initial has a trunk already; give one of the two")
     for option, file, read in (

@@ -101,8 +101,11 @@ def _needs(
     yield "parameters", f"{trained:,} trained; with running statistics {held:,}"
     fixed = NUMBER * (held + 2 * trained)
     picture = activation_bytes(config, start.parameters)
+    half = config.optimizer.precision == "float16"
+    least = "about" if half else "at least"
     each = " a device" if workers > 1 else ""
-    yield "memory", f"at least {_bytes(fixed + batch * picture)}{each}, in float32:"
+    saved = ", float16 takes less" if half else ""
+    yield "memory", f"{least} {_bytes(fixed + batch * picture)}{each}, in float32{saved}:"
     yield "", f"{_bytes(fixed)} for parameters, gradients and momentum, and"
     yield "", f"{_bytes(picture)} a picture for the activations that the way back needs,"
     yield "", "as the contract's forward pass keeps them. Buffers of a framework come on top:"

@@ -8,7 +8,7 @@ import numpy as np
 
 from refinedet.backend import Batch, StepLosses
 from refinedet.operations import OPERATIONS
-from refinedet.spec.config import Config
+from refinedet.spec.config import PRECISIONS, Config
 from refinedet.spec.detection import scored_boxes
 from refinedet.spec.errors import Array
 from refinedet.spec.network import (
@@ -18,6 +18,7 @@ from refinedet.spec.network import (
     forward,
     trained_parameters,
 )
+from refinedet.spec.optimizer import LossScale
 from refinedet.spec.training import training_step
 
 
@@ -47,6 +48,7 @@ class SpecTrainer:
         parameters: Parameters,
         velocities: Parameters | None,
         steps_done: int,
+        loss_scale: LossScale | None = None,
     ) -> None:
         check_parameters(parameters, config)
         self.config = config
@@ -55,6 +57,7 @@ class SpecTrainer:
             p.name: parameters[p.name] * 0 for p in trained_parameters(config)
         }
         self.steps_done = steps_done
+        self.scale = loss_scale or LossScale(config.optimizer.scale)
 
     def step(self, batch: Batch) -> StepLosses:
         """One step; the ARM's targets are computed anew, not read from the batch."""
@@ -67,11 +70,15 @@ class SpecTrainer:
             [labels[:count] for labels, count in zip(batch.labels, counts, strict=True)],
             self.steps_done,
             self.config,
+            self.scale,
         )
         self.tensors, self.moments = done.parameters, done.velocities
+        self.scale = done.scale
         self.steps_done += 1
         arm, odm = done.loss
-        return StepLosses(arm.offsets, arm.classes, odm.offsets, odm.classes, done.loss.total)
+        return StepLosses(
+            arm.offsets, arm.classes, odm.offsets, odm.classes, done.loss.total, done.skipped
+        )
 
     def parameters(self) -> Parameters:
         """Copies of all parameters by canonical name."""
@@ -81,11 +88,16 @@ class SpecTrainer:
         """Copies of the momentum by canonical name."""
         return {name: tensor.copy() for name, tensor in self.moments.items()}
 
+    def loss_scale(self) -> LossScale:
+        """Of the next step."""
+        return self.scale
+
 
 class SpecBackend:
     """``refinedet.backend.Backend`` by ``refinedet.spec``; it reads and writes no files."""
 
     name = "spec"
+    precisions = PRECISIONS
     operations = SimpleNamespace(**OPERATIONS)
 
     def missing(self) -> str | None:
@@ -106,6 +118,7 @@ class SpecBackend:
         parameters: Parameters,
         velocities: Parameters | None = None,
         steps_done: int = 0,
+        loss_scale: LossScale | None = None,
     ) -> SpecTrainer:
         """See ``refinedet.backend.Backend``."""
-        return SpecTrainer(config, parameters, velocities, steps_done)
+        return SpecTrainer(config, parameters, velocities, steps_done, loss_scale)

@@ -27,12 +27,19 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import numpy as np
 from tqdm import tqdm
 
-from refinedet.backend import Backend, BackendError, Batch, Network
+from refinedet.backend import (
+    Backend,
+    BackendError,
+    Batch,
+    HalfTrainer,
+    Network,
+    require_precision,
+)
 from refinedet.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -66,6 +73,9 @@ SAMPLE_SCORE = 0.5
 PATIENCE = 15.0
 """Seconds between two lines of progress where there is no terminal."""
 METRICS = "metrics.jsonl"
+OVERFLOWS = 40
+"""Steps skipped in a row after which a run ends: 24 halvings lead from the largest loss scale
+to the smallest."""
 BEGUN = "step-00000000"
 """Name of the checkpoint from which a run with foreign weights begins."""
 
@@ -212,9 +222,11 @@ def train(
         The last checkpoint, which is also in the folder.
     Raises:
         TrainingError: a folder in use, nothing to resume, a batch that the workers cannot
-            share, or a loss that is not finite.
+            share, a loss that is not finite, or gradients that always overflow float16.
         DataError: a data set that cannot be used.
+        BackendError: the backend does not train in this precision.
     """
+    require_precision(backend, settings.model)
     group = group_of(backend)
 
     def open_folder() -> bool:
@@ -321,11 +333,14 @@ def _train(
     saved: Callable[[], None] | None,
 ) -> Checkpoint:
     config, steps = settings.model, settings.model.schedule.steps
-    trainer = backend.trainer(config, start.parameters, start.velocities, start.steps_done)
+    half = config.optimizer.precision == "float16"
+    begun = [start.loss_scale] if half else []
+    trainer = backend.trainer(config, start.parameters, start.velocities, start.steps_done, *begun)
     group = group_of(backend)
     first = group.rank == 0
     step = start.steps_done
     newest = start
+    skipped = 0
 
     def not_finite(what: str) -> TrainingError:
         first = step * settings.input.batch_size
@@ -333,11 +348,13 @@ def _train(
             f"step {step}: {what}; its batch holds positions {first} to "
             f"{first + settings.input.batch_size - 1} of the reading order. The newest checkpoint "
             f"is of step {newest.steps_done}; lower model.schedule.rate or set "
-            f"model.optimizer.clip_norm, and begin another run"
+            f"model.optimizer.clip_norm{' or model.optimizer.precision=float32' if half else ''}, "
+            f"and begin another run"
         )
 
     def save() -> Checkpoint:
-        checkpoint = Checkpoint(settings, trainer.parameters(), trainer.velocities(), step)
+        scale = cast(HalfTrainer, trainer).loss_scale() if half else None
+        checkpoint = Checkpoint(settings, trainer.parameters(), trainer.velocities(), step, scale)
         try:
             if first:
                 save_checkpoint(folder / "checkpoints", checkpoint, settings.train.keep)
@@ -360,6 +377,7 @@ def _train(
     batches = backend.batches(training, config, settings.input, folder / "cache", step)
     for batch in _with_progress(batches, step, steps, journal):
         began = time.perf_counter()
+        scale = {"loss_scale": cast(HalfTrainer, trainer).loss_scale().scale} if half else {}
         losses = trainer.step(batch)
         if not math.isfinite(losses.total):
             raise not_finite(f"the loss is not finite ({losses})")
@@ -370,9 +388,18 @@ def _train(
                 "step": step,
                 "learning_rate": rate,
                 **losses._asdict(),
+                **scale,
                 "seconds": round(time.perf_counter() - began, 4),
             }
         )
+        skipped = skipped + 1 if losses.skipped else 0
+        if skipped == min(OVERFLOWS, steps):
+            raise TrainingError(
+                f"step {step}: the gradient overflowed float16 in {skipped} steps in a row, the "
+                f"last with a loss scale of {scale['loss_scale']:g}; lower "
+                f"model.optimizer.loss_scale, set a model.optimizer.loss_scale_window or "
+                f"model.optimizer.precision=float32, and begin another run"
+            )
         every = settings.train.evaluate_every
         due = bool(every) and step % every == 0 and step != steps  # after the last: below
         keep = due or step % settings.train.checkpoint_every == 0 or step == steps

@@ -362,6 +362,14 @@ class DetectionConfig:
             require(value is None or _is_whole(value), self, name, "a whole number from 1, or null")
 
 
+PRECISIONS = ("float32", "float16")
+"""In which a training may hold its activations."""
+HALF_SCALE = 1024.0
+"""The loss scale of float16, unless another is set: the model zoo's."""
+SCALES = 1.0, 2.0**24
+"""Where a loss scale that follows the gradient ends."""
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
     """Momentum, as the authors' release groups its parameters.
@@ -371,16 +379,25 @@ class OptimizerConfig:
         weight_decay: times the parameter, added to the gradient of decayed parameters.
         bias_rate: multiplies the learning rate of biases.
         clip_norm: largest L2 norm of the whole gradient, or None.
-        loss_scale: multiplies the loss, divides the gradient; for float16.
+        loss_scale: multiplies the loss, divides the gradient, which float16 would lose;
+            None is 1 in float32 and 1024 in float16. See ``scale``.
         decay_all: decay every trained parameter, not only those of the group "decay".
+        precision: ``float32``, or ``float16``: then the network's activations are held in
+            float16, and convolved with weights rounded to it; parameters, batch
+            normalisation, L2 normalisation, coding, losses and update stay in float32. Of
+            training alone: a detector predicts in float32.
+        loss_scale_window: for float16; None keeps the scale, a number lets it follow the
+            gradient (see ``refinedet.spec.optimizer.next_loss_scale``).
     """
 
     momentum: float = 0.9
     weight_decay: float = 5e-4
     bias_rate: float = 2.0
     clip_norm: float | None = None
-    loss_scale: float = 1.0
+    loss_scale: float | None = None
     decay_all: bool = False
+    precision: str = "float32"
+    loss_scale_window: int | None = None
 
     def __post_init__(self) -> None:
         require(is_number(self.momentum, 0, 1), self, "momentum", "0 to 1")
@@ -393,7 +410,36 @@ class OptimizerConfig:
             "clip_norm",
             "a number above 0, or null",
         )
-        require(is_number(self.loss_scale, 1e-6), self, "loss_scale", "a number above 0")
+        require(self.precision in PRECISIONS, self, "precision", "'float32' or 'float16'")
+        require(
+            self.loss_scale is None or is_number(self.loss_scale, 1e-6),
+            self,
+            "loss_scale",
+            "a number above 0, or null",
+        )
+        window = self.loss_scale_window
+        require(
+            window is None or _is_whole(window),
+            self,
+            "loss_scale_window",
+            "a whole number from 1, or null",
+        )
+        if window is not None:
+            half = self.precision == "float16"
+            require(half, self, "loss_scale_window", "null with optimizer.precision 'float32'")
+            require(
+                is_number(self.scale, *SCALES),
+                self,
+                "loss_scale",
+                "1 to 2**24 with an optimizer.loss_scale_window",
+            )
+
+    @property
+    def scale(self) -> float:
+        """The loss scale that a training begins with."""
+        if self.loss_scale is not None:
+            return self.loss_scale
+        return HALF_SCALE if self.precision == "float16" else 1.0
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,66 @@
 gradients is larger, scale all of them down to it. 3. Add weight decay to the
 parameters of the group "decay", or to all. 4. Momentum: ``velocity = momentum * velocity +
 gradient``, ``parameter -= rate * velocity``; the rate of biases times ``bias_rate``.
+
+In float16 a scaled gradient may overflow: such a step is skipped (``refinedet.spec.training``),
+and the scale of the next one may be another (``next_loss_scale``).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from refinedet.spec.config import Config
-from refinedet.spec.errors import Array
+from refinedet.spec.config import SCALES, Config, is_number
+from refinedet.spec.errors import Array, ContractError
 from refinedet.spec.network import check_tensors, parameter_table, trained_parameters
 
 Tensors = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """The loss scale of a step, and what decides the next one.
+
+    Attributes:
+        scale: multiplies the loss of this step.
+        good_steps: without overflow, one after another, since the scale was last changed.
+    Raises:
+        ContractError: a scale that is not a number from 1e-6, or a count that is no whole
+            number from 0.
+    """
+
+    scale: float
+    good_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if not is_number(self.scale, 1e-6):
+            raise ContractError(f"loss scale: wants a number above 0, got {self.scale!r}")
+        count = self.good_steps
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise ContractError(f"good steps: want a whole number from 0, got {count!r}")
+
+
+def next_loss_scale(now: LossScale, finite: bool, window: int | None) -> LossScale:
+    """The loss scale of the step after one with ``now``.
+
+    Half of it after an overflow, twice of it after ``window`` steps without, but from 1 to
+    2**24; without a window it stays.
+
+    Args:
+        finite: the gradient did not overflow.
+        window: ``optimizer.loss_scale_window``.
+    Source: MindSpore, ``nn.DynamicLossScaleUpdateCell``, which has no upper end.
+    """
+    if window is None:
+        return now
+    lowest, highest = SCALES
+    if not finite:
+        return LossScale(max(now.scale / 2, lowest))
+    if now.good_steps + 1 < window:
+        return LossScale(now.scale, now.good_steps + 1)
+    return LossScale(min(now.scale * 2, highest))
 
 
 def clip_by_global_norm(gradients: Tensors, norm: float) -> Tensors:
@@ -31,7 +80,12 @@ def clip_by_global_norm(gradients: Tensors, norm: float) -> Tensors:
 
 
 def momentum_step(
-    parameters: Tensors, gradients: Tensors, velocities: Tensors, rate: float, config: Config
+    parameters: Tensors,
+    gradients: Tensors,
+    velocities: Tensors,
+    rate: float,
+    config: Config,
+    scale: float | None = None,
 ) -> tuple[Tensors, Tensors]:
     """One update of all trained parameters.
 
@@ -40,6 +94,7 @@ def momentum_step(
         gradients: of the scaled loss, for every trained parameter.
         velocities: as the last step returned them; zeros at the start.
         rate: learning rate of this step.
+        scale: loss scale of this step; None is the config's.
     Returns:
         New parameters and new velocities, in their dtype; the arguments stay as
         they are. Steps 1 and 2 each round to the dtype of the gradients, steps 3
@@ -54,7 +109,8 @@ def momentum_step(
     check_tensors("parameters", parameters, table)
     check_tensors("gradients", gradients, trained)
     check_tensors("velocities", velocities, trained)
-    gradients = {name: g / g.dtype.type(options.loss_scale) for name, g in gradients.items()}
+    scale = options.scale if scale is None else scale
+    gradients = {name: g / g.dtype.type(scale) for name, g in gradients.items()}
     if options.clip_norm is not None:
         gradients = clip_by_global_norm(gradients, options.clip_norm)
     new, moved = dict(parameters), {}

@@ -3,18 +3,31 @@
 1. Forward in training: heads, new running statistics. 2. The loss and its gradient
 by the heads, times the loss scale. 3. Back through the network. 4. The optimizer, at
 the schedule's rate.
+
+With ``optimizer.precision`` float16 a gradient may overflow. Then step 4 is left out:
+parameters and velocities stay. The running statistics are new, for nothing was wrong with the
+way forward; and the schedule goes on: the next step has the next rate. A loss that is not
+finite is another matter, which no scale mends.
+
+What float16 computes is given here in the dtype of the arguments: a backend in float16 is judged
+against the exact step, with tolerances of its own. Overflow alone is float16's.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
 from refinedet.spec.losses import Loss, detector_loss
-from refinedet.spec.network import Heads, Parameters, forward_and_back
-from refinedet.spec.optimizer import momentum_step
+from refinedet.spec.network import Heads, Parameters, forward_and_back, trained_parameters
+from refinedet.spec.optimizer import LossScale, momentum_step, next_loss_scale
 from refinedet.spec.schedule import learning_rate
+
+LARGEST_FLOAT16 = 65504.0
+"""IEEE 754-2008, table 3.5: binary16."""
 
 
 class Step(NamedTuple):
@@ -26,6 +39,10 @@ class Step(NamedTuple):
     """All of them, running statistics included."""
     velocities: Parameters
     """Of every trained parameter."""
+    scale: LossScale
+    """Of the next step."""
+    skipped: bool
+    """The gradient overflowed float16; parameters and velocities are the old ones."""
 
 
 def loss_gradients(
@@ -34,23 +51,33 @@ def loss_gradients(
     boxes: list[Array],
     labels: list[Array],
     config: Config,
+    scale: float | None = None,
 ) -> tuple[Loss, Parameters, Parameters]:
     """The loss of a batch, its gradients times the loss scale, and the new statistics.
+
+    In float16 the gradients are all infinite if one by the heads, times the scale, is beyond
+    65504. A backend may overflow inside the network, too.
 
     Args:
         parameters, pictures: as ``spec.network.forward``.
         boxes, labels: as ``spec.losses.detector_loss``.
+        scale: the loss scale; None is the config's.
     """
     heads, statistics, back = forward_and_back(parameters, pictures, config)
     loss = detector_loss(heads, boxes, labels, config)
-    scale = pictures.dtype.type(config.optimizer.loss_scale)
+    factor = pictures.dtype.type(config.optimizer.scale if scale is None else scale)
     by_heads = (
         loss.arm.offsets_gradient,
         loss.arm.logits_gradient,
         loss.odm.offsets_gradient,
         loss.odm.logits_gradient,
     )
-    return loss, back(Heads(*(scale * d for d in by_heads))), statistics
+    scaled = Heads(*(factor * d for d in by_heads))
+    largest = max(float(np.abs(d).max()) for d in scaled)
+    if config.optimizer.precision == "float16" and largest > LARGEST_FLOAT16:
+        trained = trained_parameters(config)
+        return loss, {p.name: np.full(p.shape, np.inf, factor.dtype) for p in trained}, statistics
+    return loss, back(scaled), statistics
 
 
 def training_step(
@@ -61,14 +88,25 @@ def training_step(
     labels: list[Array],
     step: int,
     config: Config,
+    scale: LossScale | None = None,
 ) -> Step:
     """Step number ``step``, counted from 0; the arguments stay as they are.
 
+    Args:
+        scale: as the last step returned it; None at the start.
     Raises:
         ContractError: what the network, the loss or the optimizer refuses.
     Source: as of each part; see their modules.
     """
-    loss, gradients, statistics = loss_gradients(parameters, pictures, boxes, labels, config)
+    options = config.optimizer
+    now = scale or LossScale(options.scale)
+    loss, gradients, statistics = loss_gradients(
+        parameters, pictures, boxes, labels, config, now.scale
+    )
+    finite = all(np.isfinite(g).all() for g in gradients.values())
+    after = next_loss_scale(now, finite, options.loss_scale_window)
+    if options.precision == "float16" and not finite:
+        return Step(loss, parameters | statistics, velocities, after, skipped=True)
     rate = learning_rate(step, config.schedule)
-    new, moved = momentum_step(parameters, gradients, velocities, rate, config)
-    return Step(loss, new | statistics, moved)
+    new, moved = momentum_step(parameters, gradients, velocities, rate, config, now.scale)
+    return Step(loss, new | statistics, moved, after, skipped=False)

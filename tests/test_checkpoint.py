@@ -22,6 +22,7 @@ from refinedet.checkpoint import (
     FORMAT,
     Checkpoint,
     CheckpointError,
+    _digest,
     checkpoints,
     load_checkpoint,
     newest_checkpoint,
@@ -31,7 +32,9 @@ from refinedet.checkpoint import (
 )
 from refinedet.files import WriteError
 from refinedet.settings import resolve
+from refinedet.spec.config import replace
 from refinedet.spec.network import initial_parameters, parameter_table
+from refinedet.spec.optimizer import LossScale
 
 SETTINGS = resolve("refinedet_eighth_128", None, ["model.network.width=0.03125"], ("a", "b"))
 
@@ -61,6 +64,43 @@ def test_what_is_written_is_read(tmp_path):
     weights = dataclasses.replace(wanted, velocities=None)
     write_checkpoint(tmp_path / "weights.safetensors", weights)
     assert load_checkpoint(tmp_path / "weights.safetensors").velocities is None
+
+
+def test_the_loss_scale_is_kept(tmp_path):
+    for scale in (LossScale(0.1 + 0.2, 7), LossScale(2.0**24), None):
+        wanted = dataclasses.replace(checkpoint_of(1), loss_scale=scale)
+        assert load_checkpoint(save_checkpoint(tmp_path, wanted, keep=1)).loss_scale == scale
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"loss_scale": "nan"}, "loss scale: wants a number above 0, got nan"),
+        ({"loss_scale": "much"}, "could not convert string to float"),
+        ({"good_steps": "-1"}, "good steps: want a whole number from 0, got -1"),
+        ({"good_steps": None}, "its metadata has no 'good_steps'"),
+    ],
+)
+def test_a_loss_scale_that_is_none_is_refused(tmp_path, change, said):
+    path = tmp_path / "c.safetensors"
+    write_checkpoint(path, dataclasses.replace(checkpoint_of(1), loss_scale=LossScale(8.0, 1)))
+    with safe_open(path, "numpy") as stored:
+        metadata = stored.metadata() | change
+    metadata = {key: value for key, value in metadata.items() if value is not None}
+    tensors = load_file(path)
+    metadata["sha256"] = _digest(metadata, ((n, tensors[n]) for n in sorted(tensors)))
+    save_file(tensors, path, metadata)
+    refused(path, said)
+
+
+def test_a_loss_scale_of_1_and_none_are_the_same_training():
+    """Older programs wrote 1.0 where null stands for it."""
+    model = replace(SETTINGS.model, optimizer={"loss_scale": 1.0})
+    old = dataclasses.replace(checkpoint_of(1), settings=dataclasses.replace(SETTINGS, model=model))
+    require_match(old, SETTINGS)
+    model = replace(SETTINGS.model, optimizer={"loss_scale": 8.0})
+    with pytest.raises(CheckpointError, match=r"has model\.optimizer\.loss_scale=None, .* 8"):
+        require_match(checkpoint_of(1), dataclasses.replace(SETTINGS, model=model))
 
 
 def test_the_newest_stay(tmp_path):

@@ -98,6 +98,10 @@ def test_what_train_refuses_a_dry_run_refuses(run, command, tmp_path):
     refused(run(*command, "--backbone", tmp_path / "list.txt"), "list.txt")
     refused(run(*command, "--initial", tmp_path / "none"), "none: cannot read")
     refused(run(*command, "--annotations", tmp_path / "none"), "none")
+    half = "model.optimizer.precision=float16"
+    refused(
+        run(*command, "--set", half), "still: trains in float32 alone; set model.optimizer.prec"
+    )
     assert everything(tmp_path) == before
 
 

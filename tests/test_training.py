@@ -1,6 +1,8 @@
 """Runs: what is in the folder, and that an interrupted training arrives where a whole one does."""
 
+import itertools
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -9,11 +11,12 @@ import time
 import numpy as np
 import pytest
 
-from refinedet.backend import find_backend
+from refinedet.backend import BackendError, StepLosses, find_backend
 from refinedet.checkpoint import CheckpointError, checkpoints, load_checkpoint
 from refinedet.data.dataset import DataError
 from refinedet.settings import from_yaml, resolve
-from refinedet.training import TrainingError, train
+from refinedet.spec.optimizer import LossScale, next_loss_scale
+from refinedet.training import OVERFLOWS, TrainingError, train
 
 STEPS = 6
 ASSIGNMENTS = [
@@ -173,3 +176,97 @@ def test_other_settings_are_not_resumed(backend, noise, tmp_path):
             run,
             resume=True,
         )
+
+
+# In float16
+
+HALF = ("model.optimizer.precision=float16", "model.optimizer.loss_scale_window=2")
+
+
+def test_a_training_in_float16_goes_on_bit_for_bit_with_its_loss_scale(backend, noise, tmp_path):
+    """The scale begins too large: steps are skipped before the stop and after it."""
+    steps = "model.schedule.steps=14"
+    settings = settings_of(*HALF, steps, "model.optimizer.loss_scale=4194304")
+    whole = train(backend, noise, None, settings, tmp_path / "whole")
+    interrupted = find_backend("mindspore-cpu")
+    complete = interrupted.batches
+    interrupted.batches = lambda *arguments: itertools.islice(complete(*arguments), 3)
+    run = tmp_path / "run"
+    train(interrupted, noise, None, settings, run)  # ends after three steps, two are kept
+    assert [p.name for p in checkpoints(run / "checkpoints")] == ["step-00000002.safetensors"]
+    kept = load_checkpoint(checkpoints(run / "checkpoints")[0])
+    assert kept.loss_scale == LossScale(2.0**20)
+    assert_same(train(backend, noise, None, settings, run, resume=True), whole)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 15))
+    assert {row["skipped"] for row in rows} == {True, False}
+    scale, good = 2.0**22, 0
+    for row in rows:
+        assert row["loss_scale"] == scale
+        now = next_loss_scale(LossScale(scale, good), not row["skipped"], 2)
+        scale, good = now.scale, now.good_steps
+    assert whole.loss_scale == LossScale(scale, good)
+
+
+class Overflowing:
+    """A backend in float16 whose trainer skips the steps from ``first`` to ``last``."""
+
+    name, precisions = "overflowing", ("float32", "float16")
+
+    def __init__(self, first, last):
+        self.first, self.last = first, last
+
+    def trainer(self, config, parameters, velocities, steps_done, loss_scale):
+        self.held, self.at = parameters, steps_done
+        self.scale = loss_scale or LossScale(config.optimizer.scale)
+        return self
+
+    def step(self, batch):
+        self.at += 1
+        skipped = self.first <= self.at <= self.last
+        self.scale = next_loss_scale(self.scale, not skipped, 1000)
+        return StepLosses(1.0, 1.0, 1.0, 1.0, 4.0, skipped)
+
+    def parameters(self):
+        return self.held
+
+    def velocities(self):
+        return {n: np.zeros_like(p) for n, p in self.held.items() if ".moving_" not in n}
+
+    def loss_scale(self):
+        return self.scale
+
+    def batches(self, dataset, config, settings, cache, step):
+        return iter(range(step, config.schedule.steps))
+
+
+def test_a_run_whose_every_step_overflows_ends_with_one_line(noise, tmp_path):
+    settings = settings_of(*HALF, "model.schedule.steps=100", "model.schedule.warmup_steps=0")
+    with pytest.raises(TrainingError) as caught:
+        train(Overflowing(11, 100), noise, None, settings, tmp_path / "run")
+    said = str(caught.value)
+    assert said.startswith(
+        f"step {10 + OVERFLOWS}: the gradient overflowed float16 in {OVERFLOWS} "
+    )
+    assert "with a loss scale of 1; " in said
+    assert "\n" not in said
+    # Fewer in a row are what a loss scale that follows the gradient meets.
+    train(Overflowing(11, 9 + OVERFLOWS), noise, None, settings, tmp_path / "other")
+    short = settings_of(*HALF)
+    with pytest.raises(TrainingError, match=f"step {STEPS}: .* in {STEPS} steps in a row"):
+        train(Overflowing(1, STEPS), noise, None, short, tmp_path / "short")
+
+
+def test_a_loss_that_is_not_finite_in_float16_says_that_float32_may_help(noise, tmp_path):
+    backend = Overflowing(1, 1)
+    backend.step = lambda batch: StepLosses(*[math.nan] * 5, True)
+    with pytest.raises(TrainingError, match=r"not finite.*model\.optimizer\.precision=float32"):
+        train(backend, noise, None, settings_of(*HALF), tmp_path / "run")
+
+
+def test_a_backend_without_float16_is_refused_and_leaves_nothing(noise, tmp_path):
+    backend = Overflowing(1, 1)
+    backend.precisions = ("float32",)
+    with pytest.raises(BackendError, match="overflowing: trains in float32 alone; set "):
+        train(backend, noise, None, settings_of(*HALF), tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]

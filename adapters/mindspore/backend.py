@@ -15,8 +15,9 @@ from refinedet.backend import BackendError, Batch, Limitation, Network, Trainer
 from refinedet.data.dataset import Dataset
 from refinedet.group import ALONE, Group
 from refinedet.settings import InputSettings, Settings
-from refinedet.spec.config import Config
+from refinedet.spec.config import PRECISIONS, Config
 from refinedet.spec.network import Parameters
+from refinedet.spec.optimizer import LossScale
 
 OLDEST, NEWEST = (2, 7, 2), (2, 10)
 
@@ -35,6 +36,7 @@ class MindSporeBackend:
     """
 
     limitations: tuple[Limitation, ...] = ()
+    precisions = PRECISIONS
 
     def __init__(self, name: str, device: str, device_id: int | None = None) -> None:
         self.name = name
@@ -125,12 +127,14 @@ class MindSporeBackend:
         parameters: Parameters,
         velocities: Parameters | None = None,
         steps_done: int = 0,
+        loss_scale: LossScale | None = None,
     ) -> Trainer:
         """See ``refinedet.backend.Backend``."""
         self._engine()
         from refinedet.adapters.mindspore.trainer import MindSporeTrainer
 
-        return MindSporeTrainer(config, parameters, velocities, steps_done, self.group)
+        state = velocities, steps_done, loss_scale
+        return MindSporeTrainer(config, parameters, *state, self.group)
 
     def batches(
         self,

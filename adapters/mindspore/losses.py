@@ -235,11 +235,12 @@ def targets(
 class HeadsLoss(nn.Cell):
     """``spec.losses.detector_loss``: from the four outputs and a batch's objects.
 
-    Returns the sum times ``loss_scale``, and the four parts as (4,) float32: with several
-    workers this one's, whose sum over the workers is the loss of the whole batch.
+    Returns the sum times the loss scale (the config's, unless one that changes is given), and
+    the four parts as (4,) float32: with several workers this one's, whose sum over the workers
+    is the loss of the whole batch.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, scale: ms.Parameter | None = None) -> None:
         super().__init__()
         self.config = config
         self.anchors = centre_anchors(config)
@@ -249,7 +250,7 @@ class HeadsLoss(nn.Cell):
         self.ratio, self.objectness = options.negatives_per_positive, options.objectness
         self.focal, self.arm_first_class = options.classes == "sigmoid", options.arm_first_class
         self.alpha, self.gamma = options.focal_alpha, options.focal_gamma
-        self.scale = config.optimizer.loss_scale
+        self.scale = config.optimizer.scale if scale is None else scale
         self.total = over_workers()
 
     def construct(
@@ -288,10 +289,12 @@ class HeadsLoss(nn.Cell):
 class DetectorLoss(nn.Cell):
     """``HeadsLoss`` behind the detector: from a batch."""
 
-    def __init__(self, detector: Detector, config: Config) -> None:
+    def __init__(
+        self, detector: Detector, config: Config, scale: ms.Parameter | None = None
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.detector = detector
-        self.loss = HeadsLoss(config)
+        self.loss = HeadsLoss(config, scale)
 
     def construct(
         self,

@@ -100,6 +100,33 @@ class L2Normalise(nn.Cell):
         return x / ops.sqrt(squares) * self.l2_scale.reshape((1, -1, 1, 1))
 
 
+class InFloat32(nn.Cell):
+    """A cell that computes in float32, between others in float16."""
+
+    def __init__(self, cell: nn.Cell) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        return self.cell(x.astype(ms.float32)).astype(ms.float16)
+
+
+def halve(detector: nn.Cell) -> None:
+    """Make all activations float16, normalisation float32; the parameters stay float32.
+
+    Each convolution rounds its input, weights and bias, and the way back rounds with it.
+    """
+    for _, cell in list(detector.cells_and_names()):
+        if isinstance(cell, ConvLayer):
+            cell.conv.to_float(ms.float16)
+            if not isinstance(cell.norm, nn.Identity):
+                cell.norm = InFloat32(cell.norm)
+        elif isinstance(cell, Backbone):
+            cell.norms = nn.CellList(
+                [InFloat32(n) if isinstance(n, L2Normalise) else n for n in cell.norms]
+            )
+
+
 class Backbone(nn.Cell):
     """The trunk; gives what the ARM reads, and what the transfer blocks read."""
 
@@ -192,7 +219,7 @@ class Head(nn.Cell):
         for i in range(len(self.convs)):
             y = self.convs[i](features[i])
             outputs.append(y.transpose((0, 2, 3, 1)).reshape(self.shapes[i]))
-        return ops.concat(outputs, 1)
+        return ops.concat(outputs, 1).astype(ms.float32)
 
 
 class Module(nn.Cell):
@@ -218,14 +245,19 @@ class Module(nn.Cell):
 
 
 class Detector(nn.Cell):
-    """The whole network: pictures (N, 3, H, W) to the four outputs of ``spec.Heads``."""
+    """The whole network: pictures (N, 3, H, W) to the four outputs of ``spec.Heads``.
 
-    def __init__(self, config: Config) -> None:
+    They are float32, with ``half`` too, whatever is between.
+    """
+
+    def __init__(self, config: Config, half: bool = False) -> None:
         super().__init__()
         self.backbone = Backbone(config)
         self.blocks = nn.CellList([TransferBlock(i, config) for i in range(architecture.LEVELS)])
         self.arm = Module("arm", config)
         self.odm = Module("odm", config)
+        if half:
+            halve(self)
         for _, cell in self.cells_and_names():
             if hasattr(cell, "canonical"):
                 for parameter in cell.get_parameters():

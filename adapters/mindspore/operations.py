@@ -235,7 +235,7 @@ def detector_loss(heads: Heads, boxes: list[Array], labels: list[Array], config:
     batch = (*heads, *_places(boxes, labels), arm_wanted, arm_labels)
     (_, parts), gradients = _loss_of_heads(config)(*(ms.Tensor(array) for array in batch))
     arm_box, arm_class, odm_box, odm_class = (float(part) for part in parts.asnumpy())
-    g = [_numpy(gradient) / np.float32(config.optimizer.loss_scale) for gradient in gradients]
+    g = [_numpy(gradient) / np.float32(config.optimizer.scale) for gradient in gradients]
     return Loss(ModuleLoss(arm_box, arm_class, g[0], g[1]), ModuleLoss(odm_box, odm_class, *g[2:]))
 
 

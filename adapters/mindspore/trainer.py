@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn, ops
+from mindspore import amp, nn, ops
 
 from refinedet.adapters.mindspore.collective import over_workers, workers
 from refinedet.adapters.mindspore.losses import DetectorLoss
 from refinedet.adapters.mindspore.network import Detector, load_parameters, read_parameters
 from refinedet.backend import Batch, StepLosses
 from refinedet.group import ALONE, Group
-from refinedet.spec.config import Config, ScheduleConfig
+from refinedet.spec.config import SCALES, Config, ScheduleConfig
 from refinedet.spec.errors import Array
 from refinedet.spec.network import Parameters, parameter_table
+from refinedet.spec.optimizer import LossScale
 from refinedet.spec.schedule import learning_rate
 
 
@@ -64,20 +65,35 @@ def read_velocities(optimizer: nn.Momentum) -> Parameters:
 
 
 class Update(nn.Cell):
-    """From gradients of the scaled loss to new parameters: unscale, clip, momentum."""
+    """From gradients of the scaled loss to new parameters: unscale, clip, momentum.
 
-    def __init__(self, optimizer: nn.Momentum, config: Config) -> None:
+    ``scale`` is the loss scale if it may change, otherwise it is the config's.
+    """
+
+    def __init__(
+        self, optimizer: nn.Momentum, config: Config, scale: ms.Parameter | None = None
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.optimizer = optimizer
-        self.unscale = 1 / config.optimizer.loss_scale
+        self.scale = scale
+        self.unscale = 1 / config.optimizer.scale
         self.clip_norm = config.optimizer.clip_norm
 
     def construct(self, gradients: tuple[ms.Tensor, ...]) -> bool:
-        if self.unscale != 1:
+        if self.scale is not None:
+            gradients = ops.HyperMap()(ops.partial(ops.mul, 1 / self.scale), gradients)
+        elif self.unscale != 1:
             gradients = ops.HyperMap()(ops.partial(ops.mul, self.unscale), gradients)
         if self.clip_norm is not None:
             gradients = ops.clip_by_global_norm(gradients, self.clip_norm)
         return self.optimizer(gradients)
+
+
+def summing(optimizer: nn.Momentum) -> tuple[nn.Cell, nn.Cell]:
+    """What sums a tensor, and the gradients, over all workers."""
+    if workers() > 1:
+        return over_workers(), nn.DistributedGradReducer(optimizer.parameters, mean=False)
+    return over_workers(), nn.Identity()
 
 
 class TrainStep(nn.Cell):
@@ -88,13 +104,59 @@ class TrainStep(nn.Cell):
         self.loss = loss
         self.update = Update(optimizer, config)
         self.grad = ops.value_and_grad(loss, None, optimizer.parameters, has_aux=True)
-        self.total, self.reduced = over_workers(), nn.Identity()
-        if workers() > 1:
-            self.reduced = nn.DistributedGradReducer(optimizer.parameters, mean=False)
+        self.total, self.reduced = summing(optimizer)
 
     def construct(self, *batch: ms.Tensor) -> ms.Tensor:
         (_, parts), gradients = self.grad(*batch)
         return ops.depend(self.total(parts), self.update(self.reduced(gradients)))
+
+
+class HalfStep(nn.Cell):
+    """``TrainStep`` in float16: a step whose gradient overflows is skipped.
+
+    Returns the four parts of the loss, and whether the gradient was finite.
+    ``scale`` and ``good_steps`` are a ``spec.optimizer.LossScale``.
+    """
+
+    def __init__(
+        self, detector: Detector, optimizer: nn.Momentum, config: Config, state: LossScale
+    ) -> None:
+        super().__init__(auto_prefix=False)
+        self.scale = ms.Parameter(
+            ms.Tensor(state.scale, ms.float32), name="loss_scale", requires_grad=False
+        )
+        self.good_steps = ms.Parameter(
+            ms.Tensor(state.good_steps, ms.int32), name="good_steps", requires_grad=False
+        )
+        self.window = config.optimizer.loss_scale_window
+        self.lowest, self.highest = SCALES
+        self.optimizer = optimizer
+        self.update = Update(optimizer, config, self.scale)
+        self.loss = DetectorLoss(detector, config, self.scale)  # a member: ``set_train`` reaches it
+        self.grad = ops.value_and_grad(self.loss, None, optimizer.parameters, has_aux=True)
+        self.total, self.reduced = summing(optimizer)
+
+    def construct(self, *batch: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        (_, parts), gradients = self.grad(*batch)
+        gradients = self.reduced(gradients)  # what overflows for one worker does for all
+        finite = amp.all_finite(gradients)
+        if finite:
+            self.update(gradients)
+        else:  # the schedule goes on
+            ops.assign_add(self.optimizer.global_step, self.optimizer.global_step_increase_tensor)
+        if self.window is not None:
+            self.turn(finite)
+        return self.total(parts), finite
+
+    def turn(self, finite: ms.Tensor) -> None:
+        """``spec.optimizer.next_loss_scale``."""
+        good = ops.select(finite, self.good_steps + 1, ops.zeros_like(self.good_steps))
+        whole = good >= self.window
+        smaller = ops.maximum(self.scale / 2, self.lowest)
+        larger = ops.minimum(self.scale * 2, self.highest)
+        kept = ops.select(whole, larger, self.scale)
+        ops.assign(self.scale, ops.select(finite, kept, smaller))
+        ops.assign(self.good_steps, ops.select(whole, ops.zeros_like(good), good))
 
 
 class MindSporeTrainer:
@@ -106,16 +168,22 @@ class MindSporeTrainer:
         parameters: Parameters,
         velocities: Parameters | None = None,
         steps_done: int = 0,
+        loss_scale: LossScale | None = None,
         group: Group = ALONE,
     ) -> None:
         self.group = group
-        self.detector = Detector(config)
+        self.half = config.optimizer.precision == "float16"
+        self.detector = Detector(config, self.half)
         load_parameters(self.detector, parameters)
         self.optimizer = momentum(self.detector, config)
         if velocities is not None:
             load_velocities(self.optimizer, velocities)
         self.optimizer.global_step.set_data(ms.Tensor(np.array([steps_done], np.int32)))
-        self.run = TrainStep(DetectorLoss(self.detector, config), self.optimizer, config)
+        if self.half:
+            state = loss_scale or LossScale(config.optimizer.scale)
+            self.run = HalfStep(self.detector, self.optimizer, config, state)
+        else:
+            self.run = TrainStep(DetectorLoss(self.detector, config), self.optimizer, config)
         self.run.set_train()
         self.first = True
 
@@ -128,10 +196,11 @@ class MindSporeTrainer:
             self.run.compile(*tensors)
             self.group.gather(None)
         self.first = False
-        parts = self.run(*tensors).asnumpy()
-        arm_offsets, arm_logits, odm_offsets, odm_logits = (float(x) for x in parts)
+        out = self.run(*tensors)
+        parts, skipped = (out[0], not bool(out[1])) if self.half else (out, False)
+        arm_offsets, arm_logits, odm_offsets, odm_logits = (float(x) for x in parts.asnumpy())
         total = arm_offsets + arm_logits + odm_offsets + odm_logits
-        return StepLosses(arm_offsets, arm_logits, odm_offsets, odm_logits, total)
+        return StepLosses(arm_offsets, arm_logits, odm_offsets, odm_logits, total, skipped)
 
     def parameters(self) -> Parameters:
         """Copies of all parameters by canonical name."""
@@ -140,3 +209,7 @@ class MindSporeTrainer:
     def velocities(self) -> Parameters:
         """Copies of the momentum by canonical name."""
         return read_velocities(self.optimizer)
+
+    def loss_scale(self) -> LossScale:
+        """Of the next step, in float16."""
+        return LossScale(float(self.run.scale.asnumpy()), int(self.run.good_steps.asnumpy()))

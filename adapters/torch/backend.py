@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from refinedet.backend import BackendError, Batch, Network, Trainer
+from refinedet.backend import BackendError, Batch, Network, Trainer, require_precision
 from refinedet.data.batches import batches
 from refinedet.data.dataset import Dataset
 from refinedet.settings import InputSettings
@@ -82,6 +82,7 @@ class TorchBackend:
         steps_done: int = 0,
     ) -> Trainer:
         """See ``refinedet.backend.Backend``."""
+        require_precision(self, config)
         device = self._ready()
         from refinedet.adapters.torch.trainer import TorchTrainer
 

@@ -26,7 +26,7 @@ def momentum_step(
     options: OptimizerConfig,
 ) -> None:
     """``spec.optimizer.momentum_step``, in the tensors and velocities themselves."""
-    gradients = {name: g / options.loss_scale for name, g in gradients.items()}
+    gradients = {name: g / options.scale for name, g in gradients.items()}
     if options.clip_norm is not None:
         norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients.values()]
         shrink = (options.clip_norm / torch.stack(norms).norm()).clamp(max=1)
@@ -68,7 +68,7 @@ class TorchTrainer:
         pictures, boxes, labels, goal, found = (to_tensor(x, self.device) for x in batch)
         constants = boxes, labels, goal, found, self.detector.anchors
         parts = detector_loss(self.detector(pictures), *constants, self.config)
-        scaled = parts.sum() * self.config.optimizer.loss_scale
+        scaled = parts.sum() * self.config.optimizer.scale
         gradients = torch.autograd.grad(scaled, list(self._weights.values()))
         momentum_step(
             self._weights,

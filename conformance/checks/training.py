@@ -6,6 +6,7 @@ The step that a check judges starts where the contract's selection of anchors is
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +22,9 @@ from refinedet.conformance.checks.network import (
     WITH_BIASES,
 )
 from refinedet.conformance.checks.operations import is_loss_decided
-from refinedet.conformance.judge import Subject, tolerance_of
+from refinedet.conformance.judge import Subject
 from refinedet.conformance.registry import check
+from refinedet.conformance.tolerances import FLOAT32
 from refinedet.data.training import padded
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import Config, replace
@@ -35,7 +37,9 @@ from refinedet.spec.network import (
     parameter_table,
     trained_parameters,
 )
-from refinedet.spec.training import loss_gradients, training_step
+from refinedet.spec.optimizer import LossScale
+from refinedet.spec.schedule import learning_rate
+from refinedet.spec.training import Step, loss_gradients, training_step
 
 SCHEDULE = {
     "kind": "multistep",
@@ -116,7 +120,7 @@ def is_decided(case: Case, m: Made) -> bool:
         )[1]
         for dtype in (np.float32, np.float64)
     )
-    row = tolerance_of("one step velocities")
+    row = FLOAT32["one step velocities"]
     return all(
         np.abs(g - coarse[name]).max() <= (row.atol + row.rtol * np.abs(g).max()) / 2
         for name, g in fine.items()
@@ -307,3 +311,139 @@ def names(subject: Subject, config: Config) -> None:
     for entry in parameter_table(config):
         same = np.array_equal(got[entry.name], parameters[entry.name])
         subject.require(same, f"{entry.name} is not what it was given")
+
+
+# In float16
+
+HALF: dict[str, Any] = {"precision": "float16", "loss_scale": None}
+HALF_BIASED = replace(BIASED, optimizer=HALF)
+HALF_CLIPPED = replace(HALF_BIASED, optimizer={"clip_norm": 0.5})
+HALF_ZOO = replace(ZOO_LIKE, optimizer=HALF)
+LARGEST_SCALE = 2.0**24
+"""With it the gradients by the heads alone are beyond float16."""
+FALLING = {
+    "optimizer": {"loss_scale": LARGEST_SCALE, "loss_scale_window": 40},
+    "schedule": {
+        "kind": "cosine",
+        "steps": 40,
+        "warmup_steps": 0,
+        "warmup_rate": 0.0,
+        "milestones": (),
+    },
+}
+"""The loss scale begins too large, and no two steps have the same rate."""
+
+
+def first_step(config: Config, m: Made, velocities: Parameters | None = None) -> Step:
+    """The contract's."""
+    batch = m.batch.pictures, m.boxes, m.labels
+    zeros = {p.name: np.zeros(p.shape, np.float32) for p in trained_parameters(config)}
+    return training_step(m.parameters, velocities or zeros, *batch, 0, config)
+
+
+def require_scale(subject: Subject, trainer: Any, wanted: LossScale) -> None:
+    """The trainer's loss scale is this one, and as old."""
+    want = astuple(wanted)
+    got = subject.sound("loss_scale", lambda: astuple(trainer.loss_scale()), want)
+    subject.require(got == want, "the loss scale of the next step differs", got, want)
+
+
+@check(
+    "training",
+    "training.float16_update",
+    pinned=[(HALF_BIASED, 5, (2, 1)), (HALF_CLIPPED, 5, (2, 1)), (HALF_ZOO, 1, (2, 1))],
+)
+def half_update(subject: Subject, case: Case) -> None:
+    """In float16 a step is the exact one's, but for what rounding to float16 costs.
+
+    Without batch normalisation of few numbers, which makes a training so steep that rounding
+    decides the direction of a step.
+    """
+    m = made(case)
+    trainer = subject.trainer(case[0], m.parameters)
+    losses = take_step(subject, trainer, m.batch)
+    done = first_step(case[0], m)
+    subject.compare("step", losses, wanted_losses(done.loss), "training.loss")
+    compare_state(subject, trainer, done.parameters, done.velocities, "one step")
+
+
+@check("training", "training.float16_overflow", pinned=[(replace(HALF_ZOO, **FALLING), 1, (2, 1))])
+def overflow(subject: Subject, case: Case) -> None:
+    """A step whose gradient overflows halves the scale and trains nothing; the schedule goes on."""
+    config = case[0]
+    m = made(case)
+    begun = {p.name: m.parameters[p.name] / 64 for p in trained_parameters(config)}
+    trainer = subject.trainer(config, m.parameters, begun)
+    losses = take_step(subject, trainer, m.batch)
+    done = first_step(config, m, begun)
+    skipped = wanted_losses(done.loss)._replace(skipped=True)
+    subject.compare("step", losses, skipped, "training.loss")
+    compare_state(subject, trainer, done.parameters, done.velocities, "one step")
+    kept = trainer.parameters(), trainer.velocities()
+    for entry in trained_parameters(config):
+        for now, before in zip(kept, (m.parameters, begun), strict=True):
+            same = np.array_equal(now[entry.name], before[entry.name])
+            subject.require(same, f"{entry.name} is trained in a step that overflows")
+    scale, step = LARGEST_SCALE / 2, 1
+    require_scale(subject, trainer, LossScale(scale))
+    while take_step(subject, trainer, m.batch).skipped:
+        scale, step = scale / 2, step + 1
+        subject.require(scale > 1, "the gradient overflows with every loss scale")
+        require_scale(subject, trainer, LossScale(scale))
+    require_scale(subject, trainer, LossScale(scale, 1))
+    # One step moved the parameters, by the velocities times its rate.
+    wanted = learning_rate(step, config.schedule)
+    after, velocities = trainer.parameters(), trainer.velocities()
+    moved = velocity = 0.0
+    for entry in trained_parameters(config):
+        if entry.group != "bias":
+            v = velocities[entry.name].astype(np.float64)
+            moved += float(((m.parameters[entry.name] - after[entry.name]) * v).sum())
+            velocity += float(np.square(v).sum())
+    rate = moved / velocity
+    holds = abs(rate - wanted) < 1e-3 * wanted
+    subject.require(holds, "the first step that trains has another rate", rate, wanted)
+
+
+@check(
+    "training",
+    "training.loss_scale",
+    pinned=[
+        (None, 256.0, 0, 256.0, 0),
+        (2, 256.0, 1, 512.0, 0),
+        (1, 192.0, 0, 384.0, 0),
+    ],
+)
+def half_scale(subject: Subject, case: tuple[int | None, float, int, float, int]) -> None:
+    """After a window of steps without overflow the scale doubles; without a window it stays."""
+    window, scale, good, wanted, wanted_good = case
+    config = replace(HALF_ZOO, optimizer={"loss_scale_window": window})
+    m = made((config, 1, (2, 1)))
+    trainer = subject.trainer(config, m.parameters, None, 0, LossScale(scale, good))
+    require_scale(subject, trainer, LossScale(scale, good))
+    losses = take_step(subject, trainer, m.batch)
+    require_scale(subject, trainer, LossScale(wanted, wanted_good))
+    done = first_step(config, m)  # the same with every scale
+    subject.compare("step", losses, wanted_losses(done.loss), "training.loss")
+    compare_state(subject, trainer, done.parameters, done.velocities, "one step")
+
+
+@check("training", "training.float16_resume", pinned=[(HALF_ZOO, 1, (2, 1))])
+def half_resume(subject: Subject, case: Case) -> None:
+    """A training in float16 that is taken up goes on, its loss scale too."""
+    config = replace(case[0], optimizer={"loss_scale": 64.0, "loss_scale_window": 2})
+    m = made((config, *case[1:]))
+    whole = subject.trainer(config, m.parameters)
+    for _ in range(3):
+        take_step(subject, whole, m.batch)
+    require_scale(subject, whole, LossScale(128.0, 1))
+    state = whole.velocities(), 3, whole.loss_scale()
+    taken_up = subject.trainer(config, whole.parameters(), *state)
+    subject.compare(
+        "step",
+        take_step(subject, taken_up, m.batch),
+        take_step(subject, whole, m.batch),
+        "training.loss",
+    )
+    compare_state(subject, taken_up, whole.parameters(), whole.velocities(), "one step")
+    require_scale(subject, taken_up, LossScale(256.0))

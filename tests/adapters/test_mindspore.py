@@ -109,7 +109,8 @@ def test_step_has_the_contracts_loss_and_statistics(stepped):
         heads, [b for b, _ in objects], [c for _, c in objects], config
     )
     parts = (*want.arm[:2], *want.odm[:2], want.total)
-    np.testing.assert_allclose(losses[0], parts, rtol=2e-5)
+    np.testing.assert_allclose(losses[0][:5], parts, rtol=2e-5)
+    assert not losses[0].skipped
     for name, value in statistics.items():
         np.testing.assert_allclose(after[0][name], value, atol=1e-5, rtol=1e-5, err_msg=name)
 
@@ -166,7 +167,7 @@ def test_update_is_the_contracts(stepped):
         assert norm == pytest.approx(options.clip_norm, rel=1e-4)
     else:
         assert norm > 0.5
-    gradients = {n: (v - decay[n]) * options.loss_scale for n, v in velocities[0].items()}
+    gradients = {n: (v - decay[n]) * options.scale for n, v in velocities[0].items()}
     zeros = {n: np.zeros_like(v) for n, v in velocities[0].items()}
     first = learning_rate(0, config.schedule)
     new, _ = momentum_step(parameters, gradients, zeros, first, config)
@@ -180,6 +181,27 @@ def test_training_goes_on_bit_for_bit(stepped):
     again.step(batch)
     for name, value in again.parameters().items():
         np.testing.assert_array_equal(value, after[1][name], err_msg=name)
+
+
+def test_float16_trains_as_float32_does():
+    """The loss falls, and stays near: activations alone are rounded.
+
+    At a rate that does not jump: one that does turns rounding into another path. The contract
+    with its activations rounded to float16 was seen to part by 0.0034.
+    """
+    calm = {"optimizer": {"bias_rate": 1.0}, "schedule": {"rate": 0.003}}
+    batch, _ = batch_of(CONFIGS["biases"])
+    losses = {}
+    for precision in ("float32", "float16"):
+        config = replace(replace(CONFIGS["biases"], **calm), optimizer={"precision": precision})
+        trainer = MindSporeCPU().trainer(config, parameters_of(config))
+        taken = [trainer.step(batch) for _ in range(12)]
+        assert not any(step.skipped for step in taken)
+        losses[precision] = [step.total for step in taken]
+    single, half = np.array(losses["float32"]), np.array(losses["float16"])
+    assert half[-1] < 0.8 * half[0]
+    assert (half != single).all()
+    np.testing.assert_allclose(half, single, rtol=0.01)
 
 
 @pytest.fixture(scope="module")

@@ -631,11 +631,11 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "float(sum(np.sqrt(squares)))",
         ),
         ("clipped though small", "if total <= norm:", "if total < 0:"),
-        ("loss scale left in", "g / g.dtype.type(options.loss_scale)", "g"),
+        ("loss scale left in", "g / g.dtype.type(scale)", "g"),
         (
             "clipped before unscaling",
-            "    gradients = {name: g / g.dtype.type(options.loss_scale) for name, g in gradients.items()}\n    if options.clip_norm is not None:\n        gradients = clip_by_global_norm(gradients, options.clip_norm)\n",
-            "    if options.clip_norm is not None:\n        gradients = clip_by_global_norm(gradients, options.clip_norm)\n    gradients = {name: g / g.dtype.type(options.loss_scale) for name, g in gradients.items()}\n",
+            "    gradients = {name: g / g.dtype.type(scale) for name, g in gradients.items()}\n    if options.clip_norm is not None:\n        gradients = clip_by_global_norm(gradients, options.clip_norm)\n",
+            "    if options.clip_norm is not None:\n        gradients = clip_by_global_norm(gradients, options.clip_norm)\n    gradients = {name: g / g.dtype.type(scale) for name, g in gradients.items()}\n",
         ),
     ],
     ("network.heads", "layers"): [
@@ -830,13 +830,13 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("training.loss", "reference"): [
         (
             "parts in another order",
-            "StepLosses(arm.offsets, arm.classes,",
-            "StepLosses(arm.classes, arm.offsets,",
+            "arm.offsets, arm.classes, odm.offsets,",
+            "arm.classes, arm.offsets, odm.offsets,",
         ),
         (
             "the loss after the update",
-            "return StepLosses(arm.offsets,",
-            "arm = arm._replace(offsets=arm.offsets * 0.99)\n        return StepLosses(arm.offsets,",
+            "return StepLosses(",
+            "arm = arm._replace(offsets=arm.offsets * 0.99)\n        return StepLosses(",
         ),
     ],
     ("training.update", "network"): [
@@ -864,13 +864,13 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         (
             "running statistics lost",
-            "Step(loss, new | statistics, moved)",
-            "Step(loss, new, moved)",
+            "Step(loss, new | statistics, moved,",
+            "Step(loss, new, moved,",
         ),
         (
             "loss scale applied twice",
-            "Heads(*(scale * d for d in by_heads))",
-            "Heads(*(scale * scale * d for d in by_heads))",
+            "Heads(*(factor * d for d in by_heads))",
+            "Heads(*(factor * factor * d for d in by_heads))",
         ),
         (
             "the ODM does not train",
@@ -883,6 +883,80 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "velocities forgotten",
             "self.tensors, self.moments = done.parameters, done.velocities",
             "self.tensors = done.parameters",
+        ),
+    ],
+    ("training.float16_update", "training"): [
+        (
+            "every step is skipped",
+            'if options.precision == "float16" and not finite:',
+            'if options.precision == "float16":',
+        ),
+    ],
+    ("training.float16_update", "optimizer"): [
+        (
+            "not divided by the loss scale of float16",
+            "scale = options.scale if scale is None else scale",
+            "scale = options.loss_scale or 1.0",
+        ),
+    ],
+    ("training.float16_overflow", "training"): [
+        ("an overflow is not noticed", "largest > LARGEST_FLOAT16", "largest > np.inf"),
+        (
+            "a skipped step decays",
+            "Step(loss, parameters | statistics, velocities,",
+            "Step(loss, {n: p * p.dtype.type(0.9999) for n, p in parameters.items()} | statistics, velocities,",
+        ),
+        (
+            "a skipped step loses the running statistics",
+            "Step(loss, parameters | statistics, velocities,",
+            "Step(loss, parameters, velocities,",
+        ),
+        (
+            "a skipped step stops all motion",
+            "Step(loss, parameters | statistics, velocities,",
+            "Step(loss, parameters | statistics, {n: 0 * v for n, v in velocities.items()},",
+        ),
+        ("a skipped step is not told", "skipped=True", "skipped=False"),
+    ],
+    ("training.float16_overflow", "reference"): [
+        (
+            "the schedule waits for skipped steps",
+            "self.steps_done += 1",
+            "self.steps_done += not done.skipped",
+        ),
+    ],
+    ("training.float16_overflow", "optimizer"): [
+        ("an overflow quarters the loss scale", "now.scale / 2", "now.scale / 4"),
+        ("an overflow leaves the loss scale", "now.scale / 2", "now.scale"),
+    ],
+    ("training.loss_scale", "optimizer"): [
+        ("it doubles a step late", "now.good_steps + 1 < window", "now.good_steps < window"),
+        (
+            "the window does not begin anew",
+            "LossScale(min(now.scale * 2, highest))",
+            "LossScale(min(now.scale * 2, highest), now.good_steps + 1)",
+        ),
+        ("it grows without a window", "return now\n", "window = 1\n"),
+        ("it grows by four", "now.scale * 2", "now.scale * 4"),
+    ],
+    ("training.loss_scale", "training"): [
+        ("divided by the first loss scale", "rate, config, now.scale)", "rate, config)"),
+        (
+            "the loss is multiplied by the first loss scale",
+            "config.optimizer.scale if scale is None else scale",
+            "config.optimizer.scale",
+        ),
+    ],
+    ("training.float16_resume", "reference"): [
+        (
+            "the given loss scale is ignored",
+            "loss_scale or LossScale(config.optimizer.scale)",
+            "LossScale(config.optimizer.scale)",
+        ),
+        (
+            "the age of the loss scale is forgotten",
+            "loss_scale or LossScale(config.optimizer.scale)",
+            "LossScale(loss_scale.scale if loss_scale else config.optimizer.scale)",
         ),
     ],
     ("training.resume", "reference"): [

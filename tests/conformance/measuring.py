@@ -1,8 +1,9 @@
-"""Two backends that measure what float32 costs, for the table of tolerances."""
+"""Backends that measure what float32 and float16 cost, for the table of tolerances."""
 
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -10,7 +11,11 @@ from refinedet.backend import Batch, StepLosses
 from refinedet.reference import SpecNetwork, SpecTrainer
 from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
+from refinedet.spec.layers import GRADIENTS, Tape, batch_normalise, l2_normalise
 from refinedet.spec.network import Heads, Parameters
+from refinedet.spec.optimizer import LossScale
+
+NORMALISING = batch_normalise, l2_normalise
 
 
 def single(tensors: Parameters) -> Parameters:
@@ -76,3 +81,65 @@ class Float64:
 
     def trainer(self, *arguments: Any) -> Float64Trainer:
         return Float64Trainer(*arguments)
+
+
+def half(array: Array) -> Array:
+    """The numbers rounded to float16, held in float32."""
+    with np.errstate(over="ignore"):
+        return array.astype(np.float16).astype(np.float32)
+
+
+class HalfTape(Tape):
+    """Every activation and every gradient rounded to float16; sums and normalisation are not."""
+
+    def __call__(self, layer: Any, *arrays: Array, **options: Any) -> Array:
+        out = half(layer(*self._read(layer, arrays), **options))
+        self._steps.append((out, layer, arrays, options))
+        return out
+
+    def back(self, outputs: list[tuple[Array, Array]], wanted: Parameters) -> Parameters:
+        gradients = {id(out): half(d) for out, d in outputs}
+        for out, layer, arrays, options in reversed(self._steps):
+            d = gradients.pop(id(out), None)
+            if d is None:
+                continue
+            found = GRADIENTS[layer](d, *self._read(layer, arrays), **options)
+            for array, g in zip(arrays, found, strict=False):
+                before = gradients.get(id(array))
+                exact = layer in NORMALISING and array.ndim == 1  # float32 parameters
+                g = g if exact else half(g)
+                gradients[id(array)] = g if before is None else half(before + g)
+        return {n: gradients.get(id(a), np.zeros_like(a)) for n, a in wanted.items()}
+
+    @staticmethod
+    def _read(layer: Any, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+        return arrays if layer in NORMALISING else tuple(half(a) for a in arrays)
+
+
+class Float16Trainer(SpecTrainer):
+    """The contract's training with activations in float16."""
+
+    def step(self, batch: Batch) -> StepLosses:
+        quiet = np.errstate(over="ignore", invalid="ignore")  # of a gradient that overflows
+        with quiet, mock.patch("refinedet.spec.network.Tape", HalfTape):
+            return super().step(batch)
+
+
+class Float16:
+    """The contract in float16, as far as a training holds its activations there."""
+
+    name = "spec-float16"
+    precisions = ("float16",)
+
+    def missing(self) -> str | None:
+        return None
+
+    def trainer(
+        self,
+        config: Config,
+        parameters: Parameters,
+        velocities: Parameters | None = None,
+        steps_done: int = 0,
+        loss_scale: LossScale | None = None,
+    ) -> Float16Trainer:
+        return Float16Trainer(config, parameters, velocities, steps_done, loss_scale)

@@ -215,7 +215,21 @@ FIELDS = [
         [None, 1e-6, 10],
         [0, 9e-7, -1, INF, NAN, True],
     ),
-    ("optimizer", "loss_scale", "a number above 0", [1e-6, 1, 1024.0], [0, 9e-7, INF, None]),
+    ("optimizer", "precision", "'float32' or 'float16'", ["float32", "float16"], ["half", None]),
+    (
+        "optimizer",
+        "loss_scale",
+        "a number above 0, or null",
+        [None, 1e-6, 1, 1024.0],
+        [0, 9e-7, INF, True],
+    ),
+    (
+        "optimizer",
+        "loss_scale_window",
+        "a whole number from 1, or null",
+        [None],
+        [0, 1.0, True],
+    ),
     ("schedule", "kind", "'multistep' or 'cosine'", ["multistep", "cosine"], ["step", None]),
     (
         "schedule",
@@ -437,7 +451,7 @@ def test_the_papers_presets(name, size):
     assert config.loss == LossConfig(3, 0.01)
     # Section 3.3, inference: the top 400, suppression at 0.45, the top 200.
     assert config.detection == DetectionConfig(0.01, 400, None, 0.45, None, 200, True)
-    assert config.optimizer == OptimizerConfig(0.9, 5e-4, 2, None, 1)
+    assert config.optimizer == OptimizerConfig(0.9, 5e-4, 2, None)
     milestones = (80_000, 100_000)
     assert config.schedule == ScheduleConfig("multistep", 120_000, 1e-3, 0, 0, milestones, 0.1, 0)
 
@@ -472,7 +486,7 @@ def test_the_model_zoos_presets():
     assert not zoo.anchors.refined
     assert (zoo.loss.objectness, zoo.loss.classes, zoo.loss.arm_first_class) == (0, "sigmoid", True)
     assert zoo.detection == DetectionConfig(0.1, None, None, 0.6, 100, None, True, True, 1)
-    assert zoo.optimizer == OptimizerConfig(0.9, 1.5e-4, 1, None, 1, True)
+    assert zoo.optimizer == OptimizerConfig(0.9, 1.5e-4, 1, None, None, True)
     assert zoo.schedule == ScheduleConfig("cosine", 229_000, 0.05, 916, 0.001, (), 0.1, 5e-5)
 
 
@@ -504,7 +518,7 @@ def test_the_model_zoos_narrow_preset_has_its_familys_ways():
     assert narrow.anchors.sides == (25.6, 57.6, 89.6, 121.6)  # 0.2, 0.45, 0.7, 0.95 of 128
     assert narrow.anchors.square_sides == (12.8, 57.6, 89.6, 121.6)
     assert not narrow.anchors.refined
-    assert narrow.optimizer == OptimizerConfig(0.9, 1.5e-4, 1, 10, 1, True)
+    assert narrow.optimizer == OptimizerConfig(0.9, 1.5e-4, 1, 10, None, True)
     assert narrow.schedule == preset("refinedet_eighth_128").schedule
     for section in ("picture", "matching", "loss", "detection"):
         assert getattr(narrow, section) == getattr(zoo, section)
@@ -514,3 +528,32 @@ def test_anchors_of_one_level_are_possible_and_of_none_are_not():
     assert AnchorsConfig(strides=(8,), sides=(32,)).strides == (8,)
     with refused("anchors.strides: wants whole numbers from 1, got ()"):
         AnchorsConfig(strides=(), sides=())
+
+
+@pytest.mark.parametrize(
+    ("options", "scale"),
+    [
+        ({}, 1.0),
+        ({"precision": "float16"}, 1024.0),
+        ({"precision": "float16", "loss_scale": 8.0}, 8.0),
+        ({"loss_scale": 8.0}, 8.0),
+    ],
+)
+def test_the_loss_scale_that_a_training_begins_with(options, scale):
+    assert OptimizerConfig(**options).scale == scale
+
+
+@pytest.mark.parametrize("scale", [None, 1, 2**24])
+def test_a_loss_scale_may_follow_the_gradient_in_float16(scale):
+    OptimizerConfig(precision="float16", loss_scale=scale, loss_scale_window=1)
+
+
+def test_a_loss_scale_follows_the_gradient_in_float16_alone_and_within_bounds():
+    with refused(
+        "optimizer.loss_scale_window: wants null with optimizer.precision 'float32', got 1"
+    ):
+        OptimizerConfig(loss_scale_window=1)
+    for scale in (0.5, 2.0**24 + 2):
+        wanted = "1 to 2**24 with an optimizer.loss_scale_window"
+        with refused(f"optimizer.loss_scale: wants {wanted}, got {scale!r}"):
+            OptimizerConfig(precision="float16", loss_scale=scale, loss_scale_window=1)

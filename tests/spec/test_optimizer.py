@@ -8,7 +8,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from refinedet.spec.config import replace
 from refinedet.spec.network import initial_parameters, parameter_table
-from refinedet.spec.optimizer import clip_by_global_norm, momentum_step
+from refinedet.spec.optimizer import (
+    LossScale,
+    clip_by_global_norm,
+    momentum_step,
+    next_loss_scale,
+)
 
 from .strategies import refused, tiny
 
@@ -92,6 +97,14 @@ def test_the_gradient_is_divided_by_the_loss_scale():
         assert all((a[name] == b[name]).all() for name in a)
 
 
+def test_a_given_loss_scale_wins_over_the_configs():
+    config = replace(CONFIG, optimizer={"loss_scale": 8.0})
+    plain = momentum_step(filled(1.0, TABLE), filled(0.5), filled(0.2), 0.01, CONFIG)
+    scaled = momentum_step(filled(1.0, TABLE), filled(2.0), filled(0.2), 0.01, config, 4.0)
+    for a, b in zip(plain, scaled, strict=True):
+        assert all((a[name] == b[name]).all() for name in a)
+
+
 def test_clipping_comes_after_the_scale_and_before_the_decay():
     # All gradients equal g; n numbers have the norm g * sqrt(n). Clipped to 1 each is 1/sqrt(n).
     config = replace(CONFIG, optimizer={"clip_norm": 1.0, "loss_scale": 8.0})
@@ -171,6 +184,48 @@ def test_clipping_is_computed_in_float64():
     got = clip_by_global_norm(gradients, 1.0)["a"]
     assert got.dtype == np.float32
     assert_array_equal(got, (fine * (1 / np.sqrt(np.square(fine).sum()))).astype(np.float32))
+
+
+# The loss scale
+
+
+def run(scale, window, steps):
+    """The scales after steps that are finite ("+") or overflow ("-")."""
+    scales = []
+    for step in steps:
+        scale = next_loss_scale(scale, step == "+", window)
+        scales.append((scale.scale, scale.good_steps))
+    return scales
+
+
+def test_the_loss_scale_doubles_after_a_window_without_overflow():
+    assert run(LossScale(8.0), 3, "++++++") == [(8, 1), (8, 2), (16, 0), (16, 1), (16, 2), (32, 0)]
+    assert run(LossScale(8.0), 1, "++") == [(16, 0), (32, 0)]
+
+
+def test_an_overflow_halves_the_loss_scale_and_begins_the_window_anew():
+    assert run(LossScale(8.0), 3, "++-++-") == [(8, 1), (8, 2), (4, 0), (4, 1), (4, 2), (2, 0)]
+
+
+def test_the_loss_scale_stays_from_1_to_2_to_the_24():
+    assert run(LossScale(1.5), 2, "--") == [(1, 0), (1, 0)]
+    assert run(LossScale(2.0**23), 1, "++") == [(2**24, 0), (2**24, 0)]
+
+
+def test_without_a_window_the_loss_scale_stays():
+    assert run(LossScale(8.0, 5), None, "+-+") == [(8, 5)] * 3
+
+
+@pytest.mark.parametrize("scale", [0, float("inf"), float("nan"), True, None])
+def test_a_loss_scale_is_a_number_above_0(scale):
+    with refused(f"loss scale: wants a number above 0, got {scale!r}"):
+        LossScale(scale)
+
+
+@pytest.mark.parametrize("count", [-1, 1.0, True, None])
+def test_good_steps_are_a_whole_number(count):
+    with refused(f"good steps: want a whole number from 0, got {count!r}"):
+        LossScale(8.0, count)
 
 
 # Refusals

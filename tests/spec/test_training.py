@@ -12,7 +12,7 @@ from refinedet.spec.network import (
     initial_parameters,
     trained_parameters,
 )
-from refinedet.spec.optimizer import momentum_step
+from refinedet.spec.optimizer import LossScale, momentum_step
 from refinedet.spec.schedule import learning_rate
 from refinedet.spec.training import loss_gradients, training_step
 
@@ -85,3 +85,59 @@ def test_ten_steps_lower_the_loss():
         heads, _ = forward(parameters, pictures, CONFIG)
         assert all(np.isfinite(head).all() for head in heads)
     assert losses[-1] < 0.8 * losses[0]
+
+
+HALF = replace(
+    CONFIG, optimizer={"precision": "float16", "loss_scale": None, "loss_scale_window": 2}
+)
+TOO_LARGE = 2.0**24
+"""A loss scale with which every gradient of the heads is beyond float16."""
+
+
+def test_in_float16_a_step_without_overflow_is_that_of_float32():
+    arguments = *start(), BOXES, LABELS
+    got = training_step(*arguments, 3, HALF, LossScale(8.0, 1))
+    want = training_step(*arguments, 3, CONFIG)
+    assert not got.skipped
+    assert not want.skipped
+    for mine, other in ((got.parameters, want.parameters), (got.velocities, want.velocities)):
+        for name, value in mine.items():
+            assert_array_equal(value, other[name])
+    assert got.scale == LossScale(16.0)
+    assert want.scale == LossScale(8.0)
+
+
+def test_a_step_that_overflows_leaves_parameters_and_velocities():
+    parameters, velocities, pictures = start()
+    batch = pictures, BOXES, LABELS
+    done = training_step(parameters, velocities, *batch, 3, HALF, LossScale(TOO_LARGE, 1))
+    assert done.skipped
+    assert done.scale == LossScale(TOO_LARGE / 2)
+    assert done.velocities == velocities
+    plain = training_step(parameters, velocities, *batch, 3, CONFIG)
+    assert done.loss.total == plain.loss.total
+    trained = {p.name for p in trained_parameters(CONFIG)}
+    for name, value in done.parameters.items():
+        assert_array_equal(value, (parameters if name in trained else plain.parameters)[name])
+
+
+def test_a_static_loss_scale_skips_too_and_stays():
+    config = replace(HALF, optimizer={"loss_scale": TOO_LARGE, "loss_scale_window": None})
+    done = training_step(*start(), BOXES, LABELS, 3, config)
+    assert done.skipped
+    assert done.scale == LossScale(TOO_LARGE)
+
+
+def test_a_gradient_overflows_beyond_the_largest_number_of_float16():
+    parameters, _, pictures = start()
+    batch = pictures, BOXES, LABELS
+    heads, _ = forward(parameters, pictures, CONFIG, training=True)
+    loss = detector_loss(heads, BOXES, LABELS, CONFIG)
+    largest = max(np.abs(g).max() for module in loss for g in module[2:])
+    for scale, overflows in ((65000 / largest, False), (66000 / largest, True)):
+        gradients = loss_gradients(parameters, *batch, HALF, float(scale))[1]
+        assert all(np.isinf(g).all() for g in gradients.values()) == overflows
+        assert all(np.isfinite(g).all() for g in gradients.values()) != overflows
+        # float32 has room for more
+        gradients = loss_gradients(parameters, *batch, CONFIG, float(scale))[1]
+        assert all(np.isfinite(g).all() for g in gradients.values())

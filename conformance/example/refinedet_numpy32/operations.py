@@ -353,7 +353,7 @@ def momentum_step(
 ) -> tuple[Parameters, Parameters]:
     """One update of all trained parameters."""
     options = config.optimizer
-    scale = ONE / F(options.loss_scale)
+    scale = ONE / F(options.scale)
     if options.clip_norm is not None:
         squares = [np.vdot(g, g) for g in gradients.values()]
         norm = np.sqrt(np.sum(squares, dtype=F)) * scale
