@@ -18,6 +18,7 @@ member                    what needs it
 ``network``               conformance, *network* and *detections*; ``eval``, ``detect``
 ``trainer``               conformance, *training step*; ``train``
 ``batches``               ``train``
+``profiler``              ``train --profile``
 ``export``, ``load``      ``export``; ``eval`` and ``detect`` of an exported file
 ``group``                 ``launch``: a ``refinedet.group.Group``; without it, it works alone
 ========================  ==========================================================
@@ -31,6 +32,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -173,6 +175,13 @@ class Backend(Protocol):
         and need not take one.
         """
 
+    def profiler(self, folder: Path) -> AbstractContextManager[object]:
+        """Within it, steps are profiled by the framework's means; may be absent.
+
+        Args:
+            folder: for what it writes; new or empty.
+        """
+
     def batches(
         self,
         dataset: Dataset,
@@ -226,6 +235,19 @@ def device_found(backend: Backend) -> str:
     """What the backend found here, once it is set up; that it is ready, if it says no more."""
     told: str = backend.found() if hasattr(backend, "found") else "ready"
     return told
+
+
+def profiler_of(backend: Backend, folder: Path) -> AbstractContextManager[object]:
+    """The backend's profiler, which writes into a folder that is new or empty.
+
+    Raises:
+        BackendError: it has none, or the folder is in use.
+    """
+    if not hasattr(backend, "profiler"):
+        raise BackendError(f"backend {backend.name}: has no profiler; leave out --profile")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BackendError(f"--profile {folder}: is not empty; choose another folder")
+    return backend.profiler(folder)
 
 
 def lacking(name: str) -> str | None:

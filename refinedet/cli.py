@@ -23,6 +23,7 @@ from refinedet.backend import (
     device_found,
     find_backend,
     lacking,
+    profiler_of,
     require_precision,
 )
 from refinedet.bench import bench as run_bench
@@ -216,6 +217,10 @@ def train_command(
             help="file://, s3:// or obs:// folder; the run is copied there at every checkpoint."
         ),
     ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the framework's profile of steps 2 to 4; new or empty."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all, say what the run would be, write nothing.")
     ] = False,
@@ -237,6 +242,7 @@ def train_command(
         evaluation = _say_skips(read_dataset(other, check_pictures=True))
     settings = resolve(preset_name, settings_file, assignments or (), training.class_names)
     require_precision(engine, settings.model)
+    profiler = None if profile is None else profiler_of(engine, profile)
     if backbone is not None and detector is not None:
         raise TrainingError("--backbone: --initial has a trunk already; give one of the two")
     for option, file, read in (
@@ -267,8 +273,17 @@ def train_command(
         )
         typer.echo(said)
         return
-    saved = copy.save if copy else None
-    train(engine, training, evaluation, settings, run, resume=resume, initial=initial, saved=saved)
+    train(
+        engine,
+        training,
+        evaluation,
+        settings,
+        run,
+        resume=resume,
+        initial=initial,
+        saved=copy.save if copy else None,
+        profiler=profiler,
+    )
     if copy:
         copy.finish()
 

@@ -26,6 +26,8 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -76,6 +78,8 @@ METRICS = "metrics.jsonl"
 OVERFLOWS = 40
 """Steps skipped in a row after which a run ends: 24 halvings lead from the largest loss scale
 to the smallest."""
+PROFILED = 3
+"""Steps under the profiler; one before them compiles the graph."""
 BEGUN = "step-00000000"
 """Name of the checkpoint from which a run with foreign weights begins."""
 
@@ -206,6 +210,7 @@ def train(
     resume: bool = False,
     initial: Parameters | None = None,
     saved: Callable[[], None] | None = None,
+    profiler: AbstractContextManager[object] | None = None,
 ) -> Checkpoint:
     """Train to the end of the schedule, or from the newest checkpoint on.
 
@@ -218,6 +223,7 @@ def train(
             checkpoint of step 0, so that ``resume`` never begins with others.
         saved: is called after each checkpoint, and the evaluation that goes with it; of
             several workers by the first.
+        profiler: of the backend; some of the first steps are within it.
     Returns:
         The last checkpoint, which is also in the folder.
     Raises:
@@ -251,7 +257,9 @@ def train(
     start = begin(settings, folder, resume, initial)
     journal = Silence() if group.rank else Journal(folder, start.steps_done)
     try:
-        return _train(backend, training, evaluation, settings, folder, start, journal, saved)
+        return _train(
+            backend, training, evaluation, settings, folder, start, journal, saved, profiler
+        )
     except (BackendError, DataError, MemoryError):
         made = [path for path in checkpoints(folder / "checkpoints") if path.stem != BEGUN]
         if new and not made:  # nothing came of it
@@ -322,6 +330,18 @@ def _with_progress(
             shown = now
 
 
+def _profiled(
+    batches: Iterator[Batch], profiler: AbstractContextManager[object]
+) -> Iterator[Batch]:
+    """The batches; the steps of the second and some after it are profiled."""
+    yield from islice(batches, 1)
+    if (second := next(batches, None)) is not None:
+        with profiler:
+            yield second
+            yield from islice(batches, PROFILED - 1)
+    yield from batches
+
+
 def _train(
     backend: Backend,
     training: Dataset,
@@ -331,6 +351,7 @@ def _train(
     start: Checkpoint,
     journal: Silence,
     saved: Callable[[], None] | None,
+    profiler: AbstractContextManager[object] | None,
 ) -> Checkpoint:
     config, steps = settings.model, settings.model.schedule.steps
     half = config.optimizer.precision == "float16"
@@ -375,6 +396,8 @@ def _train(
 
     journal.say(f"training on {training.name}, {len(training)} pictures, from step {step}")
     batches = backend.batches(training, config, settings.input, folder / "cache", step)
+    if profiler is not None:
+        batches = _profiled(batches, profiler)
     for batch in _with_progress(batches, step, steps, journal):
         began = time.perf_counter()
         scale = {"loss_scale": cast(HalfTrainer, trainer).loss_scale().scale} if half else {}

@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -135,6 +136,11 @@ class MindSporeBackend:
 
         state = velocities, steps_done, loss_scale
         return MindSporeTrainer(config, parameters, *state, self.group)
+
+    def profiler(self, folder: Path) -> AbstractContextManager[object]:
+        """MindSpore's; see ``refinedet.backend.Backend``."""
+        profiler: AbstractContextManager[object] = self._engine().profiler(folder, self.device)
+        return profiler
 
     def batches(
         self,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mindspore as ms
@@ -21,6 +23,18 @@ from refinedet.spec.errors import Array, check_shape
 from refinedet.spec.network import Heads, Parameters, check_parameters
 
 AIR = ".air"
+
+
+@contextmanager
+def profiler(folder: Path, device: str) -> Iterator[None]:
+    """MindSpore's profiler: a timeline, and tables of the operators, below a folder."""
+    activity = ms.profiler.ProfilerActivity
+    seen = {"CPU": [], "GPU": [activity.GPU], "Ascend": [activity.NPU]}[device]
+    with ms.profiler.profile(  # which begins when it is made
+        activities=[activity.CPU, *seen],
+        on_trace_ready=ms.profiler.tensorboard_trace_handler(str(folder)),
+    ):
+        yield
 
 
 class MindSporeNetwork:

@@ -203,10 +203,10 @@ def test_the_device_is_not_set_again_once_workers_have_joined(monkeypatch):
 
     monkeypatch.setattr(GlobalComm, "INITED", True)
     monkeypatch.setattr(ms, "set_device", never)
-    setup.apply(Setup("CPU", 0))
+    setup.apply(Setup("GPU", 0))
     monkeypatch.setattr(GlobalComm, "INITED", False)
     with pytest.raises(AssertionError):
-        setup.apply(Setup("CPU", 0))
+        setup.apply(Setup("GPU", 0))
 
 
 def test_the_backend_of_a_device_sets_it_up():

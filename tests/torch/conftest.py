@@ -17,8 +17,8 @@ def pytest_report_header():
         raise pytest.UsageError(str(error)) from error
     import torch
 
-    cuda = backend.device == "cuda"
-    device = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads"
+    cuda = backend.device.startswith("cuda")
+    device = torch.cuda.get_device_name(backend.device) if cuda else f"{torch.get_num_threads()} threads"
     return f"{NAME}: PyTorch {torch.__version__}, {device}"
 
 

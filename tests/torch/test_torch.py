@@ -204,8 +204,11 @@ def no_torch(name):
 def test_what_is_missing_is_one_line_and_nothing_falls_back(monkeypatch, attribute, value, said):
     monkeypatch.setattr("torch.version.cuda", "12.4")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    backend = module.TorchCUDA()
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    backend = module.TorchCUDA(device_id=1)
     assert backend.missing() is None
+    assert backend.device == "cuda:1"
+    assert module.TorchCUDA(device_id=2).missing() == "--device-id 2: there are 2, from 0"
     monkeypatch.setattr(attribute, value)
     assert said in backend.missing()
     assert "\n" not in backend.missing()
