@@ -18,7 +18,9 @@ def pytest_report_header():
     import torch
 
     cuda = backend.device.startswith("cuda")
-    device = torch.cuda.get_device_name(backend.device) if cuda else f"{torch.get_num_threads()} threads"
+    device = (
+        torch.cuda.get_device_name(backend.device) if cuda else f"{torch.get_num_threads()} threads"
+    )
     return f"{NAME}: PyTorch {torch.__version__}, {device}"
 
 
