@@ -115,7 +115,8 @@ def plugin_folder() -> Path:
 def apply(setup: Setup) -> None:
     """Hand it to MindSpore.
 
-    Once workers have joined, the device is set and stays.
+    Once workers have joined, the device is set and stays. A program that has computed with
+    MindSpore before stays on the CPU where it is: then MindSpore refuses even that.
 
     Raises:
         RuntimeError, ValueError: MindSpore's own; the device is not there.
@@ -124,7 +125,8 @@ def apply(setup: Setup) -> None:
 
     from refinedet.adapters.mindspore.collective import joined
 
-    if not joined():
+    on_cpu = ms.get_context("device_target") == setup.device == "CPU"
+    if not joined() and not on_cpu:
         ms.set_device(setup.device, setup.device_id)
     ms.set_context(mode=getattr(ms, setup.mode))
     ms.set_recursion_limit(setup.max_call_depth)

@@ -1,5 +1,8 @@
 """The MindSpore backend says what the contract says: network, losses, update, matching."""
 
+import subprocess
+import sys
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -274,3 +277,15 @@ def test_environment_caps_the_instruction_set_from_2_9_on(monkeypatch):
     for found in ((2, 7, 1), (2, 11, 0)):
         monkeypatch.setattr(module, "_version", lambda found=found: found)
         assert "2.7.2 to 2.10" in MindSporeCPU().missing()
+
+
+def test_it_runs_in_a_program_that_has_used_mindspore():
+    code = (
+        "import mindspore as ms; print((ms.Tensor([1.0]) + 1).asnumpy())\n"
+        "from refinedet.backend import find_backend\n"
+        "print(find_backend('mindspore-cpu').found())\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert "MindSpore" in ended.stdout, ended.stderr

@@ -18,8 +18,8 @@ PARTS = ("arm_offsets", "arm_logits", "odm_offsets", "odm_logits", "total")
 CLOSE = 1e-5
 """Tolerance without batch normalisation, relative: ten times what was seen."""
 NORMALISED_LOSS, NORMALISED_STEP = 2e-5, 5e-3
-"""With it: values change sides of a ReLU, so gradients differ by whole elements; the second is
-of the L2 norm of all velocities after one step."""
+"""With it: one worker has MindSpore's own, whose gradient is less exact; the second is of the
+L2 norm of all velocities after one step."""
 
 
 def rows(run):
