@@ -27,7 +27,8 @@ AUTHORS = {
     "model.optimizer.decay_all": False,
     "model.optimizer.bias_rate": 2.0,
     "model.optimizer.clip_norm": None,
-    "model.optimizer.loss_scale": 1.0,
+    "model.optimizer.precision": "float32",
+    "model.optimizer.loss_scale": None,
     "model.schedule.kind": "multistep",
     "model.schedule.rate": 1e-3,
     "model.schedule.warmup_steps": 0,
@@ -59,7 +60,8 @@ RECIPES = {
             "model.optimizer.weight_decay": 1.5e-4,
             "model.optimizer.decay_all": True,
             "model.optimizer.bias_rate": 1.0,
-            "model.optimizer.loss_scale": 1.0,  # 1024 on its Ascend, for float16
+            "model.optimizer.precision": "float32",  # float16 on its Ascend
+            "model.optimizer.loss_scale": None,  # 1; 1024, as there, with float16
             # Its dataset.py: whole or cropped, turned with probability 0.5, no larger canvas.
             "input.augment.expand": 0.0,
             "input.augment.crop": True,

@@ -7,18 +7,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from refinedet.backend import BackendError, Batch, Network, Trainer, require_precision
+from refinedet.backend import BackendError, Batch, Network, Trainer
 from refinedet.data.batches import batches
 from refinedet.data.dataset import Dataset
 from refinedet.settings import InputSettings
 from refinedet.spec.config import Config
 from refinedet.spec.network import Parameters
+from refinedet.spec.optimizer import LossScale
 
 OLDEST = (2, 4)
 
 
 class TorchBackend:
     """``refinedet.backend.Backend`` for one of PyTorch's devices; it exports nothing."""
+
+    precisions = ("float32", "float16")
 
     def __init__(self, name: str, device: str) -> None:
         self.name = name
@@ -80,13 +83,13 @@ class TorchBackend:
         parameters: Parameters,
         velocities: Parameters | None = None,
         steps_done: int = 0,
+        loss_scale: LossScale | None = None,
     ) -> Trainer:
         """See ``refinedet.backend.Backend``."""
-        require_precision(self, config)
         device = self._ready()
         from refinedet.adapters.torch.trainer import TorchTrainer
 
-        return TorchTrainer(config, parameters, velocities, steps_done, device)
+        return TorchTrainer(config, parameters, velocities, steps_done, loss_scale, device)
 
     def batches(
         self,

@@ -43,6 +43,8 @@ class Detector:
     """The whole network on one device, for training or for inference.
 
     In training, batch normalisation goes by the batch, and the running statistics follow it.
+    With ``half`` activations are float16, and normalisation is float32 between them; the
+    parameters and the four outputs are float32.
 
     Attributes:
         tensors: all parameters by canonical name.
@@ -50,11 +52,18 @@ class Detector:
     """
 
     def __init__(
-        self, config: Config, parameters: Parameters, device: str, *, training: bool = False
+        self,
+        config: Config,
+        parameters: Parameters,
+        device: str,
+        *,
+        training: bool = False,
+        half: bool = False,
     ) -> None:
         check_parameters(parameters, config)
         self.config = config
         self.training = training
+        self._dtype = torch.float16 if half else torch.float32
         self.tensors = {name: to_tensor(array, device) for name, array in parameters.items()}
         self.anchors = centre_anchors(config, device)
         levels = range(architecture.LEVELS)
@@ -70,13 +79,16 @@ class Detector:
 
     def __call__(self, pictures: Tensor) -> Outputs:
         """The four outputs for pictures (N, 3, H, W) float32; N from 1."""
-        for_arm, for_tcb = self._sources(pictures)
+        for_arm, for_tcb = self._sources(pictures.to(self._dtype))
         blocks = self._blocks(for_tcb)
         return *self._module(self._arm, for_arm), *self._module(self._odm, blocks)
 
     def _conv(self, conv: Conv, x: Tensor) -> Tensor:
         """A convolution and its batch normalisation or bias, without activation."""
-        weight, bias = (self.tensors.get(f"{conv.name}.{part}") for part in ("weight", "bias"))
+        weight, bias = (
+            None if tensor is None else tensor.to(self._dtype)
+            for tensor in (self.tensors.get(f"{conv.name}.{part}") for part in ("weight", "bias"))
+        )
         if conv.transposed:
             x = F.conv_transpose2d(x, weight, bias, conv.stride)
         else:
@@ -84,7 +96,7 @@ class Detector:
             if conv.far:
                 x, padding = F.pad(x, (padding, padding + conv.far) * 2), 0
             x = F.conv2d(x, weight, bias, conv.stride, padding, conv.dilation, groups)
-        return self._batch_norm(conv, x) if conv.batch_norm else x
+        return self._batch_norm(conv, x.float()).to(self._dtype) if conv.batch_norm else x
 
     def _batch_norm(self, conv: Conv, x: Tensor) -> Tensor:
         parts = "moving_mean", "moving_variance", "gamma", "beta"
@@ -119,7 +131,8 @@ class Detector:
             normalised = source
             if name in self._normalised:
                 scale = self.tensors[f"{name}.l2_scale"]
-                normalised = l2_normalise(source, scale, net.l2_eps, net.l2_floor)
+                whole = l2_normalise(source.float(), scale, net.l2_eps, net.l2_floor)
+                normalised = whole.to(self._dtype)
             for_tcb.append(normalised)
             for_arm.append(normalised if net.l2_in_arm else source)
         return for_arm, for_tcb
@@ -149,7 +162,7 @@ class Detector:
                 x = F.relu_(self._bottleneck(head.shared, x))
             offsets.append(self._rows(head.offsets, x))
             logits.append(self._rows(head.logits, x))
-        return torch.cat(offsets, 1), torch.cat(logits, 1)
+        return torch.cat(offsets, 1).float(), torch.cat(logits, 1).float()
 
     def _rows(self, convs: list[Conv], x: Tensor) -> Tensor:
         """One output of a level, a row an anchor: cell by cell, then anchors of a cell."""

@@ -203,7 +203,8 @@ class Operations:
             for arrays in (parameters, gradients, velocities)
         )
         trained = trained_parameters(config)
-        trainer.momentum_step(new, by, moved, rate, trained, config.optimizer)
+        options = config.optimizer
+        trainer.momentum_step(new, by, moved, rate, trained, options, options.scale)
         return network.to_parameters(new), network.to_parameters(moved)
 
 

@@ -10,6 +10,7 @@ from refinedet.adapters.torch.network import Detector, to_parameters, to_tensor
 from refinedet.backend import Batch, StepLosses
 from refinedet.spec.config import Config, OptimizerConfig
 from refinedet.spec.network import Parameter, Parameters, trained_parameters
+from refinedet.spec.optimizer import LossScale, next_loss_scale
 from refinedet.spec.schedule import learning_rate
 
 Tensors = dict[str, Tensor]
@@ -24,9 +25,10 @@ def momentum_step(
     rate: float,
     trained: list[Parameter],
     options: OptimizerConfig,
+    scale: float,
 ) -> None:
     """``spec.optimizer.momentum_step``, in the tensors and velocities themselves."""
-    gradients = {name: g / options.scale for name, g in gradients.items()}
+    gradients = {name: g / scale for name, g in gradients.items()}
     if options.clip_norm is not None:
         norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients.values()]
         shrink = (options.clip_norm / torch.stack(norms).norm()).clamp(max=1)
@@ -48,12 +50,16 @@ class TorchTrainer:
         parameters: Parameters,
         velocities: Parameters | None,
         steps_done: int,
+        loss_scale: LossScale | None,
         device: str,
     ) -> None:
+        options = config.optimizer
+        self._half = options.precision == "float16"
+        self._scale = loss_scale or LossScale(options.scale)
         self.config = config
         self.device = device
         self.steps_done = steps_done
-        self.detector = Detector(config, parameters, device, training=True)
+        self.detector = Detector(config, parameters, device, training=True, half=self._half)
         self._trained = trained_parameters(config)
         self._weights = {p.name: self.detector.tensors[p.name] for p in self._trained}
         for weight in self._weights.values():
@@ -68,20 +74,24 @@ class TorchTrainer:
         pictures, boxes, labels, goal, found = (to_tensor(x, self.device) for x in batch)
         constants = boxes, labels, goal, found, self.detector.anchors
         parts = detector_loss(self.detector(pictures), *constants, self.config)
-        scaled = parts.sum() * self.config.optimizer.scale
-        gradients = torch.autograd.grad(scaled, list(self._weights.values()))
-        momentum_step(
-            self._weights,
-            dict(zip(self._weights, gradients, strict=True)),
-            self._moments,
-            learning_rate(self.steps_done, self.config.schedule),
-            self._trained,
-            self.config.optimizer,
-        )
+        scale, options = self._scale, self.config.optimizer
+        gradients = torch.autograd.grad(parts.sum() * scale.scale, list(self._weights.values()))
+        finite = not self._half or all(bool(g.isfinite().all()) for g in gradients)
+        if finite:
+            momentum_step(
+                self._weights,
+                dict(zip(self._weights, gradients, strict=True)),
+                self._moments,
+                learning_rate(self.steps_done, self.config.schedule),
+                self._trained,
+                options,
+                scale.scale,
+            )
+        self._scale = next_loss_scale(scale, finite, options.loss_scale_window)
         self.steps_done += 1
         arm_offsets, arm_logits, odm_offsets, odm_logits = parts.tolist()
         total = arm_offsets + arm_logits + odm_offsets + odm_logits
-        return StepLosses(arm_offsets, arm_logits, odm_offsets, odm_logits, total)
+        return StepLosses(arm_offsets, arm_logits, odm_offsets, odm_logits, total, not finite)
 
     def parameters(self) -> Parameters:
         """Copies of all parameters by canonical name."""
@@ -90,3 +100,7 @@ class TorchTrainer:
     def velocities(self) -> Parameters:
         """Copies of the momentum by canonical name."""
         return to_parameters(self._moments)
+
+    def loss_scale(self) -> LossScale:
+        """Of the next step, in float16."""
+        return self._scale

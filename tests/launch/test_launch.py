@@ -69,6 +69,27 @@ def test_batch_normalisation_is_over_all_workers(normalised):
         np.testing.assert_allclose(two.parameters[name], one.parameters[name], rtol=1e-5, atol=1e-6)
 
 
+def test_in_float16_all_workers_skip_the_same_steps(job):
+    """The loss scale begins too large for both, and comes down until a step trains.
+
+    Nearer to what float16 holds two workers overflow less: each adds up its own pictures in
+    float16, and what they have in common in float32.
+    """
+    half = "model.optimizer={precision: float16, loss_scale: 16777216, loss_scale_window: 4}"
+    settings = [half, "model.schedule.steps=16"]
+    runs = job.folder / "one-half", job.folder / "two-half"
+    for run, wrap in zip(runs, (list, job.launch), strict=True):
+        status, out, err = job.run(wrap(job.train(run, settings=settings, judged=False)))
+        assert status == 0, (out, err)
+    one, two = map(rows, runs)
+    for steps in (one, two):
+        assert [row["loss_scale"] for row in steps[:7]] == [2.0**n for n in range(24, 17, -1)]
+        assert all(row["skipped"] for row in steps[:7])
+        assert not all(row["skipped"] for row in steps)
+        assert steps[-1]["total"] < steps[0]["total"]
+    assert two[0]["total"] == pytest.approx(one[0]["total"], rel=1e-3)
+
+
 def test_figures_are_those_of_one_worker_to_the_last_digit(job, trained):
     # Shares of six pictures: in batches of three, so that both compute the same batches.
     model = ["eval", "--model", trained[0], "--batch-size", "3", *job.data()]
