@@ -75,12 +75,13 @@ class MindIRNetwork:
         except (RuntimeError, ValueError, TypeError) as error:
             raise BackendError(f"{path}: not a MindIR that this MindSpore reads") from error
         rows, classes = len(all_anchors(config)), config.num_classes
-        shapes = [output.shape for output in found]
-        boxes = [(1, rows, 4), (1, rows, classes)]
-        raw = [(1, rows, 4), (1, rows, 2), *boxes]
-        if shapes not in (boxes, raw):
-            raise BackendError(f"{path}: gives {shapes}, its settings want {boxes}; export again")
-        self.raw = shapes == raw
+        boxes = [f"float32 (1, {rows}, {width})" for width in (4, classes)]
+        raw = [f"float32 (1, {rows}, {width})" for width in (4, 2, 4, classes)]
+        given = [f"{output.dtype} {output.shape}" for output in found]
+        if given not in (boxes, raw):
+            shown = f"{', '.join(given)}; its settings want {', '.join(boxes)}"
+            raise BackendError(f"{path}: gives {shown}; export again")
+        self.raw = given == raw
 
     def _run(self, pictures: Array) -> list[Array]:
         check_shape(pictures, "pictures", None, 3, *self.config.image_size)

@@ -113,7 +113,33 @@ def test_a_file_that_belies_its_settings_is_refused(contents, tmp_path):
     assert contents[False].endswith(own)
     other = Settings(model=replace(CONFIG, num_classes=4), class_names=("a", "b", "c"))
     file.write_bytes(contents[False][: -len(own)] + mindir_settings(other))
-    refused(file, "[(1, 510, 4), (1, 510, 3)], its settings want [(1, 510, 4), (1, 510, 4)]", other)
+    refused(
+        file,
+        "gives float32 (1, 510, 4), float32 (1, 510, 3); its settings want float32 (1, 510, 4), "
+        "float32 (1, 510, 4); export again",
+        other,
+    )
+
+
+class Halves(ms.nn.Cell):
+    """Boxes and scores in float16."""
+
+    def __init__(self, scored):
+        super().__init__(auto_prefix=False)
+        self.scored = scored
+
+    def construct(self, pictures):
+        boxes, scores = self.scored(pictures)
+        return boxes.astype(ms.float16), scores.astype(ms.float16)
+
+
+def test_a_file_of_another_dtype_is_refused(network, tmp_path):
+    file = tmp_path / "detector.mindir"
+    pictures = ms.Tensor(shape=[None, 3, 64, 128], dtype=ms.float32)
+    ms.export(Halves(network.scored), pictures, file_name=str(file), file_format="MINDIR")
+    file.chmod(0o644)
+    file.write_bytes(file.read_bytes() + mindir_settings(SETTINGS))
+    refused(file, "gives float16 (1, 510, 4), float16 (1, 510, 3); its settings want float32")
 
 
 def test_a_file_of_another_program_is_refused(contents, tmp_path):
