@@ -66,8 +66,10 @@ def lacks_nvidia(device_id: int) -> Iterator[str]:
             f"no NVIDIA driver ({DEVICES} has no nvidiactl, or {DRIVER} is not found): install "
             "that of the card, 510 or newer, and give a container its GPUs"
         )
+    elif not (found := nvidia_devices()):
+        yield "CUDA_VISIBLE_DEVICES shows no GPU; unset it, or name one"
     else:
-        yield from _lacks_number(device_id, nvidia_devices())
+        yield from _lacks_number(device_id, found)
     if lacking := [library for library in CUDA if not loads(library)]:
         yield (
             f"no CUDA 11.6 ({', '.join(lacking)} not found): install it from "

@@ -110,6 +110,8 @@ def test_a_gpu_with_everything(machine, monkeypatch):
     assert MindSporeGPU(2).missing() == "--device-id 2: there are 2 (nvidia0, nvidia1)"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert MindSporeGPU(1).missing() == "--device-id 1: there are 1 (1)"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert MindSporeGPU().missing() == "CUDA_VISIBLE_DEVICES shows no GPU; unset it, or name one"
 
 
 def test_an_ascend_with_everything(machine):
