@@ -8,6 +8,7 @@ worker that fails ends the job, and its own line is the job's.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -28,7 +29,7 @@ from typing import Annotated, Any
 import typer
 
 from refinedet.adapters.mindspore.ranktable import read_rank_table, require_fit
-from refinedet.adapters.mindspore.worker import FOLDER, LAUNCHER
+from refinedet.adapters.mindspore.worker import FOLDER, LAUNCHER, SCHEDULER
 from refinedet.backend import BackendError
 
 COMMANDS = ("train", "eval")
@@ -43,7 +44,14 @@ OFTEN = 0.2
 """Seconds between two looks at the workers."""
 GRACE = 30.0
 """Seconds that ``msrun`` may take to end after the last worker."""
-MSRUN = "from mindspore.parallel.cluster.run import main; main()"
+MSRUN = """
+import sys
+sys.path[:] = filter(None, sys.path)  # the folder of the user, who may have a mindspore in it
+from refinedet.adapters.mindspore.worker import end_with_parent
+end_with_parent()
+from mindspore.parallel.cluster.run import main
+main()
+"""
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,8 @@ def launch(
         raise BackendError(f"--node-rank: is {node_rank}; {nodes} machines are 0 to {nodes - 1}")
     if nodes > 1 and master_addr in ("127.0.0.1", "localhost"):
         raise BackendError("--master-addr: give the address of machine 0; the others look there")
+    if not master_addr:
+        raise BackendError("--master-addr: is empty; give the address of machine 0")
     if rank_table_file is not None:
         require_fit(rank_table_file, read_rank_table(rank_table_file), workers, nodes)
     port = master_port or (PORT if nodes > 1 else 0)
@@ -139,9 +149,10 @@ def launch(
         raise BackendError("launch: MindSpore is not installed; run: pip install 'refinedet[cpu]'")
     logs.mkdir(parents=True, exist_ok=True)
     job = Job(tuple(command), workers, nodes, node_rank, master_addr, port, rank_table_file, logs)
-    typer.echo(f"workers {job.ranks[0]} to {job.ranks[-1]} of {workers}; they print to {logs}")
-    with tempfile.TemporaryDirectory(prefix="refinedet-launch-") as folder:
-        _run(job, Path(folder))
+    with _own(logs), _told_to_end():
+        typer.echo(f"workers {job.ranks[0]} to {job.ranks[-1]} of {workers}; they print to {logs}")
+        with tempfile.TemporaryDirectory(prefix="refinedet-launch-") as folder:
+            _run(job, Path(folder))
 
 
 def target_of(command: Sequence[str]) -> str:
@@ -179,6 +190,44 @@ def _free_port(address: str, port: int) -> int:
                 f"--master-port: {address}:{port}: {reason}; choose another port, or --master-addr"
             ) from error
         return int(tried.getsockname()[1])
+
+
+@contextmanager
+def _own(logs: Path) -> Iterator[None]:
+    """Keep other jobs out of a folder of logs: the reason of a failure is read there."""
+    handle = os.open(logs, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BackendError(
+                f"--logs: {logs}: another launch prints there; choose another folder"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Make of SIGTERM and SIGHUP an error, so that workers and folder are cleared away."""
+
+    def end(number: int, frame: object) -> None:
+        for other in before:  # a second one must not disturb the clearing away
+            signal.signal(other, signal.SIG_IGN)
+        raise BackendError(
+            f"launch: was told to end ({signal.Signals(number).name}); train goes on with --resume"
+        )
+
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(job: Job, folder: Path) -> None:
@@ -219,6 +268,9 @@ def _watch(job: Job, folder: Path, process: subprocess.Popen[bytes]) -> str | No
     while True:
         running = process.poll() is None  # before the notes are read: all are there then
         notes = _notes(folder)
+        scheduler = folder / SCHEDULER
+        if process.returncode is not None and process.returncode < 0:
+            return f"MindSpore's launcher, msrun, was killed; see {job.logs / 'msrun.log'}"
         killed = [n for n in notes.values() if n["status"] is None and not _lives(n["pid"])]
         if killed:
             rank, pid = killed[0]["rank"], killed[0]["pid"]
@@ -234,6 +286,12 @@ def _watch(job: Job, folder: Path, process: subprocess.Popen[bytes]) -> str | No
                 return f"{own[0][1]} (worker {own[0][0]})"
             rank, status = failed[0]["rank"], failed[0]["status"]
             return f"worker {rank} ended with status {status}; see {job.log(rank)}"
+        at_work = [n for n in notes.values() if n["status"] is None]
+        if at_work and scheduler.exists() and not _lives(json.loads(scheduler.read_text())["pid"]):
+            return (
+                f"MindSpore's scheduler was killed; see {job.logs / 'scheduler.log'}; "
+                "train goes on with --resume"
+            )
         if notes.keys() == set(job.ranks) and all(n["status"] == 0 for n in notes.values()):
             ended = ended or time.monotonic()
             if not running or time.monotonic() - ended > GRACE:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from refinedet.backend import BackendError
 
+DIGITS = 9
+"""The most that a rank or a device has."""
+
 
 def read_rank_table(path: Path) -> list[dict[int, int]]:
     """The ``device_id`` of every ``rank_id``, machine by machine.
@@ -14,25 +17,44 @@ def read_rank_table(path: Path) -> list[dict[int, int]]:
     Args:
         path: JSON as ``hccl_tools`` writes it: ``server_list``, each with a list ``device``.
     Raises:
-        BackendError: not such a file, or ranks that are not 0, 1, 2, ...
+        BackendError: not such a file, ranks that are not 0, 1, 2, ..., or a machine that has
+            a device twice.
     """
     try:
         servers = json.loads(path.read_text())["server_list"]
         found = [
-            {int(device["rank_id"]): int(device["device_id"]) for device in server["device"]}
+            {
+                _number(device["rank_id"]): _number(device["device_id"])
+                for device in server["device"]
+            }
             for server in servers
         ]
         count = sum(len(server["device"]) for server in servers)
     except OSError as error:
         raise BackendError(f"--rank-table-file: {path}: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise BackendError(
             f"--rank-table-file: {path}: no rank table; it has a server_list, whose servers have "
             "a list device of rank_id and device_id"
         ) from error
     if sorted(rank for server in found for rank in server) != list(range(count)):
         raise BackendError(f"--rank-table-file: {path}: its rank_ids are not 0 to {count - 1}")
+    for node, server in enumerate(found):
+        devices = list(server.values())
+        if twice := [device for device in devices if devices.count(device) > 1]:
+            raise BackendError(
+                f"--rank-table-file: {path}: machine {node} has device {twice[0]} twice; "
+                "each worker wants one of its own"
+            )
     return found
+
+
+def _number(value: object) -> int:
+    """A number from 0, as the text or the number that it is in a table."""
+    text = str(value)
+    if not (text.isascii() and text.isdecimal() and len(text) <= DIGITS):
+        raise ValueError(f"no number: {text}")
+    return int(text)
 
 
 def require_fit(path: Path, table: list[dict[int, int]], workers: int, nodes: int) -> None:

@@ -55,6 +55,7 @@ def elsewhere(tmp_path, monkeypatch):
         (["--workers", "3", "--nodes", "2", *TRAIN], "3 are not as many on each of 2 machines"),
         (["--workers", "2", "--nodes", "2", *TRAIN], "give the address of machine 0"),
         (["--workers", "2", "--master-addr", "198.51.100.7", *TRAIN], "--master-port: 198.51"),
+        (["--workers", "2", "--master-addr", "", *TRAIN], "--master-addr: is empty"),
         (["--workers", "2", "--rank-table-file", "no.json", *TRAIN], "No such file"),
     ],
 )
@@ -82,6 +83,15 @@ def test_an_occupied_port(run):
         ("[]", "no rank table"),
         ('{"server_list": 3}', "no rank table"),
         ('{"server_list": [{"device": [{"rank_id": "x", "device_id": "0"}]}]}', "no rank table"),
+        ('{"server_list": [{"device": [{"rank_id": "0", "device_id": "-1"}]}]}', "no rank table"),
+        ('{"server_list": [{"device": [{"rank_id": 0.9, "device_id": 0}]}]}', "no rank table"),
+        ('{"server_list": [{"device": [{"rank_id": false, "device_id": 0}]}]}', "no rank table"),
+        ('{"server_list": [{"device": [{"rank_id": Infinity, "device_id": 0}]}]}', "no rank table"),
+        (
+            f'{{"server_list": [{{"device": [{{"rank_id": 0, "device_id": {10**30}}}]}}]}}',
+            "no rank",
+        ),
+        pytest.param("[" * 100_000, "no rank table", id="deep"),
         ('{"server_list": [{"device": [{"rank_id": "1", "device_id": "0"}]}]}', "are not 0 to 0"),
     ],
 )
@@ -100,6 +110,12 @@ def test_no_rank_table(run, tmp_path, content, said):
 def test_a_rank_table_of_other_workers(run, tmp_path, options, said):
     write_table(tmp_path / "hccl.json", [(0, 4), (1, 5)], [(2, 6), (3, 7)])
     assert said in refused(run, *options, "--rank-table-file", "hccl.json", *TRAIN)
+
+
+def test_a_rank_table_with_a_device_twice(run, tmp_path):
+    write_table(tmp_path / "hccl.json", [(0, 4), (1, 4)])
+    said = refused(run, "--workers", "2", "--rank-table-file", "hccl.json", *TRAIN)
+    assert "hccl.json: machine 0 has device 4 twice" in said
 
 
 def test_a_rank_table_in_another_order(run, tmp_path):
