@@ -47,8 +47,6 @@ GRACE = 30.0
 MSRUN = """
 import sys
 sys.path[:] = filter(None, sys.path)  # the folder of the user, who may have a mindspore in it
-from refinedet.adapters.mindspore.worker import end_with_parent
-end_with_parent()
 from mindspore.parallel.cluster.run import main
 main()
 """

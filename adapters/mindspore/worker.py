@@ -6,7 +6,6 @@ and how it ended. It ends with the command that launched it.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import threading
@@ -21,8 +20,6 @@ SCHEDULER = "scheduler.json"
 """The note of MindSpore's scheduler; those of the workers are called by their ranks."""
 LAUNCHER = "REFINEDET_LAUNCHER"
 """Variables that tell a worker the job's folder, and the process that launched it."""
-PR_SET_PDEATHSIG = 1
-"""Of Linux's ``prctl``: a signal for this process when its parent ends."""
 OFTEN = 1.0
 """Seconds between two looks at the launcher."""
 
@@ -30,7 +27,6 @@ OFTEN = 1.0
 def main() -> None:
     """Run the command line in this worker; as the scheduler, let MindSpore schedule."""
     launcher = int(os.environ[LAUNCHER])
-    end_with_parent()
     threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
     if os.environ["MS_ROLE"] == "MS_SCHED":
         write_json(Path(os.environ[FOLDER]) / SCHEDULER, {"pid": os.getpid()})
@@ -54,14 +50,6 @@ def main() -> None:
         raise
     finally:
         write_json(note, {"rank": rank, "pid": os.getpid(), "status": status})
-
-
-def end_with_parent() -> None:
-    """Have the system end this process with the one that started it.
-
-    A thread that looks is too late while MindSpore computes and lets no other thread run.
-    """
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _end_with(launcher: int) -> None:

@@ -172,7 +172,7 @@ def test_what_every_worker_refuses_is_told_once(job, trained):
     assert not (job.folder / "odd").exists()
 
 
-def test_other_sessions_end_with_the_command(job, trained):
+def test_other_sessions_end_with_the_command(job):
     """Even ``kill -9`` of the command leaves no worker behind."""
     process = job.start(job.launch(job.train("left")))
     deadline = time.monotonic() + 60
