@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 
 DEVICES = Path("/dev")
@@ -37,7 +38,10 @@ def nvidia_devices(environment: Mapping[str, str] = os.environ) -> list[str]:
     """NVIDIA devices by their names, as ``nvidia0``: those of ``CUDA_VISIBLE_DEVICES`` alone."""
     found = _devices("nvidia")
     shown = environment.get("CUDA_VISIBLE_DEVICES")
-    return found if shown is None else [n for n in shown.split(",") if n.strip()][: len(found)]
+    if shown is None:
+        return found
+    names = takewhile(lambda name: name and name[0] != "-", map(str.strip, shown.split(",")))
+    return list(names)[: len(found)]  # CUDA, too, shows none behind a number that is none
 
 
 def _devices(kind: str) -> list[str]:
@@ -67,7 +71,10 @@ def lacks_nvidia(device_id: int) -> Iterator[str]:
             "that of the card, 510 or newer, and give a container its GPUs"
         )
     elif not (found := nvidia_devices()):
-        yield "CUDA_VISIBLE_DEVICES shows no GPU; unset it, or name one"
+        yield (
+            f"no GPU is shown: {DEVICES} has no nvidia0, or CUDA_VISIBLE_DEVICES hides all; give "
+            "a container its GPUs, or unset the variable"
+        )
     else:
         yield from _lacks_number(device_id, found)
     if lacking := [library for library in CUDA if not loads(library)]:

@@ -110,8 +110,9 @@ def test_a_gpu_with_everything(machine, monkeypatch):
     assert MindSporeGPU(2).missing() == "--device-id 2: there are 2 (nvidia0, nvidia1)"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert MindSporeGPU(1).missing() == "--device-id 1: there are 1 (1)"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert MindSporeGPU().missing() == "CUDA_VISIBLE_DEVICES shows no GPU; unset it, or name one"
+    for hidden in ("", "-1", "-1,0"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert MindSporeGPU().missing().startswith("no GPU is shown: ")
 
 
 def test_an_ascend_with_everything(machine):
