@@ -33,9 +33,10 @@ def conformance(
     profile: Annotated[Profile, typer.Option(help="How many inputs each check draws.")] = Profile[
         "default"
     ],
-    text: Annotated[
-        str, typer.Option("-k", help="Judge checks with one of these words in their names.")
-    ] = "",
+    words: Annotated[
+        list[str] | None,
+        typer.Option("-k", help="Judge checks with such words in their names; repeatable."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the drawn inputs.")] = 0,
     limit: Annotated[
         float, typer.Option(min=1, help="Seconds after which a check counts as hanging.")
@@ -76,6 +77,7 @@ def conformance(
 ) -> None:
     """Judge backends by the contract; status 1 if a check failed."""
     case = asked(model, annotations, pictures, expect, retrained)
+    text = " ".join(words or ())
     checks = select((str(one.value) for one in level or ()), text, case)
     if not checks:
         raise typer.BadParameter(f"-k: no check of these levels has {text!r} in its name")

@@ -13,7 +13,7 @@ from refinedet.data.shapes import generate_shapes
 from refinedet.evaluation import evaluation_table
 from refinedet.models import export_model, open_model
 from refinedet.settings import resolve
-from refinedet.training import evaluate, train, write_evaluation
+from refinedet.training import TrainingError, evaluate, train, write_evaluation
 
 PRESET = "refinedet_eighth_128"
 TRAINING, HELD_OUT = 400, 80
@@ -39,6 +39,10 @@ def demo(backend: Backend, run: Path, seed: int, steps: int = STEPS) -> None:
         TrainingError, DataError, OSError: as ``train``.
     """
     began = time.monotonic()
+    if run.is_dir() and any(run.iterdir()):
+        raise TrainingError(
+            f"{run}: is not empty; choose another --run, or remove it to begin again"
+        )
     model = resolve(PRESET, None, ()).model
     size, warmup = model.image_size, min(steps, model.schedule.warmup_steps)
     data = run.with_name(f"{run.name}-shapes")

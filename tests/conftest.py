@@ -5,6 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+settings.register_profile("tests", deadline=None)  # no test is about time
+settings.load_profile("tests")
 
 
 def pytest_report_header(config):

@@ -63,6 +63,10 @@ class MindSporeBackend:
         if found < OLDEST or found[:2] > NEWEST:
             shown = ".".join(map(str, found))
             return f"MindSpore {shown} is installed; 2.7.2 to 2.10 are supported"
+        if int(version("numpy").partition(".")[0]) >= 2:
+            return (
+                "MindSpore does not run with NumPy 2; run: pip install 'refinedet[cpu]' 'numpy<2'"
+            )
         return "; ".join(lacks(self.device, self.setup.device_id)) or None
 
     def found(self) -> str:
@@ -162,5 +166,9 @@ class MindSporeBackend:
 
     def load(self, path: Path, settings: Settings) -> Network:
         """Read a MindIR; see ``refinedet.backend.Backend``."""
+        if path.suffix == ".onnx":
+            raise BackendError(
+                f"{path}: is no MindIR; an ONNX file runs with --backend onnxruntime"
+            )
         network: Network = self._engine().MindIRNetwork(path, settings)
         return network

@@ -274,9 +274,11 @@ def momentum_step(
     velocities: Parameters,
     rate: float,
     config: Config,
+    scale: float | None = None,
 ) -> tuple[Parameters, Parameters]:
     constant = {"kind": "multistep", "steps": 1, "rate": rate, "warmup_steps": 0, "milestones": ()}
     config = replace(config, schedule=constant | {"final_rate": 0.0})
+    config = replace(config, optimizer={"loss_scale": scale or config.optimizer.loss_scale})
     detector = network.Detector(config)
     network.load_parameters(detector, parameters)
     optimizer = momentum(detector, config)

@@ -197,6 +197,7 @@ class Operations:
         velocities: Parameters,
         rate: float,
         config: Config,
+        scale: float | None = None,
     ) -> tuple[Parameters, Parameters]:
         new, by, moved = (
             {name: to_tensor(array, self.device) for name, array in arrays.items()}
@@ -204,7 +205,7 @@ class Operations:
         )
         trained = trained_parameters(config)
         options = config.optimizer
-        trainer.momentum_step(new, by, moved, rate, trained, options, options.scale)
+        trainer.momentum_step(new, by, moved, rate, trained, options, scale or options.scale)
         return network.to_parameters(new), network.to_parameters(moved)
 
 

@@ -9,10 +9,11 @@ from refinedet.adapters import devices
 from refinedet.adapters.ascend import MindSporeAscend
 from refinedet.adapters.cpu import MindSporeCPU
 from refinedet.adapters.gpu import MindSporeGPU
-from refinedet.adapters.mindspore import setup
+from refinedet.adapters.mindspore import backend, setup
 from refinedet.adapters.mindspore.backend import MindSporeBackend
 from refinedet.adapters.mindspore.setup import CAP, Setup, decide
 from refinedet.backend import BackendError, find_backend
+from refinedet.settings import Settings
 from refinedet.spec.config import preset
 from refinedet.spec.network import initial_parameters
 
@@ -214,3 +215,18 @@ def test_the_device_is_not_set_again_once_workers_have_joined(monkeypatch):
 
 def test_the_backend_of_a_device_sets_it_up():
     assert MindSporeBackend("x", "Ascend", 7).setup == Setup("Ascend", 7)
+
+
+def test_numpy_2_is_told_before_it_breaks_mindspore(monkeypatch):
+    """As the newest ``onnx`` brings it into an environment that trains."""
+    own = backend.version
+    monkeypatch.setattr(backend, "version", lambda name: "2.4.6" if name == "numpy" else own(name))
+    assert MindSporeCPU().missing() == (
+        "MindSpore does not run with NumPy 2; run: pip install 'refinedet[cpu]' 'numpy<2'"
+    )
+
+
+def test_an_onnx_file_is_told_its_backend(tmp_path):
+    settings = Settings(preset("refinedet_eighth_128"))
+    with pytest.raises(BackendError, match="ONNX file runs with --backend onnxruntime"):
+        MindSporeCPU().load(tmp_path / "detector.onnx", settings)

@@ -52,6 +52,14 @@ def test_what_passes_is_status_0(run):
     assert len(lines) == 3
 
 
+def test_a_repeated_k_adds_its_checks(run):
+    words = ("-k", "box_iou.range", "-k", "softmax.sum nms.separation")
+    status, _, err = run("conformance", "--backend", "spec", "--profile", "quick", *words)
+    assert status == 0
+    told = [line.split()[1].rstrip(":") for line in err.splitlines()]
+    assert sorted(told) == ["box_iou.range", "nms.separation", "softmax.sum"]
+
+
 def test_what_fails_is_status_1_and_in_every_report(run, tmp_path):
     status, out, _ = run(
         *("conformance", "--backend", MIXED, "--backend", "spec", "--profile", "quick"),

@@ -1,5 +1,7 @@
 """Optimizer: one step by hand for each group, and the laws of clipping."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -210,6 +212,19 @@ def test_an_overflow_halves_the_loss_scale_and_begins_the_window_anew():
 def test_the_loss_scale_stays_from_1_to_2_to_the_24():
     assert run(LossScale(1.5), 2, "--") == [(1, 0), (1, 0)]
     assert run(LossScale(2.0**23), 1, "++") == [(2**24, 0), (2**24, 0)]
+
+
+def test_a_scale_that_is_no_power_of_two_is_halved_exactly():
+    assert run(LossScale(3.0), 2, "-") == [(1.5, 0)]
+
+
+def test_more_good_steps_than_a_window_are_enough():
+    assert run(LossScale(8.0, 7), 3, "+") == [(16, 0)]
+
+
+def test_a_loss_scale_does_not_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        LossScale(8.0).scale = 4.0
 
 
 def test_without_a_window_the_loss_scale_stays():

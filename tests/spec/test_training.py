@@ -1,9 +1,11 @@
 """One training step: the pieces in their order, and a loss that falls."""
 
 import numpy as np
+import pytest
 from numpy.testing import assert_array_equal
 
 from refinedet.spec.config import replace
+from refinedet.spec.errors import ContractError
 from refinedet.spec.losses import detector_loss
 from refinedet.spec.network import (
     Heads,
@@ -14,7 +16,7 @@ from refinedet.spec.network import (
 )
 from refinedet.spec.optimizer import LossScale, momentum_step
 from refinedet.spec.schedule import learning_rate
-from refinedet.spec.training import loss_gradients, training_step
+from refinedet.spec.training import LARGEST_FLOAT16, loss_gradients, training_step
 
 from .strategies import tiny
 
@@ -141,3 +143,22 @@ def test_a_gradient_overflows_beyond_the_largest_number_of_float16():
         # float32 has room for more
         gradients = loss_gradients(parameters, *batch, CONFIG, float(scale))[1]
         assert all(np.isfinite(g).all() for g in gradients.values())
+
+
+def test_the_largest_number_of_float16_does_not_overflow(monkeypatch):
+    assert np.finfo(np.float16).max == LARGEST_FLOAT16
+    parameters, _, pictures = start()
+    batch = pictures, BOXES, LABELS
+    heads, _ = forward(parameters, pictures, CONFIG, training=True)
+    loss = detector_loss(heads, BOXES, LABELS, CONFIG)
+    largest = float(max(np.abs(g).max() for module in loss for g in module[2:]))
+    for limit, overflows in ((4 * largest, False), (np.nextafter(4 * largest, 0), True)):
+        monkeypatch.setattr("refinedet.spec.training.LARGEST_FLOAT16", limit)
+        gradients = loss_gradients(parameters, *batch, HALF, 4.0)[1]
+        assert all(np.isinf(g).all() for g in gradients.values()) == overflows
+
+
+def test_in_float32_an_overflow_is_an_error():
+    config = replace(CONFIG, optimizer={"loss_scale": 1e38})
+    with np.errstate(all="ignore"), pytest.raises(ContractError, match="not finite"):
+        training_step(*start(), BOXES, LABELS, 3, config)

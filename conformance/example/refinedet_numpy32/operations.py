@@ -350,10 +350,11 @@ def momentum_step(
     velocities: Parameters,
     rate: float,
     config: Config,
+    scale: float | None = None,
 ) -> tuple[Parameters, Parameters]:
     """One update of all trained parameters."""
     options = config.optimizer
-    scale = ONE / F(options.scale)
+    scale = ONE / F(options.scale if scale is None else scale)
     if options.clip_norm is not None:
         squares = [np.vdot(g, g) for g in gradients.values()]
         norm = np.sqrt(np.sum(squares, dtype=F)) * scale
