@@ -118,6 +118,8 @@ def export(
         raise BackendError(f"{path}: the model is exported already; copy its file, and its .yaml")
     if path.suffix == ".onnx":
         raise BackendError(f"{path}: this backend writes MindIR; give --backend onnxruntime")
+    if path.suffix not in (".mindir", AIR):
+        raise BackendError(f"{path}: is not named as a MindIR is; give it the suffix .mindir")
     if path.suffix == AIR and device != "Ascend":
         raise BackendError(
             f"{path}: AIR is written on Ascend alone; give --target ascend there, or export .mindir"

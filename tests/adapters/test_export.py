@@ -165,6 +165,8 @@ def test_what_cannot_be_exported_is_one_line(network, file, tmp_path):
     backend = MindSporeCPU()
     for name, message in (
         ("x.onnx", "this backend writes MindIR; give --backend onnxruntime"),
+        ("x.txt", "is not named as a MindIR is; give it the suffix .mindir"),
+        ("x", "is not named as a MindIR is; give it the suffix .mindir"),
         ("x.air", "AIR is written on Ascend alone; give --target ascend there, or export .mindir"),
         ("x.mindir", "the model is exported already; copy its file, and its .yaml"),
     ):
