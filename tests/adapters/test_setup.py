@@ -195,7 +195,7 @@ def test_missing_is_known_without_importing_mindspore():
         "import sys; from refinedet.adapters.gpu import MindSporeGPU; "
         "assert MindSporeGPU().missing(); assert 'mindspore' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    subprocess.run([sys.executable, "-I", "-c", script], check=True)
 
 
 def test_the_device_is_not_set_again_once_workers_have_joined(monkeypatch):
