@@ -6,11 +6,13 @@ too, and are refused beside others; a file that stands alone is run by those in 
 
 Both kinds are protobuf messages. Of ONNX, the metadata hold the settings under a key. MindIR has
 no such place, but its readers pass over fields that they do not know: the settings are in a field
-of our own at its end, and this program's version is in another.
+of our own at its end, this program's version is in another, and a third has the digest of all
+before them. (Other programs may work on an ONNX file, so that has no digest.)
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ from refinedet.weights.protobuf import fields, message, written_field
 
 HOLDING = (".mindir", ".onnx")
 """Kinds of files that hold their settings."""
-SETTINGS, VERSION = 1000, 1001
+SETTINGS, VERSION, DIGEST = 1000, 1001, 1002
 """Numbers of the fields of our own in a MindIR; its own go up to about 20."""
 METADATA, KEY = 14, "settings"
 """The field with the metadata of an ONNX file, and under what the settings are in them."""
@@ -65,22 +67,37 @@ def is_exported(path: Path) -> bool:
     return path.suffix in HOLDING and settings_in(path) is not None
 
 
-def mindir_settings(settings: Settings) -> bytes:
-    """What a MindIR ends with: this program's version, and the settings as YAML."""
-    own = written_field(SETTINGS, to_yaml(settings).encode())
-    return written_field(VERSION, __version__.encode()) + own
+def with_settings(mindir: bytes, settings: Settings) -> bytes:
+    """A MindIR and our own fields: its SHA-256, this program's version, the settings as YAML."""
+    return mindir + _own_fields(
+        hashlib.sha256(mindir).digest(), __version__.encode(), to_yaml(settings).encode()
+    )
+
+
+def _own_fields(digest: bytes, version: bytes, settings: bytes) -> bytes:
+    numbered = zip((DIGEST, VERSION, SETTINGS), (digest, version, settings), strict=True)
+    return b"".join(written_field(number, value) for number, value in numbered)
 
 
 def settings_in(path: Path) -> str | None:
     """The settings that a MindIR or an ONNX file holds, as YAML.
 
     Raises:
-        BackendError: cannot be read, or is not a whole file of such a kind.
+        BackendError: cannot be read, or is not a whole file of such a kind; a MindIR that was
+            changed after it was exported.
     """
     try:
         content = memoryview(path.read_bytes())
-        found = list(_settings_among(content, onnx=path.suffix == ".onnx"))
-        return str(found[-1], "utf-8") if found else None
+        if path.suffix == ".onnx":
+            found = list(_onnx_settings(content))
+            return str(found[-1], "utf-8") if found else None
+        own = {number: message(v) for number, v in fields(content) if number >= SETTINGS}
+        if DIGEST in own:
+            parts = [bytes(own.get(number, b"")) for number in (DIGEST, VERSION, SETTINGS)]
+            body = content[: len(content) - len(_own_fields(*parts))]
+            if hashlib.sha256(body).digest() != parts[0]:
+                raise BackendError(f"{path}: was damaged after it was exported; export again")
+        return str(own[SETTINGS], "utf-8") if SETTINGS in own else None
     except OSError as error:
         raise BackendError(f"{path}: cannot read: {error.strerror}") from error
     except (FormatError, UnicodeDecodeError) as error:
@@ -88,11 +105,9 @@ def settings_in(path: Path) -> str | None:
         raise BackendError(f"{path}: not a whole {kind}: {error}") from error
 
 
-def _settings_among(content: memoryview, *, onnx: bool) -> Iterator[memoryview]:
+def _onnx_settings(content: memoryview) -> Iterator[memoryview]:
     for number, value in fields(content):
-        if number == SETTINGS and not onnx:
-            yield message(value)
-        elif number == METADATA and onnx:
+        if number == METADATA:
             entry = dict(fields(message(value)))
             if 1 in entry and 2 in entry and bytes(message(entry[1])) == KEY.encode():
                 yield message(entry[2])

@@ -20,7 +20,7 @@ import numpy as np
 from refinedet.adapters.lite.engine import THIS, InProcess, Remote, Runner, Worker
 from refinedet.backend import BackendError, Network
 from refinedet.files import write_atomically
-from refinedet.models import mindir_settings, require_own_settings, settings_in
+from refinedet.models import require_own_settings, settings_in, with_settings
 from refinedet.settings import Settings
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import Config
@@ -117,7 +117,7 @@ def export(network: Network, path: Path, settings: Settings) -> None:
     """Write the converted model with its settings."""
     if not isinstance(network, LiteNetwork) or network.mindir is None:
         raise BackendError(f"{path}: the model is exported already; copy its file, and its .yaml")
-    write_atomically(path, network.mindir + mindir_settings(settings))
+    write_atomically(path, with_settings(network.mindir, settings))
 
 
 def load(backend: LiteBackend, path: Path, settings: Settings) -> LiteNetwork:

@@ -14,7 +14,7 @@ from mindspore import nn
 from refinedet.adapters.mindspore.network import Detector, ScoredBoxes, load_parameters
 from refinedet.backend import BackendError
 from refinedet.files import write_atomically
-from refinedet.models import mindir_settings, require_own_settings, settings_in
+from refinedet.models import require_own_settings, settings_in, with_settings
 from refinedet.settings import Settings
 from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.config import Config
@@ -138,5 +138,5 @@ def export(
             raise BackendError(f"{path}: MindSpore cannot write it: {reason}") from error
         content = fresh.read_bytes()
     if path.suffix != AIR:
-        content += mindir_settings(settings)
+        content = with_settings(content, settings)
     write_atomically(path, content)

@@ -10,7 +10,7 @@ from refinedet.adapters.ascend import MindSporeAscend
 from refinedet.adapters.cpu import MindSporeCPU
 from refinedet.adapters.mindspore import engine
 from refinedet.backend import BackendError
-from refinedet.models import mindir_settings, open_model
+from refinedet.models import open_model, with_settings
 from refinedet.settings import Settings, from_yaml, to_yaml
 from refinedet.spec.config import preset, replace
 from refinedet.spec.detection import scored_boxes
@@ -21,6 +21,8 @@ from refinedet.weights.protobuf import fields, written_field
 CONFIG = replace(preset("modelzoo_eighth_128"), image_size=(64, 128), num_classes=3)
 SETTINGS = Settings(model=CONFIG, class_names=("a", "b"))
 PICTURES = np.random.default_rng(0).normal(size=(3, 3, 64, 128)).astype(np.float32)
+OWN = len(with_settings(b"", SETTINGS))
+"""Bytes of our own fields at the end of a file."""
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +111,10 @@ def test_settings_of_another_file_are_refused(file, changed, message):
 def test_a_file_that_belies_its_settings_is_refused(contents, tmp_path):
     """The settings of another detector, in the file and beside it."""
     file = tmp_path / "detector.mindir"
-    own = mindir_settings(SETTINGS)
-    assert contents[False].endswith(own)
+    body = contents[False][:-OWN]
+    assert contents[False] == with_settings(body, SETTINGS)
     other = Settings(model=replace(CONFIG, num_classes=4), class_names=("a", "b", "c"))
-    file.write_bytes(contents[False][: -len(own)] + mindir_settings(other))
+    file.write_bytes(with_settings(body, other))
     refused(
         file,
         "gives float32 (1, 510, 4), float32 (1, 510, 3); its settings want float32 (1, 510, 4), "
@@ -138,13 +140,13 @@ def test_a_file_of_another_dtype_is_refused(network, tmp_path):
     pictures = ms.Tensor(shape=[None, 3, 64, 128], dtype=ms.float32)
     ms.export(Halves(network.scored), pictures, file_name=str(file), file_format="MINDIR")
     file.chmod(0o644)
-    file.write_bytes(file.read_bytes() + mindir_settings(SETTINGS))
+    file.write_bytes(with_settings(file.read_bytes(), SETTINGS))
     refused(file, "gives float16 (1, 510, 4), float16 (1, 510, 3); its settings want float32")
 
 
 def test_a_file_of_another_program_is_refused(contents, tmp_path):
     file = tmp_path / "detector.mindir"
-    file.write_bytes(contents[False][: -len(mindir_settings(SETTINGS))])
+    file.write_bytes(contents[False][:-OWN])
     refused(file, "holds no settings; it was not written by refinedet export")
     file.write_bytes(file.read_bytes() + written_field(1000, b"model: {depth: 3}"))
     refused(file, "its settings are not usable here: settings: unknown key 'model.depth'")
@@ -156,8 +158,12 @@ def test_a_damaged_file_is_refused(contents, tmp_path):
     for data in (whole[: len(whole) // 2], whole[:-1], b"rubbish"):
         file.write_bytes(data)
         refused(file, "not a whole MindIR: ")
-    file.write_bytes(mindir_settings(SETTINGS))
+    file.write_bytes(with_settings(b"", SETTINGS))
     refused(file, "not a MindIR that this MindSpore reads")
+    middle = len(whole) // 2
+    for data in (whole[:middle] + bytes(400) + whole[middle + 400 :], whole + whole[-OWN:]):
+        file.write_bytes(data)
+        refused(file, "was damaged after it was exported; export again")
     refused(tmp_path / "none.mindir", "cannot read: No such file")
 
 

@@ -27,7 +27,7 @@ from refinedet.conformance.checks.network import (
     WITH_BIASES,
 )
 from refinedet.files import WriteError
-from refinedet.models import mindir_settings
+from refinedet.models import with_settings
 from refinedet.settings import Settings, to_yaml
 from refinedet.spec.config import replace
 from refinedet.spec.detection import scored_boxes
@@ -294,7 +294,7 @@ def test_a_file_without_settings_is_known_by_its_tensors(
     """As another program compiles it, for whatever number of pictures."""
     path = tmp_path / "foreign.mindir"
     whole = exported.read_bytes()
-    path.write_bytes(whole[: len(whole) - len(mindir_settings(SETTINGS))])
+    path.write_bytes(whole[: len(whole) - len(with_settings(b"", SETTINGS))])
     agrees(backend.load(path, SETTINGS), wanted, PICTURES)
     refused(backend, path, message, Settings(model=replace(CONFIG, **changed)))
 
