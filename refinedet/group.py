@@ -17,6 +17,8 @@ from typing import Any, Protocol, TypeVar
 from refinedet.backend import BackendError
 
 T = TypeVar("T")
+LOST = "its own log says why"
+"""Ends the line of a worker that another has left alone."""
 KEY_BYTES = 16
 """Length of the secret by which the workers of one job know each other."""
 
@@ -93,7 +95,7 @@ def _heard(rank: int) -> Iterator[None]:
     try:
         yield
     except (EOFError, OSError) as error:
-        raise LostWorkerError(f"worker {rank} has ended; its own log says why") from error
+        raise LostWorkerError(f"worker {rank} has ended; {LOST}") from error
 
 
 class Star:

@@ -31,6 +31,7 @@ import typer
 from refinedet.adapters.mindspore.ranktable import read_rank_table, require_fit
 from refinedet.adapters.mindspore.worker import FOLDER, LAUNCHER, SCHEDULER
 from refinedet.backend import BackendError
+from refinedet.group import LOST
 
 COMMANDS = ("train", "eval")
 TARGETS = ("cpu", "gpu", "ascend")
@@ -279,7 +280,7 @@ def _watch(job: Job, folder: Path, process: subprocess.Popen[bytes]) -> str | No
         failed = [n for n in notes.values() if n["status"]]
         if failed:
             said = [(n["rank"], _last_words(job.log(n["rank"]))) for n in failed]
-            own = [(rank, line) for rank, line in said if line and "its own log" not in line]
+            own = [(rank, line) for rank, line in said if line and LOST not in line]
             if own:
                 return f"{own[0][1]} (worker {own[0][0]})"
             rank, status = failed[0]["rank"], failed[0]["status"]

@@ -11,7 +11,7 @@ from refinedet.backend import BackendError, Batch, Network, Trainer
 from refinedet.data.batches import batches
 from refinedet.data.dataset import Dataset
 from refinedet.settings import InputSettings
-from refinedet.spec.config import Config
+from refinedet.spec.config import PRECISIONS, Config
 from refinedet.spec.network import Parameters
 from refinedet.spec.optimizer import LossScale
 
@@ -21,7 +21,7 @@ OLDEST = (2, 4)
 class TorchBackend:
     """``refinedet.backend.Backend`` for one of PyTorch's devices; it exports nothing."""
 
-    precisions = ("float32", "float16")
+    precisions = PRECISIONS
 
     def __init__(self, name: str, device: str) -> None:
         self.name = name
