@@ -10,14 +10,14 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from refinedet.choice import Choice, chooses_backend
+from refinedet.cli.backend_options import Choice, chooses_backend
 from refinedet.conformance.checks.reported import asked
 from refinedet.conformance.registry import LEVELS, Check
 from refinedet.conformance.report import Report, as_data, as_text
 from refinedet.conformance.report_html import as_html
 from refinedet.conformance.runner import FAILED, LIMIT, PROFILES, Outcome, run, select
 from refinedet.data.dataset import DataError
-from refinedet.files import write_atomically, write_json
+from refinedet.support.files import write_atomically, write_json
 
 Level = Enum("Level", {level: level for level in LEVELS}, type=str)  # type: ignore[misc]
 REPORTED = "Level reported mAP"

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from refinedet.backend import BackendError
-from refinedet.choice import Choice
+from refinedet.backends.interface import BackendError
+from refinedet.cli.backend_options import Choice
 from refinedet.conformance.checks.reported import asked
 from refinedet.conformance.registry import LEVELS
 from refinedet.conformance.report import Report, as_data, summary
 from refinedet.conformance.runner import LIMIT, PROFILES, Outcome, Worker, select
-from refinedet.reported import Reported
+from refinedet.evaluation.model_run import Reported
 
 OUTCOMES = pytest.StashKey[list[Outcome]]()
 CASE = pytest.StashKey[Reported | None]()

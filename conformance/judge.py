@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from refinedet.backend import precisions
+from refinedet.backends.interface import precisions
 from refinedet.conformance.tolerances import TOLERANCES, Tolerance
-from refinedet.operations import OPERATIONS
+from refinedet.backends.operations import OPERATIONS
 from refinedet.spec.errors import Array
 
 

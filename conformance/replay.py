@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from refinedet.backend import find_backend
+from refinedet.backends.interface import find_backend
 from refinedet.conformance.judge import Subject, Violation
 from refinedet.conformance.registry import CHECKS
 from refinedet.conformance.source import source
-from refinedet.published import Published
-from refinedet.reported import Reported
+from refinedet.evaluation.published import Published
+from refinedet.evaluation.model_run import Reported
 from refinedet.spec.config import (
     AnchorsConfig,
     Config,

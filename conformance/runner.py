@@ -25,8 +25,8 @@ from hypothesis.errors import Flaky
 from tqdm import tqdm
 
 import refinedet.conformance.checks  # noqa: F401 - fills the registry
-from refinedet.backend import BackendError, Limitation
-from refinedet.choice import Choice
+from refinedet.backends.interface import BackendError, Limitation
+from refinedet.cli.backend_options import Choice
 from refinedet.conformance.judge import (
     NotImplementedByBackend,
     NotRun,

@@ -30,8 +30,8 @@ from refinedet.conformance import inputs
 from refinedet.conformance.judge import leaves
 from refinedet.conformance.tolerances import TOLERANCES
 from refinedet.data.dataset import DataError
-from refinedet.files import write_atomically, write_json
-from refinedet.operations import OPERATIONS
+from refinedet.support.files import write_atomically, write_json
+from refinedet.backends.operations import OPERATIONS
 from refinedet.spec.anchors import anchors
 from refinedet.spec.boxes import box_iou, corners_to_centres
 from refinedet.spec.config import (

@@ -1,5 +1,5 @@
 """``python -m refinedet``."""
 
-from refinedet.cli import main
+from refinedet.cli.app import main
 
 main()

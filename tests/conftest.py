@@ -51,7 +51,7 @@ def noise(tmp_path):
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs the program; gives its status, what it printed, and its errors."""
-    from refinedet.cli import main  # the contract's own tests run without OpenCV
+    from refinedet.cli.app import main  # the contract's own tests run without OpenCV
 
     def call(*arguments):
         monkeypatch.setattr("sys.argv", ["refinedet", *map(str, arguments)])

@@ -4,7 +4,7 @@ They detect and do not train. Lite runs in this process where it is installed be
 program, in a worker under ``--lite-python`` where it is not. Several streams are several
 workers, which take turns with the pictures: Lite holds Python's lock while it computes.
 
-A detector becomes ONNX (``refinedet.adapters.onnxruntime.graph``), and that becomes a MindIR by
+A detector becomes ONNX (``refinedet.adapters.onnx.export``), and that becomes a MindIR by
 Lite's own converter. It holds the raw outputs: Lite 2.0.0 has no comparison with which to
 silence anchors, and boxes need more digits than Ascend 310 computes with. The host makes
 scored boxes of them as the contract does.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from refinedet.adapters.devices import lacks_ascend
 from refinedet.adapters.lite import engine
-from refinedet.backend import BackendError, Limitation, Network
+from refinedet.backends.interface import BackendError, Limitation, Network
 from refinedet.settings import Settings
 from refinedet.spec.config import Config
 from refinedet.spec.network import Parameters
@@ -27,7 +27,7 @@ MOST_STREAMS = 64
 
 
 class LiteBackend:
-    """``refinedet.backend.Backend`` for detection: no ``operations``, no ``trainer``.
+    """``refinedet.backends.interface.Backend`` for detection: no ``operations``, no ``trainer``.
 
     Args:
         name: as users type it.
@@ -74,25 +74,25 @@ class LiteBackend:
         return iter(())
 
     def found(self) -> str:
-        """See ``refinedet.backend.Backend``."""
+        """See ``refinedet.backends.interface.Backend``."""
         versions = engine.Worker(self.python or engine.THIS).versions
         place = "the CPU" if self.target == "cpu" else f"Ascend 310, device {self.device_id}"
         return f"MindSpore Lite {versions['lite']} under Python {versions['python']} on {place}"
 
     def network(self, config: Config, parameters: Parameters) -> Network:
-        """See ``refinedet.backend.Backend``."""
+        """See ``refinedet.backends.interface.Backend``."""
         from refinedet.adapters.lite.network import converted
 
         return converted(self, config, parameters)
 
     def export(self, network: Network, path: Path, settings: Settings, heads: bool = True) -> None:
-        """Write a MindIR of the raw outputs, always; see ``refinedet.backend.Backend``."""
+        """Write a MindIR of the raw outputs, always; see ``refinedet.backends.interface.Backend``."""
         from refinedet.adapters.lite.network import export
 
         export(network, path, settings)
 
     def load(self, path: Path, settings: Settings) -> Network:
-        """Read a MindIR; see ``refinedet.backend.Backend``."""
+        """Read a MindIR; see ``refinedet.backends.interface.Backend``."""
         from refinedet.adapters.lite.network import load
 
         return load(self, path, settings)

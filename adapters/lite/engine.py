@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from refinedet.adapters.lite import worker
-from refinedet.backend import BackendError
+from refinedet.backends.interface import BackendError
 from refinedet.spec.errors import Array
 
 VARIABLE = "REFINEDET_LITE_PYTHON"

@@ -1,6 +1,6 @@
 """Detectors in MindSpore Lite, and their files.
 
-An exported file holds its settings (``refinedet.models``); Lite 2.0.0 reads it with and without.
+An exported file holds its settings (``refinedet.models.open``); Lite 2.0.0 reads it with and without.
 What another program compiled holds none: of it names, shapes and dtypes are checked.
 """
 
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refinedet.adapters.lite.engine import THIS, InProcess, Remote, Runner, Worker
-from refinedet.backend import BackendError, Network
-from refinedet.files import write_atomically
-from refinedet.models import require_own_settings, settings_in, with_settings
+from refinedet.backends.interface import BackendError, Network
+from refinedet.support.files import write_atomically
+from refinedet.models.open import require_own_settings, settings_in, with_settings
 from refinedet.settings import Settings
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import Config
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class LiteNetwork:
-    """``refinedet.backend.Network``, on one runner or on several that take turns.
+    """``refinedet.backends.interface.Network``, on one runner or on several that take turns.
 
     Args:
         size: pictures that a runner takes at a time; the last ones are filled up.
@@ -95,7 +95,7 @@ def converted(backend: LiteBackend, config: Config, parameters: Parameters) -> L
             f"backend {backend.name}: onnx, from which it converts, is not installed; run: "
             "pip install 'refinedet[lite]'"
         ) from error
-    from refinedet.adapters.onnxruntime.graph import detector
+    from refinedet.adapters.onnx.export import detector
 
     with tempfile.TemporaryDirectory(prefix="refinedet-lite-") as name:
         onnx, output = Path(name) / "detector.onnx", Path(name) / "detector"

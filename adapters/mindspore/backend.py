@@ -12,9 +12,9 @@ from pathlib import Path
 from types import ModuleType
 
 from refinedet.adapters.mindspore.setup import Setup, apply, attached, decide, lacks
-from refinedet.backend import BackendError, Batch, Limitation, Network, Trainer
+from refinedet.backends.interface import BackendError, Batch, Limitation, Network, Trainer
 from refinedet.data.dataset import Dataset
-from refinedet.group import ALONE, Group
+from refinedet.backends.process_group import ALONE, Group
 from refinedet.settings import InputSettings, Settings
 from refinedet.spec.config import PRECISIONS, Config
 from refinedet.spec.network import Parameters
@@ -28,7 +28,7 @@ def _version() -> tuple[int, ...]:
 
 
 class MindSporeBackend:
-    """``refinedet.backend.Backend`` for one of MindSpore's devices.
+    """``refinedet.backends.interface.Backend`` for one of MindSpore's devices.
 
     Args:
         name: as users type it.
@@ -70,7 +70,7 @@ class MindSporeBackend:
         return "; ".join(lacks(self.device, self.setup.device_id)) or None
 
     def found(self) -> str:
-        """See ``refinedet.backend.Backend``."""
+        """See ``refinedet.backends.interface.Backend``."""
         self._engine()
         on = f"{len(os.sched_getaffinity(0))} cores"
         if self.device != "CPU":
@@ -115,14 +115,14 @@ class MindSporeBackend:
 
     @property
     def operations(self) -> ModuleType:
-        """See ``refinedet.backend.Backend``."""
+        """See ``refinedet.backends.interface.Backend``."""
         self._engine()
         from refinedet.adapters.mindspore import operations
 
         return operations
 
     def network(self, config: Config, parameters: Parameters) -> Network:
-        """See ``refinedet.backend.Backend``."""
+        """See ``refinedet.backends.interface.Backend``."""
         network: Network = self._engine().MindSporeNetwork(config, parameters)
         return network
 
@@ -134,7 +134,7 @@ class MindSporeBackend:
         steps_done: int = 0,
         loss_scale: LossScale | None = None,
     ) -> Trainer:
-        """See ``refinedet.backend.Backend``."""
+        """See ``refinedet.backends.interface.Backend``."""
         self._engine()
         from refinedet.adapters.mindspore.trainer import MindSporeTrainer
 
@@ -142,7 +142,7 @@ class MindSporeBackend:
         return MindSporeTrainer(config, parameters, *state, self.group)
 
     def profiler(self, folder: Path) -> AbstractContextManager[object]:
-        """MindSpore's; see ``refinedet.backend.Backend``."""
+        """MindSpore's; see ``refinedet.backends.interface.Backend``."""
         profiler: AbstractContextManager[object] = self._engine().profiler(folder, self.device)
         return profiler
 
@@ -154,18 +154,18 @@ class MindSporeBackend:
         cache: Path,
         first_step: int = 0,
     ) -> Iterator[Batch]:
-        """See ``refinedet.backend.Backend``; ``cache`` becomes a folder of MindRecord files."""
+        """See ``refinedet.backends.interface.Backend``; ``cache`` becomes a folder of MindRecord files."""
         self._engine()
         from refinedet.adapters.mindspore import pipeline
 
         return pipeline.batches(dataset, config, settings, cache, first_step, self.group)
 
     def export(self, network: Network, path: Path, settings: Settings, heads: bool = False) -> None:
-        """Write a MindIR that holds its settings, or an AIR; see ``refinedet.backend.Backend``."""
+        """Write a MindIR that holds its settings, or an AIR; see ``refinedet.backends.interface.Backend``."""
         self._engine().export(network, path, settings, heads, self.device)
 
     def load(self, path: Path, settings: Settings) -> Network:
-        """Read a MindIR; see ``refinedet.backend.Backend``."""
+        """Read a MindIR; see ``refinedet.backends.interface.Backend``."""
         if path.suffix == ".onnx":
             raise BackendError(
                 f"{path}: is no MindIR; an ONNX file runs with --backend onnxruntime"

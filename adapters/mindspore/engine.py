@@ -12,9 +12,9 @@ import numpy as np
 from mindspore import nn
 
 from refinedet.adapters.mindspore.network import Detector, ScoredBoxes, load_parameters
-from refinedet.backend import BackendError
-from refinedet.files import write_atomically
-from refinedet.models import require_own_settings, settings_in, with_settings
+from refinedet.backends.interface import BackendError
+from refinedet.support.files import write_atomically
+from refinedet.models.open import require_own_settings, settings_in, with_settings
 from refinedet.settings import Settings
 from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.config import Config
@@ -38,7 +38,7 @@ def profiler(folder: Path, device: str) -> Iterator[None]:
 
 
 class MindSporeNetwork:
-    """``refinedet.backend.Network`` in graph mode; one graph is compiled a batch size."""
+    """``refinedet.backends.interface.Network`` in graph mode; one graph is compiled a batch size."""
 
     def __init__(self, config: Config, parameters: Parameters) -> None:
         check_parameters(parameters, config)

@@ -30,8 +30,8 @@ import typer
 
 from refinedet.adapters.mindspore.ranktable import read_rank_table, require_fit
 from refinedet.adapters.mindspore.worker import FOLDER, LAUNCHER, SCHEDULER
-from refinedet.backend import BackendError
-from refinedet.group import LOST
+from refinedet.backends.interface import BackendError
+from refinedet.backends.process_group import LOST
 
 COMMANDS = ("train", "eval")
 TARGETS = ("cpu", "gpu", "ascend")

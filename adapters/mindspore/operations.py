@@ -2,7 +2,7 @@
 
 They are the functions and cells that its graphs are made of; what runs on the host
 (preparing pictures, the ARM's targets, suppression) is called as the application calls it.
-Importing this imports MindSpore. Arguments and results: ``refinedet.operations``.
+Importing this imports MindSpore. Arguments and results: ``refinedet.backends.operations``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from refinedet import postprocess
+from refinedet.inference import postprocessing
 from refinedet.adapters.mindspore import losses, network
 from refinedet.adapters.mindspore.trainer import (
     Update,
@@ -26,7 +26,7 @@ from refinedet.adapters.mindspore.trainer import (
 )
 from refinedet.data.augment import normaliser
 from refinedet.data.targets import ArmTargets
-from refinedet.data.training import padded
+from refinedet.data.samples import padded
 from refinedet.spec.config import (
     Config,
     DetectionConfig,
@@ -252,13 +252,13 @@ def scored_boxes(heads: Heads, config: Config) -> tuple[Array, Array]:
     return _numpy(boxes), _numpy(scores)
 
 
-nms = postprocess.nms
+nms = postprocessing.nms
 
 
 def detect(
     boxes: Array, scores: Array, config: DetectionConfig, size: tuple[int, int] | None = None
 ) -> Detections:
-    return postprocess.postprocess(boxes, scores, config, size)
+    return postprocessing.postprocess(boxes, scores, config, size)
 
 
 # Training

@@ -1,7 +1,7 @@
 """Training batches through MindRecord and ``mindspore.dataset``.
 
 The pictures' files and their objects are gathered once in a MindRecord cache, which
-is read in the order of ``refinedet.data.training``; MindSpore's workers decode and
+is read in the order of ``refinedet.data.samples``; MindSpore's workers decode and
 augment in parallel.
 """
 
@@ -20,17 +20,17 @@ import mindspore.dataset as ds
 import numpy as np
 from mindspore.mindrecord import FileWriter
 
-from refinedet.backend import Batch
+from refinedet.backends.interface import Batch
 from refinedet.data.batches import fingerprint, tell_left_out, training_pictures
 from refinedet.data.dataset import DataError, Dataset
-from refinedet.data.training import (
+from refinedet.data.samples import (
     SampleMaker,
     of_worker,
     places,
     reading_order,
     training_objects,
 )
-from refinedet.group import ALONE, Group, by_first
+from refinedet.backends.process_group import ALONE, Group, by_first
 from refinedet.settings import InputSettings
 from refinedet.spec.config import Config
 
@@ -110,7 +110,7 @@ def batches(
     first_step: int,
     group: Group = ALONE,
 ) -> Iterator[Batch]:
-    """See ``refinedet.backend.Backend.batches``; with several workers, this one's share."""
+    """See ``refinedet.backends.interface.Backend.batches``; with several workers, this one's share."""
     max_objects = places(training_objects(dataset), settings.max_objects)
     file, count, unreadable = by_first(group, lambda: build_cache(dataset, cache))
     tell_left_out(dataset, unreadable)

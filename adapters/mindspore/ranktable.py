@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from refinedet.backend import BackendError
+from refinedet.backends.interface import BackendError
 
 DIGITS = 9
 """The most that a rank or a device has."""

@@ -6,7 +6,7 @@
 
 The graphs' shapes are static in training, and one graph is compiled a batch size. Nothing here
 sinks data into the device: MindSpore's data sink loops over one data set, and the batches of a
-run are a function of the step (``refinedet.data.training``), in epochs that differ.
+run are a function of the step (``refinedet.data.samples``), in epochs that differ.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from refinedet.adapters import devices
-from refinedet.backend import BackendError
+from refinedet.backends.interface import BackendError
 
 CAPPED_FROM = (2, 9)
 CAP = {"ONEDNN_MAX_CPU_ISA": "AVX2"}

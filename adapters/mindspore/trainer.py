@@ -9,8 +9,8 @@ from mindspore import amp, nn, ops
 from refinedet.adapters.mindspore.collective import over_workers, workers
 from refinedet.adapters.mindspore.losses import DetectorLoss
 from refinedet.adapters.mindspore.network import Detector, load_parameters, read_parameters
-from refinedet.backend import Batch, StepLosses
-from refinedet.group import ALONE, Group
+from refinedet.backends.interface import Batch, StepLosses
+from refinedet.backends.process_group import ALONE, Group
 from refinedet.spec.config import SCALES, Config, ScheduleConfig
 from refinedet.spec.errors import Array
 from refinedet.spec.network import Parameters, parameter_table
@@ -160,7 +160,7 @@ class HalfStep(nn.Cell):
 
 
 class MindSporeTrainer:
-    """``refinedet.backend.Trainer`` on the device that is set."""
+    """``refinedet.backends.interface.Trainer`` on the device that is set."""
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ class MindSporeTrainer:
         self.first = True
 
     def step(self, batch: Batch) -> StepLosses:
-        """One step; see ``refinedet.backend.Trainer``."""
+        """One step; see ``refinedet.backends.interface.Trainer``."""
         tensors = [ms.Tensor(array) for array in batch]
         if self.group.size > 1 and self.first:
             # Compiling takes one worker longer than another, and a sum over workers on the

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from refinedet.adapters.mindspore.ranktable import read_rank_table
-from refinedet.files import write_json
+from refinedet.support.files import write_json
 
 FOLDER = "REFINEDET_LAUNCH_FOLDER"
 SCHEDULER = "scheduler.json"
@@ -42,7 +42,7 @@ def main() -> None:
         if table := os.environ.get("RANK_TABLE_FILE"):
             devices = {r: d for server in read_rank_table(Path(table)) for r, d in server.items()}
             os.environ["DEVICE_ID"] = str(devices[rank])
-        from refinedet.cli import main as command_line
+        from refinedet.cli.app import main as command_line
 
         command_line()
     except SystemExit as stop:  # so ends every command

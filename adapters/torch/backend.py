@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from refinedet.backend import BackendError, Batch, Network, Trainer
+from refinedet.backends.interface import BackendError, Batch, Network, Trainer
 from refinedet.data.batches import batches
 from refinedet.data.dataset import Dataset
 from refinedet.settings import InputSettings
@@ -19,7 +19,7 @@ OLDEST = (2, 4)
 
 
 class TorchBackend:
-    """``refinedet.backend.Backend`` for one of PyTorch's devices; it exports nothing."""
+    """``refinedet.backends.interface.Backend`` for one of PyTorch's devices; it exports nothing."""
 
     precisions = PRECISIONS
 
@@ -38,7 +38,7 @@ class TorchBackend:
         return None
 
     def found(self) -> str:
-        """See ``refinedet.backend.Backend``."""
+        """See ``refinedet.backends.interface.Backend``."""
         device = self._ready()
         import torch
 
@@ -64,14 +64,14 @@ class TorchBackend:
 
     @property
     def operations(self) -> Any:
-        """See ``refinedet.backend.Backend``."""
+        """See ``refinedet.backends.interface.Backend``."""
         device = self._ready()
         from refinedet.adapters.torch.operations import Operations
 
         return Operations(device)
 
     def network(self, config: Config, parameters: Parameters) -> Network:
-        """See ``refinedet.backend.Backend``."""
+        """See ``refinedet.backends.interface.Backend``."""
         device = self._ready()
         from refinedet.adapters.torch.network import TorchNetwork
 
@@ -85,7 +85,7 @@ class TorchBackend:
         steps_done: int = 0,
         loss_scale: LossScale | None = None,
     ) -> Trainer:
-        """See ``refinedet.backend.Backend``."""
+        """See ``refinedet.backends.interface.Backend``."""
         device = self._ready()
         from refinedet.adapters.torch.trainer import TorchTrainer
 
@@ -99,7 +99,7 @@ class TorchBackend:
         cache: Path,
         first_step: int = 0,
     ) -> Iterator[Batch]:
-        """See ``refinedet.backend.Backend``."""
+        """See ``refinedet.backends.interface.Backend``."""
         return batches(dataset, config, settings, cache, first_step)
 
 

@@ -177,7 +177,7 @@ def detector_loss(
     """``spec.losses.detector_loss``: its four parts, (4,), in the order of ``StepLosses``.
 
     Args:
-        boxes, labels, arm_wanted, arm_labels: as in ``refinedet.backend.Batch``.
+        boxes, labels, arm_wanted, arm_labels: as in ``refinedet.backends.interface.Batch``.
         anchors: (A, 4), centre form.
     """
     arm_offsets, arm_logits, odm_offsets, odm_logits = outputs

@@ -225,7 +225,7 @@ def scored_boxes(outputs: Outputs, anchors: Tensor, config: Config) -> tuple[Ten
 
 
 class TorchNetwork:
-    """``refinedet.backend.Network`` on one device."""
+    """``refinedet.backends.interface.Network`` on one device."""
 
     def __init__(self, config: Config, parameters: Parameters, device: str) -> None:
         self.config = config

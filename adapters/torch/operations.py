@@ -2,7 +2,7 @@
 
 They are the functions that its network and its training are made of; what runs on the host
 (preparing pictures, the ARM's targets, suppression, the schedule) is called as the
-application calls it. Arguments and results: ``refinedet.operations``.
+application calls it. Arguments and results: ``refinedet.backends.operations``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from refinedet.adapters.torch import losses, network, trainer
 from refinedet.adapters.torch.network import to_centres, to_corners, to_numpy, to_tensor
 from refinedet.data.augment import normaliser
 from refinedet.data.targets import ArmTargets
-from refinedet.data.training import padded
-from refinedet.postprocess import nms, postprocess
+from refinedet.data.samples import padded
+from refinedet.inference.postprocessing import nms, postprocess
 from refinedet.spec import schedule
 from refinedet.spec.config import Config, MatchingConfig, PictureConfig
 from refinedet.spec.errors import Array
@@ -27,7 +27,7 @@ from refinedet.spec.network import Heads, Parameters, trained_parameters
 
 
 class Operations:
-    """The functions of ``refinedet.operations.OPERATIONS`` on one device."""
+    """The functions of ``refinedet.backends.operations.OPERATIONS`` on one device."""
 
     def __init__(self, device: str) -> None:
         self.device = device

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from refinedet.adapters.torch.losses import detector_loss
 from refinedet.adapters.torch.network import Detector, to_parameters, to_tensor
-from refinedet.backend import Batch, StepLosses
+from refinedet.backends.interface import Batch, StepLosses
 from refinedet.spec.config import Config, OptimizerConfig
 from refinedet.spec.network import Parameter, Parameters, trained_parameters
 from refinedet.spec.optimizer import LossScale, next_loss_scale
@@ -42,7 +42,7 @@ def momentum_step(
 
 
 class TorchTrainer:
-    """``refinedet.backend.Trainer`` on one device."""
+    """``refinedet.backends.interface.Trainer`` on one device."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class TorchTrainer:
             self._moments = {name: to_tensor(velocities[name], device) for name in self._weights}
 
     def step(self, batch: Batch) -> StepLosses:
-        """One step; see ``refinedet.backend.Trainer``."""
+        """One step; see ``refinedet.backends.interface.Trainer``."""
         pictures, boxes, labels, goal, found = (to_tensor(x, self.device) for x in batch)
         constants = boxes, labels, goal, found, self.detector.anchors
         parts = detector_loss(self.detector(pictures), *constants, self.config)

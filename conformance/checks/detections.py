@@ -13,9 +13,9 @@ from refinedet.conformance.margin import MARGIN, moved
 from refinedet.conformance.registry import check
 from refinedet.data.augment import normaliser, resize_only
 from refinedet.data.dataset import Dataset, Object, make_record
-from refinedet.evaluation import Evaluator
-from refinedet.prediction import Predictor
-from refinedet.reference import SpecNetwork
+from refinedet.evaluation.metrics import Evaluator
+from refinedet.inference.predictor import Predictor
+from refinedet.backends.reference import SpecNetwork
 from refinedet.spec.config import replace
 from refinedet.spec.detection import Detections, detect
 from refinedet.spec.errors import Array

@@ -14,9 +14,9 @@ from typing import Any
 from refinedet.conformance.judge import NotImplementedByBackend, Subject, Violation, in_a_line
 from refinedet.conformance.registry import check
 from refinedet.data.dataset import DataError
-from refinedet.models import is_exported
-from refinedet.published import TOLERANCE, Comparison, compare, find_published
-from refinedet.reported import Reported
+from refinedet.models.open import is_exported
+from refinedet.evaluation.published import TOLERANCE, Comparison, compare, find_published
+from refinedet.evaluation.model_run import Reported
 
 
 def asked(

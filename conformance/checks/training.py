@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from refinedet.backend import Batch, StepLosses
+from refinedet.backends.interface import Batch, StepLosses
 from refinedet.conformance import inputs
 from refinedet.conformance.checks.network import (
     LIKE_THE_ZOO,
@@ -25,7 +25,7 @@ from refinedet.conformance.checks.operations import is_loss_decided
 from refinedet.conformance.judge import Subject
 from refinedet.conformance.registry import check
 from refinedet.conformance.tolerances import FLOAT32
-from refinedet.data.training import padded
+from refinedet.data.samples import padded
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import Config, replace
 from refinedet.spec.errors import Array

@@ -28,7 +28,7 @@ from refinedet.settings import AugmentSettings
 from refinedet.spec.boxes import area
 from refinedet.spec.config import PictureConfig
 from refinedet.spec.errors import Array, ContractError, check_shape
-from refinedet.spec.pictures import normalise
+from refinedet.spec.images import normalise
 
 BRIGHTNESS = 32.0
 """Largest change, of 0 to 255. This and the next: the authors' ``distort_param``."""

@@ -1,7 +1,7 @@
 """Batches in NumPy, for every backend whose framework needs no input pipeline of its own.
 
 The pictures are looked through once: those that cannot be read are left out. Then threads
-make the samples of ``refinedet.data.training``, a little ahead of the reader.
+make the samples of ``refinedet.data.samples``, a little ahead of the reader.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from refinedet.backend import Batch
-from refinedet.data.checks import sizes
+from refinedet.backends.interface import Batch
+from refinedet.data.findings import sizes
 from refinedet.data.dataset import DataError, Dataset
-from refinedet.data.pictures import decode_picture
-from refinedet.data.training import SampleMaker, places, reading_order, training_objects
-from refinedet.files import write_json
+from refinedet.data.images import decode_picture
+from refinedet.data.samples import SampleMaker, places, reading_order, training_objects
+from refinedet.support.files import write_json
 from refinedet.settings import InputSettings
 from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
@@ -116,7 +116,7 @@ def readable_pictures(dataset: Dataset, cache: Path) -> list[int]:
 def batches(
     dataset: Dataset, config: Config, settings: InputSettings, cache: Path, first_step: int = 0
 ) -> Iterator[Batch]:
-    """See ``refinedet.backend.Backend.batches``; ``cache`` is a folder with one small file."""
+    """See ``refinedet.backends.interface.Backend.batches``; ``cache`` is a folder with one small file."""
     objects = training_objects(dataset)
     make = SampleMaker(config, settings, places(objects, settings.max_objects))
     readable = readable_pictures(dataset, cache)

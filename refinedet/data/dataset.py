@@ -43,7 +43,7 @@ class Finding:
     what: str
     """What is wrong and what to do about it."""
     kind: str = ""
-    """Its row in ``refinedet.data.checks.POLICY``, by which findings are grouped."""
+    """Its row in ``refinedet.data.findings.POLICY``, by which findings are grouped."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from refinedet.data.checks import check_pictures as decode_pictures
-from refinedet.data.coco import read_coco
+from refinedet.data.findings import check_pictures as decode_pictures
+from refinedet.data.formats.coco import read_coco
 from refinedet.data.dataset import DataError, Dataset
-from refinedet.data.text_list import read_text_list
-from refinedet.data.voc import read_voc
+from refinedet.data.formats.text_list import read_text_list
+from refinedet.data.formats.voc import read_voc
 
 
 @dataclass(frozen=True)

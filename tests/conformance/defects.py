@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import refinedet.reference
+import refinedet.backends.reference
 import refinedet.spec.boxes
 
 KEPT = "config", "errors"
@@ -49,7 +49,7 @@ def wrong_backend(defect: Defect, folder: Path) -> Any:
             text = text.replace(defect.old, defect.new)
         text = re.sub(rf"refinedet\.spec\.(?!{'|'.join(KEPT)})", f"{package}.", text)
         text = text.replace("from refinedet.spec import", f"from {package} import")
-        text = text.replace("from refinedet.operations import", f"from {package}.operations import")
+        text = text.replace("from refinedet.backends.operations import", f"from {package}.operations import")
         (target / file.name).write_text(text)
     sys.path.insert(0, str(folder))
     try:

@@ -7,8 +7,8 @@ from unittest import mock
 
 import numpy as np
 
-from refinedet.backend import Batch, StepLosses
-from refinedet.reference import SpecNetwork, SpecTrainer
+from refinedet.backends.interface import Batch, StepLosses
+from refinedet.backends.reference import SpecNetwork, SpecTrainer
 from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
 from refinedet.spec.layers import GRADIENTS, Tape, batch_normalise, l2_normalise

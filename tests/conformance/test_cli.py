@@ -10,9 +10,9 @@ import pytest
 
 BACKENDS = """
 from types import SimpleNamespace
-from refinedet.backend import Limitation
-from refinedet.operations import OPERATIONS
-from refinedet.reference import SpecBackend
+from refinedet.backends.interface import Limitation
+from refinedet.backends.operations import OPERATIONS
+from refinedet.backends.reference import SpecBackend
 
 class Mixed(SpecBackend):
     limitations = (

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import typer
 
-from refinedet import backend as interface
+from refinedet.backends import interface
 from refinedet.conformance.cli import conformance
 from refinedet.conformance.registry import LEVELS
 from refinedet.conformance.report import Report, as_text
 from refinedet.conformance.runner import FAILED, LIMITED, MISSING, NOT_RUN, PASSED, outcome, select
-from refinedet.operations import OPERATIONS
+from refinedet.backends.operations import OPERATIONS
 from refinedet.spec.config import PRECISIONS, preset, replace
 from refinedet.spec.network import initial_parameters
 

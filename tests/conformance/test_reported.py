@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from refinedet import published
-from refinedet.backend import Limitation
-from refinedet.checkpoint import Checkpoint, write_checkpoint
-from refinedet.choice import Choice
+from refinedet.evaluation import published
+from refinedet.backends.interface import Limitation
+from refinedet.models.checkpoint import Checkpoint, write_checkpoint
+from refinedet.cli.backend_options import Choice
 from refinedet.conformance.checks.detections import CONFIG, confident_parameters
 from refinedet.conformance.registry import CHECKS, LEVELS
 from refinedet.conformance.report import Report, as_data, as_text, reached
@@ -32,11 +32,11 @@ from refinedet.conformance.runner import (
     select,
 )
 from refinedet.data.source import DataSource
-from refinedet.prediction import Predictor
-from refinedet.protocols import find_protocol, under
-from refinedet.published import TOLERANCE, Published
-from refinedet.reference import SpecBackend, SpecNetwork
-from refinedet.reported import Reported, evaluate_model
+from refinedet.inference.predictor import Predictor
+from refinedet.evaluation.protocols import find_protocol, under
+from refinedet.evaluation.published import TOLERANCE, Published
+from refinedet.backends.reference import SpecBackend, SpecNetwork
+from refinedet.evaluation.model_run import Reported, evaluate_model
 from refinedet.settings import Settings, to_yaml
 
 from .test_cli import under_pytest
@@ -226,7 +226,7 @@ def test_a_backend_that_errs_in_the_network_fails(files, row):
 
 def test_a_failure_shows_itself_again(files, row, capsys):
     failure = outcome(given(reported(files, moved(row, "AP", 0.1))), SpecBackend()).failure
-    exec(failure.snippet.replace("'spec'", "'refinedet.reference:SpecBackend'"), {})
+    exec(failure.snippet.replace("'spec'", "'refinedet.backends.reference:SpecBackend'"), {})
     assert f"{NAME}: {failure.said}\n" in capsys.readouterr().out
 
 
@@ -272,7 +272,7 @@ BACKENDS = """
 import os, time
 from types import SimpleNamespace
 import numpy as np
-from refinedet.reference import SpecBackend
+from refinedet.backends.reference import SpecBackend
 
 class Blind(SpecBackend):
     "Finds nothing, at once."

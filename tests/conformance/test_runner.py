@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from refinedet.backend import BackendError
-from refinedet.choice import Choice
+from refinedet.backends.interface import BackendError
+from refinedet.cli.backend_options import Choice
 from refinedet.conformance.registry import CHECKS
 from refinedet.conformance.runner import (
     FAILED,
@@ -20,14 +20,14 @@ from refinedet.conformance.runner import (
     run,
     select,
 )
-from refinedet.reference import SpecBackend
+from refinedet.backends.reference import SpecBackend
 
 BACKENDS = """
 import os, sys, time
 from types import SimpleNamespace
-from refinedet.backend import Limitation
-from refinedet.operations import OPERATIONS
-from refinedet.reference import SpecBackend
+from refinedet.backends.interface import Limitation
+from refinedet.backends.operations import OPERATIONS
+from refinedet.backends.reference import SpecBackend
 
 COUNT = [0]
 

@@ -7,7 +7,7 @@ import refinedet.conformance.checks  # noqa: F401 - fills the registry
 from refinedet.conformance.judge import Subject, Violation
 from refinedet.conformance.registry import CHECKS
 from refinedet.conformance.runner import judge, select
-from refinedet.reference import SpecBackend
+from refinedet.backends.reference import SpecBackend
 
 from .defects import DEFECTS, wrong_backend
 

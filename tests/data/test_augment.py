@@ -25,7 +25,7 @@ from refinedet.settings import AugmentSettings
 from refinedet.spec.boxes import box_iou
 from refinedet.spec.config import PictureConfig
 from refinedet.spec.errors import Array, ContractError
-from refinedet.spec.pictures import normalise
+from refinedet.spec.images import normalise
 
 NOTHING = AugmentSettings(distort=0, expand=0, crop=False, mirror=0, flip=0)
 STEPS = {

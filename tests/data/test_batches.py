@@ -6,11 +6,11 @@ from dataclasses import replace as replaced
 import numpy as np
 import pytest
 
-from refinedet.adapters.cpu import MindSporeCPU
+from refinedet.adapters.mindspore.cpu import MindSporeCPU
 from refinedet.data import batches as module
 from refinedet.data.batches import batches
 from refinedet.data.dataset import DataError, Dataset, make_record
-from refinedet.data.training import SampleMaker, reading_order
+from refinedet.data.samples import SampleMaker, reading_order
 from refinedet.settings import InputSettings
 from refinedet.spec.config import preset, replace
 

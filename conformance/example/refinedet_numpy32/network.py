@@ -84,7 +84,7 @@ def relu(x: Array) -> Array:
 
 
 class Float32Network:
-    """``refinedet.backend.Network`` in NumPy."""
+    """``refinedet.backends.interface.Network`` in NumPy."""
 
     def __init__(self, config: Config, parameters: Parameters) -> None:
         self.config = config

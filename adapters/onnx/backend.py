@@ -1,0 +1,55 @@
+"""ONNX Runtime on the CPU: backend ``onnxruntime``, which detects and does not train.
+
+ONNX and its runtime are imported at first use.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from refinedet.backends.interface import Network
+from refinedet.settings import Settings
+from refinedet.spec.config import Config
+from refinedet.spec.network import Parameters
+
+PACKAGES = ("onnx", "onnxruntime")
+
+
+class OnnxRuntime:
+    """``refinedet.backends.interface.Backend`` for detection: no ``operations``, no ``trainer``."""
+
+    name = "onnxruntime"
+
+    def missing(self) -> str | None:
+        """Which package it lacks."""
+        for package in PACKAGES:
+            try:
+                version(package)
+            except PackageNotFoundError:
+                return f"{package} is not installed; run: pip install 'refinedet[onnxruntime]'"
+        return None
+
+    def found(self) -> str:
+        """See ``refinedet.backends.interface.Backend``."""
+        import onnxruntime
+
+        return f"ONNX Runtime {onnxruntime.__version__} on {onnxruntime.get_device()}"
+
+    def network(self, config: Config, parameters: Parameters) -> Network:
+        """See ``refinedet.backends.interface.Backend``."""
+        from refinedet.adapters.onnx.network import OnnxNetwork
+
+        return OnnxNetwork(config, parameters)
+
+    def export(self, network: Network, path: Path, settings: Settings, heads: bool = False) -> None:
+        """Write an ONNX file that holds its settings; see ``refinedet.backends.interface.Backend``."""
+        from refinedet.adapters.onnx.network import export
+
+        export(network, path, settings, heads)
+
+    def load(self, path: Path, settings: Settings) -> Network:
+        """Read an ONNX file; see ``refinedet.backends.interface.Backend``."""
+        from refinedet.adapters.onnx.network import OnnxFile
+
+        return OnnxFile(path, settings)

@@ -1,0 +1,120 @@
+"""What the ONNX Runtime backend computes with; importing it imports ONNX and its runtime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnxruntime
+
+from refinedet.adapters.onnx.export import HEADS, SCORED_BOXES, detector
+from refinedet.backends.interface import BackendError, Network
+from refinedet.support.files import write_atomically
+from refinedet.models.open import require_own_settings
+from refinedet.settings import Settings, to_yaml
+from refinedet.spec.anchors import anchors
+from refinedet.spec.config import Config
+from refinedet.spec.detection import scored_boxes
+from refinedet.spec.errors import Array, check_shape
+from refinedet.spec.network import Heads, Parameters
+
+SETTINGS = "settings"
+"""Under this key the metadata of a file hold its settings, as YAML."""
+
+
+def session_of(model: bytes | Path) -> onnxruntime.InferenceSession:
+    """A model, or a file, on as many cores as this process may use."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what is wrong is said by the exception
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    return onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
+
+
+class _Runs:
+    """A session that gives scored boxes."""
+
+    def __init__(self, config: Config, session: onnxruntime.InferenceSession) -> None:
+        self.config = config
+        self.session = session
+
+    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
+        """Decoded boxes and scores of every anchor."""
+        boxes, scores = self._run(SCORED_BOXES, pictures)
+        return boxes, scores
+
+    def _run(self, outputs: tuple[str, ...], pictures: Array) -> list[Array]:
+        check_shape(pictures, "pictures", None, 3, *self.config.image_size)
+        found: list[Array] = self.session.run(outputs, {"pictures": pictures})
+        return found
+
+
+class OnnxNetwork(_Runs):
+    """``refinedet.backends.interface.Network``, its model in memory."""
+
+    def __init__(self, config: Config, parameters: Parameters) -> None:
+        model = detector(config, parameters, (*HEADS, *SCORED_BOXES))
+        super().__init__(config, session_of(model.SerializeToString()))
+        self.parameters = {name: tensor.copy() for name, tensor in parameters.items()}
+
+    def heads(self, pictures: Array) -> Heads:
+        """The raw outputs."""
+        return Heads(*self._run(HEADS, pictures))
+
+
+class OnnxFile(_Runs):
+    """An exported detector, run from its file."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        try:
+            session = session_of(path)
+            kept = session.get_modelmeta().custom_metadata_map.get(SETTINGS)
+        except Exception as error:  # those of ONNX Runtime have no other class in common
+            reason = " ".join(str(error).split())
+            raise BackendError(f"{path}: not an ONNX file that can be run: {reason}") from error
+        if kept is None:
+            raise BackendError(f"{path}: holds no settings; it was not written by refinedet export")
+        require_own_settings(path, kept, settings)
+        self.raw = HEADS[0] in {output.name for output in session.get_outputs()}
+        _require_tensors(path, session, settings.model, raw=self.raw)
+        super().__init__(settings.model, session)
+
+    def heads(self, pictures: Array) -> Heads:
+        """The raw outputs, if they were exported."""
+        if not self.raw:
+            raise NotImplementedError("this file gives scored boxes, not the raw heads")
+        return Heads(*self._run(HEADS, pictures))
+
+    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
+        """Decoded boxes and scores of every anchor; of raw outputs, decoded on the host."""
+        if self.raw:
+            return scored_boxes(self.heads(pictures), self.config)
+        return super().scored_boxes(pictures)
+
+
+def export(network: Network, path: Path, settings: Settings, heads: bool) -> None:
+    """Write the detector with its settings, and with its decoding or its raw outputs."""
+    if not isinstance(network, OnnxNetwork):
+        raise BackendError(f"{path}: the model is exported already; copy its file, and its .yaml")
+    model = detector(network.config, network.parameters, HEADS if heads else SCORED_BOXES)
+    model.metadata_props.add(key=SETTINGS, value=to_yaml(settings))
+    write_atomically(path, model.SerializeToString())
+
+
+def _require_tensors(
+    path: Path, session: onnxruntime.InferenceSession, config: Config, *, raw: bool
+) -> None:
+    """The file takes and gives what ``export`` writes for this config."""
+    rows = len(anchors(config))
+    found = {v.name: (v.type, v.shape) for v in (*session.get_inputs(), *session.get_outputs())}
+    widths = (4, 2, 4, config.num_classes) if raw else (4, config.num_classes)
+    outputs = zip(HEADS if raw else SCORED_BOXES, widths, strict=True)
+    for name, *shape in (
+        ("pictures", "N", 3, *config.image_size),
+        *((name, "N", rows, width) for name, width in outputs),
+    ):
+        kind, sides = found.get(name, ("missing", []))
+        if (kind, sides) != ("tensor(float)", shape):
+            raise BackendError(
+                f"{path}: {name} is {kind} {sides}, its settings want tensor(float) {shape}; "
+                "export again"
+            )

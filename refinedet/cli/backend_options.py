@@ -1,0 +1,104 @@
+"""The options of the command line that choose a backend, the same for every command."""
+
+from __future__ import annotations
+
+import inspect
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from refinedet.backends.interface import Backend, BackendError, find_backend
+from refinedet.cli.option_groups import Command, gathered
+
+DEFAULT = "mindspore-cpu"
+PANEL = "Device"
+
+
+class Choice(NamedTuple):
+    """A backend by name, and the keyword arguments that it is made with."""
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def find(self, *needs: str) -> Backend:
+        """``find_backend`` of it."""
+        return find_backend(self.name, *needs, **dict(self.options))
+
+
+class Target(str, Enum):
+    """MindSpore's devices."""
+
+    cpu = "cpu"
+    gpu = "gpu"
+    ascend = "ascend"
+    ascend310 = "ascend310"
+
+
+TargetOption = Annotated[
+    Target | None,
+    typer.Option(
+        "--target",
+        help="MindSpore on this device: --target gpu is short for --backend mindspore-gpu.",
+        rich_help_panel=PANEL,
+    ),
+]
+OPTIONS: dict[str, Any] = {
+    "device_id": Annotated[
+        int | None,
+        typer.Option("--device-id", min=0, help="Which device of its kind.", rich_help_panel=PANEL),
+    ],
+    "streams": Annotated[
+        int | None,
+        typer.Option(
+            "--streams", min=1, help="Lite: batches computed at once.", rich_help_panel=PANEL
+        ),
+    ],
+    "lite_python": Annotated[
+        Path | None,
+        typer.Option(
+            "--lite-python",
+            help="Lite: the interpreter that has mindspore_lite, if it is another.",
+            rich_help_panel=PANEL,
+        ),
+    ],
+}
+"""By the backend's keyword argument."""
+
+
+def chooses_backend(command: Command) -> Command:
+    """Give a command the options that choose what computes.
+
+    Args:
+        command: has a keyword argument ``backend``, a ``Choice``; or ``backends``, a list of
+            them, which, without a default, the user has to name.
+    """
+    own = inspect.signature(command).parameters
+    several = "backends" in own
+    needed = several and own["backends"].default is inspect.Parameter.empty
+    helped = "What computes" + ("; repeatable" if several else "")
+    helped += "." if needed else f"; else {DEFAULT}."
+    kind: Any = list[str] | None if several else str | None
+    asked = Annotated[kind, typer.Option("--backend", help=helped, rich_help_panel=PANEL)]
+
+    def chosen(
+        backend: str | list[str] | None, target: Target | None, **options: Any
+    ) -> Choice | list[Choice]:
+        given = tuple((name, value) for name, value in options.items() if value is not None)
+        names = [backend] if isinstance(backend, str) else list(backend or ())
+        if target is not None:
+            if names:
+                raise BackendError(
+                    f"--target {target.value}: is --backend mindspore-{target.value}; give one"
+                )
+            names = [f"mindspore-{target.value}"]
+        if not names:
+            if needed:
+                raise BackendError("--backend: say which backend to judge, or give --target")
+            names = [DEFAULT]
+        choices = [Choice(name, given) for name in dict.fromkeys(names)]
+        return choices if several else choices[0]
+
+    options = {"backend": asked, "target": TargetOption, **OPTIONS}
+    return gathered(command, "backends" if several else "backend", options, chosen)

@@ -1,0 +1,72 @@
+"""A text list: one line a picture, as the model zoo's README documents it.
+
+    train/0001.jpg 0,259,401,459,7 35,28,324,201,2
+
+The path of the picture, below the pictures' folder, then its objects, each
+``x_min,y_min,x_max,y_max,class``: pixels, and the number of a class from 1 (0 is the
+background). Spaces separate; a path has none. Empty lines and lines that begin with #
+are not read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from refinedet.data.findings import Findings, Folder, plain, read_lines, require_names
+from refinedet.data.dataset import DataError, Dataset, Object, Record, make_record
+from refinedet.data.images import picture_size
+
+
+def read_text_list(file: Path, pictures: Path, class_names: tuple[str, ...]) -> Dataset:
+    """Read a text list.
+
+    Args:
+        file: the list, UTF-8.
+        pictures: the folder that the paths start from.
+        class_names: name of class 1, 2, ...
+    Raises:
+        DataError: no such file or folder, or no class names.
+    """
+    require_names(class_names)
+    findings = Findings()
+    folder = Folder(pictures, findings)
+    records: list[Record] = []
+    for number, line in enumerate(read_lines(file), start=1):
+        if not line or line.startswith("#"):
+            continue
+        where = f"{file}: line {number}"
+        name, *fields = line.split()
+        path = folder.find(where, name)
+        if path is None:
+            continue
+        try:
+            size = picture_size(path)
+        except DataError as error:
+            reason = str(error).removeprefix(f"{path}: ")
+            findings.add("unreadable picture", str(path), f"{reason}: left out")
+            continue
+        found = [
+            _object(f"{where}: object {i}", text, size, len(class_names), findings)
+            for i, text in enumerate(fields, start=1)
+        ]
+        objects = [o for o in found if o is not None]
+        records.append(make_record(len(records) + 1, path, size, objects))
+    return Dataset(f"text {file}", class_names, records, findings.all())
+
+
+def _object(
+    where: str, text: str, size: tuple[int, int], classes: int, findings: Findings
+) -> Object | None:
+    parts = text.split(",")
+    try:
+        x_min, y_min, x_max, y_max = (float(plain(part)) for part in parts[:-1])
+        label = int(plain(parts[-1]))
+    except ValueError:
+        what = f"{text!r:.60} is not x_min,y_min,x_max,y_max,class; correct it"
+        findings.add("malformed annotation", where, what)
+        return None
+    if not 1 <= label <= classes:
+        findings.add("unknown class", where, f"class {label} is outside 1..{classes}; correct it")
+        return None
+    box = findings.box(where, (x_min, y_min, x_max, y_max), size)
+    return Object(box, label) if box else None

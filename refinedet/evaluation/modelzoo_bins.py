@@ -1,0 +1,142 @@
+"""Raw outputs as files: what the model zoo's program for Ascend 310 leaves of every picture.
+
+Two files a picture, numbers of 4 bytes (float32, low byte first) and nothing else. With A
+anchors and K classes, the background included:
+
+    NAME_0.bin    (A, 4) boxes: y_min, x_min, y_max, x_max as fractions of the picture
+    NAME_1.bin    (A, K) scores
+
+NAME is the picture's, up to its first dot. One picture's files are in memory at a time.
+
+Source: MindSpore model zoo, research/cv/RefineDet: ascend310_infer/src/utils.cc (WriteResult),
+postprocess.py, src/box_utils.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from refinedet.data.findings import read_bytes
+from refinedet.data.dataset import DataError, Dataset, Record
+from refinedet.evaluation.metrics import Evaluation, Evaluator
+from refinedet.inference.postprocessing import postprocess
+from refinedet.inference.predictor import in_pixels
+from refinedet.evaluation.protocols import Protocol, chosen_pictures, detection_under
+from refinedet.evaluation.coco_results import write_results
+from refinedet.spec.anchors import anchors
+from refinedet.spec.config import preset, replace
+from refinedet.spec.errors import Array, ContractError
+from refinedet.training.loop import scoring_bar, write_evaluation
+
+ZOO = "modelzoo_vgg16_320"
+"""The one preset whose files the zoo's postprocess.py reads."""
+ROUNDING = 1e-3
+"""By how much a score may leave 0 to 1: an Ascend 310 computes with float16."""
+
+
+def evaluate_raw_outputs(
+    folder: Path,
+    dataset: Dataset,
+    preset_name: str = ZOO,
+    protocol: Protocol | None = None,
+    output: Path | None = None,
+) -> Evaluation:
+    """Evaluate result files; write tables and detections if there is an output folder.
+
+    Args:
+        folder: with two files of every picture that counts.
+        dataset: its classes are the detector's, in their order.
+        preset_name: of the detector; says how many anchors there are, and how boxes become
+            detections.
+        protocol: None takes all pictures, and the preset's own detection settings.
+    Raises:
+        ContractError: no such preset.
+        DataError: no folder; a file that is missing, of another size or with wrong numbers;
+            pictures that share files; a protocol that looks at a picture several times; an
+            output that is a file.
+    """
+    config = replace(preset(preset_name), num_classes=len(dataset.class_names) + 1)
+    dataset.require_usable()
+    detection = config.detection
+    if protocol is not None:
+        if protocol.fusions:
+            raise DataError(
+                f"--protocol {protocol.name}: fuses what networks see; result files hold one look"
+            )
+        detection, dataset = (
+            detection_under(protocol, detection),
+            chosen_pictures(protocol, dataset),
+        )
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    if output is not None and output.exists() and not output.is_dir():
+        raise DataError(f"--output {output}: is a file; choose a folder")
+    count, evaluator = len(anchors(config)), Evaluator(dataset)
+    paths = list(_paths(folder, dataset))
+    bar = tqdm(paths, "evaluating", disable=None, delay=2, unit="picture", leave=False)
+    for record, (boxes_file, scores_file) in zip(dataset.records, bar, strict=True):
+        boxes = _read(boxes_file, count, 4, config.num_classes, preset_name)
+        scores = _read(scores_file, count, config.num_classes, config.num_classes, preset_name)
+        _require_plausible(boxes_file, boxes, scores_file, scores)
+        size = record.height, record.width
+        corners = np.ascontiguousarray(boxes[:, [1, 0, 3, 2]])
+        try:
+            found = postprocess(corners, scores, detection, size)
+        except ContractError as error:
+            raise DataError(f"{boxes_file}: {error}") from error
+        evaluator.add(record.image_id, in_pixels(found, size))
+    if output is None:
+        return evaluator.result(scoring_bar)
+    output.mkdir(parents=True, exist_ok=True)
+    write_results(output / "results.json", dataset.category_ids, evaluator.found)
+    return write_evaluation(output, evaluator)
+
+
+def _paths(folder: Path, dataset: Dataset) -> Iterator[tuple[Path, Path]]:
+    """The files of every picture."""
+    names: dict[str, Record] = {}
+    for record in dataset.records:
+        name = record.path.name.split(".")[0]
+        other = names.setdefault(name, record)
+        if other is not record:
+            raise DataError(
+                f"{folder}: {other.path.name} and {record.path.name} share the files {name}_0.bin "
+                f"and {name}_1.bin; keep the pictures in two data sets, or rename one"
+            )
+        yield folder / f"{name}_0.bin", folder / f"{name}_1.bin"
+
+
+def _require_plausible(boxes_file: Path, boxes: Array, scores_file: Path, scores: Array) -> None:
+    """Refuse numbers of another kind, of which figures would come out that mean nothing."""
+    wrong = np.flatnonzero((scores < -ROUNDING).any(axis=1) | (scores > 1 + ROUNDING).any(axis=1))
+    if wrong.size:
+        raise DataError(
+            f"{scores_file}: row {int(wrong[0])} holds a number that is not from 0 to 1; scores "
+            "are wanted, after sigmoid or softmax"
+        )
+    # A decoder need not clip, but where anchors see nothing boxes stay near them: in the picture.
+    outside = (boxes[:, :2] > 1).any(axis=1) | (boxes[:, 2:] < 0).any(axis=1)
+    if 2 * np.count_nonzero(outside) > len(boxes):
+        raise DataError(
+            f"{boxes_file}: {np.count_nonzero(outside)} of {len(boxes)} boxes are outside the "
+            "picture; fractions of it are wanted, not pixels"
+        )
+
+
+def _read(path: Path, rows: int, columns: int, classes: int, preset_name: str) -> Array:
+    """The (rows, columns) float32 of a file, all finite."""
+    data = read_bytes(path)
+    if len(data) != rows * columns * 4:
+        raise DataError(
+            f"{path}: has {len(data)} bytes, {rows} x {columns} numbers of 4 bytes are wanted; is "
+            f"{preset_name} the detector, with {classes - 1} classes?"
+        )
+    numbers: Array = np.frombuffer(data, "<f4").astype(np.float32).reshape(rows, columns)
+    wrong = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
+    if wrong.size:
+        raise DataError(f"{path}: row {int(wrong[0])} holds a number that is not finite")
+    return numbers

@@ -1,0 +1,163 @@
+"""Published figures, and whether what was measured agrees with them.
+
+The figures are the JSON files of ``published_tables``: each a table with its source, what
+it was measured on and by which protocol (``refinedet.evaluation.protocols``), and rows by name. A
+figure that its table calls unverified is shown beside the measured one, and never judged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import NamedTuple
+
+from refinedet.evaluation.metrics import aligned
+
+TOLERANCE = 0.0015
+"""Between a figure of the published detector and one measured here. Half a thousandth of
+it is the rounding of what was printed."""
+
+RETRAINED = 0.005
+"""By how much a detector trained anew may fall short in the main figure."""
+
+ROUNDING = 1e-9
+"""Of the comparison itself: exactly as far away as allowed is near enough."""
+
+
+class ExpectationError(ValueError):
+    """Measured figures that are not the published ones; one line."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of a table."""
+
+    name: str
+    what: str
+    """The detector, in words."""
+    figures: Mapping[str, float]
+    """Some of ``refinedet.evaluation.metrics.FIGURES``, VOC07 and VOC12; the first is the main one."""
+    unverified: frozenset[str]
+    """Those recalled from memory."""
+    retrained_at_least: float
+    """What a detector trained anew must reach in the main figure."""
+    protocol: str
+    """Name of the protocol it was measured by."""
+    measured_on: str
+    source: str
+
+    @property
+    def main(self) -> str:
+        """The figure by which detectors are compared: AP, VOC07 or VOC12."""
+        return next(iter(self.figures))
+
+
+class Comparison(NamedTuple):
+    """One figure beside its published value."""
+
+    figure: str
+    measured: float
+    published: float
+    verdict: str
+    """"within", "outside", or why it is not judged."""
+
+
+@cache
+def published() -> dict[str, Published]:
+    """All rows by name, in the order of the files' names and of their rows."""
+    rows = {}
+    folder = resources.files("refinedet.evaluation") / "published_tables"
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".json"):
+            table = json.loads(file.read_text("utf-8"))
+            for name, row in table["rows"].items():
+                main = next(iter(row["figures"].values()))
+                rows[name] = Published(
+                    name=name,
+                    what=row["what"],
+                    figures=row["figures"],
+                    unverified=frozenset(row.get("unverified", ())),
+                    retrained_at_least=table.get("retrained_at_least", main - RETRAINED),
+                    protocol=row.get("protocol", table["protocol"]),
+                    measured_on=table["measured_on"],
+                    source=table["source"],
+                )
+    return rows
+
+
+def find_published(name: str) -> Published:
+    """The row of that name.
+
+    Raises:
+        ExpectationError: no such row; lists those there are.
+    """
+    if name not in published():
+        raise ExpectationError(f"--expect: no {name!r}; there are {', '.join(published())}")
+    return published()[name]
+
+
+def compare(
+    measured: Mapping[str, float], row: Published, retrained: bool = False
+) -> list[Comparison]:
+    """Every figure of the row beside the measured one, in the row's order.
+
+    Args:
+        measured: figures by name; nan, and one that is not there, is outside.
+        retrained: judge the main figure alone, and only that it is not too low.
+    """
+    return list(_compared(measured, row, retrained))
+
+
+def _compared(
+    measured: Mapping[str, float], row: Published, retrained: bool
+) -> Iterator[Comparison]:
+    for figure, wanted in row.figures.items():
+        x = measured.get(figure, math.nan)
+        if retrained and figure != row.main:
+            verdict = "not judged"
+        elif figure in row.unverified:
+            verdict = "not judged: unverified"
+        elif retrained:
+            verdict = "within" if x >= row.retrained_at_least - ROUNDING else "outside"
+        else:
+            verdict = "within" if abs(x - wanted) <= TOLERANCE + ROUNDING else "outside"
+        yield Comparison(figure, x, wanted, verdict)
+
+
+def comparison_table(compared: list[Comparison], row: Published, retrained: bool = False) -> str:
+    """The comparison as lines of text: what is published, then a row for every figure."""
+    allowed = (
+        f"{row.main} at least {row.retrained_at_least:.4f}"
+        if retrained
+        else f"within {TOLERANCE:.4f}"
+    )
+    rows = [("figure", "measured", "published", "difference", "verdict")]
+    for figure, x, wanted, verdict in compared:
+        difference = "-" if math.isnan(x) else f"{x - wanted:+.4f}"
+        shown = "-" if math.isnan(x) else f"{x:.4f}"
+        rows.append((figure, shown, f"{wanted:.4f}", difference, verdict))
+    return f"{row.name}: {row.what}; {row.measured_on}\nwanted: {allowed}\n{aligned(rows, left=1)}"
+
+
+def require_agreement(
+    compared: list[Comparison],
+    row: Published,
+    retrained: bool = False,
+) -> None:
+    """Nothing, if no figure is outside.
+
+    Raises:
+        ExpectationError: the first figure outside, and how many there are.
+    """
+    outside = [c for c in compared if c.verdict == "outside"]
+    if not outside:
+        return
+    figure, x, wanted, _ = outside[0]
+    shown = "has no value" if math.isnan(x) else f"is {x:.4f}"
+    limit = f"at least {row.retrained_at_least:.4f}" if retrained else f"{wanted:.4f} ± {TOLERANCE}"
+    more = f" (and {len(outside) - 1} more)" if len(outside) > 1 else ""
+    raise ExpectationError(f"--expect {row.name}: {figure} {shown}, wanted {limit}{more}")

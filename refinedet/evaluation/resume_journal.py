@@ -1,0 +1,204 @@
+"""The ledger of an evaluation: what was found so far, on the disk.
+
+A file of JSON lines. The first says what is evaluated: the digests of the model's file, of
+the settings and of the data. Each other line holds the detections of one picture, and is
+written when they are known, so that an evaluation that was killed goes on where it was.
+From the first line on that is not whole, a ledger is cut off: those pictures run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from refinedet import __version__
+from refinedet.models.checkpoint import checkpoints
+from refinedet.data.dataset import DataError, Dataset
+from refinedet.support.files import WriteError
+from refinedet.settings import Settings, to_yaml
+from refinedet.spec.config import Config
+from refinedet.spec.detection import Detections
+from refinedet.spec.fusion import FusionConfig
+
+FORMAT = "refinedet ledger 1"
+
+
+class Ledger:
+    """The pictures that are done. Not for two processes at once."""
+
+    def __init__(self, path: Path, subject: Mapping[str, str], resume: bool = False) -> None:
+        """Begin a ledger, or go on with it.
+
+        Args:
+            path: the file; its folder exists.
+            subject: what is evaluated, by name: ``describe``.
+            resume: go on with the file if there is one.
+        Raises:
+            DataError: there is a ledger and ``resume`` is not given, or it is of
+                something else, or no file.
+        """
+        self.path = path
+        self._done = 0
+        header = {"format": FORMAT, "version": __version__, **subject}
+        if path.exists():
+            if not path.is_file():  # a device would be read for ever
+                raise DataError(f"{path}: not a file; remove it, or choose another --output")
+            if not resume:
+                raise DataError(
+                    f"{path}: an evaluation was interrupted here; go on with --resume, "
+                    "or remove the file"
+                )
+            self._done = self._whole(header)
+        self._file: BinaryIO = path.open("r+b" if self._done else "wb")
+        if self._done:
+            self._file.truncate(self._done)
+            self._file.seek(self._done)
+        else:
+            self._write(header)
+
+    def _whole(self, header: dict[str, str]) -> int:
+        """Bytes of the lines that are whole; 0 if not even the first is."""
+        size = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                entry = _entry(line)
+                if entry is None:
+                    break
+                if size == 0:
+                    self._require(entry, header)
+                elif _detections(entry) is None:
+                    break
+                size += len(line)
+        return size
+
+    def _require(self, found: Mapping[str, object], header: dict[str, str]) -> None:
+        for name, value in header.items():
+            if found.get(name) != value:
+                raise DataError(
+                    f"{self.path}: was begun with another {name}; "
+                    "remove the file to begin anew, or choose another --output"
+                )
+
+    def finished(self) -> Iterator[tuple[int, Detections]]:
+        """Image id and detections of every picture that was done when it was opened."""
+        with self.path.open("rb") as file:
+            left = self._done - len(file.readline())
+            while left > 0:
+                line = file.readline()
+                left -= len(line)
+                entry = _entry(line)
+                if entry is not None and (done := _detections(entry)) is not None:
+                    yield done
+
+    def add(self, image_id: int, found: Detections) -> None:
+        """Note that a picture is done.
+
+        Raises:
+            WriteError: the disk is full.
+        """
+        columns = {name: column.tolist() for name, column in found._asdict().items()}
+        self._write({"image_id": image_id, "dtype": found.boxes.dtype.name, **columns})
+
+    def _write(self, entry: Mapping[str, object]) -> None:
+        line = json.dumps(entry, allow_nan=False) + "\n"
+        try:
+            self._file.write(line.encode())
+            self._file.flush()  # to the system, which outlives this process
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise WriteError(f"{self.path}: cannot write: {reason}; free some space") from error
+
+    def close(self) -> None:
+        """End the file; it stays."""
+        self._file.close()
+
+    def remove(self) -> None:
+        """End and remove the file: the evaluation is complete."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+
+def _entry(line: bytes) -> dict[str, object] | None:
+    """The object of a line; None where it is not whole."""
+    try:
+        entry = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _detections(entry: Mapping[str, object]) -> tuple[int, Detections] | None:
+    """Image id and detections of an entry; None where it holds something else."""
+    try:
+        image_id, dtype = entry["image_id"], entry["dtype"]
+        boxes = np.array(entry["boxes"], dtype).reshape(-1, 4)  # type: ignore[call-overload]
+        scores = np.array(entry["scores"], dtype)  # type: ignore[call-overload]
+        labels = np.array(entry["labels"], np.int64)
+    except (KeyError, TypeError, ValueError):
+        return None
+    if type(image_id) is not int or not len(boxes) == len(scores) == len(labels):
+        return None
+    return image_id, Detections(boxes, scores, labels)
+
+
+def describe(
+    model: Path,
+    config: Config,
+    backend: str,
+    dataset: Dataset,
+    fusion: FusionConfig | None = None,
+) -> dict[str, str]:
+    """What is evaluated: digests by which another evaluation is told apart.
+
+    Args:
+        model: as ``refinedet.models.open.open_model`` takes it.
+        config: of the network, with its detection settings as they are used.
+        backend: its name.
+        fusion: of several views of a picture; told apart by the digest of the settings.
+    """
+    settings = to_yaml(Settings(model=config))
+    if fusion is not None:
+        settings += repr(fusion)
+    return {
+        "model": model_digest(model),
+        "settings": hashlib.sha256(settings.encode()).hexdigest(),
+        "backend": backend,
+        "data set": data_digest(dataset),
+    }
+
+
+def model_digest(path: Path) -> str:
+    """SHA-256 of a model's file, of a run's newest checkpoint; settings beside it too."""
+    if path.is_dir():
+        path = checkpoints(path / "checkpoints")[0]
+    digest = hashlib.sha256(_file_digest(path))
+    beside = path.with_name(path.name + ".yaml")
+    if beside.exists():
+        digest.update(_file_digest(beside))
+    return digest.hexdigest()
+
+
+def data_digest(dataset: Dataset) -> str:
+    """SHA-256 of a data set: classes, pictures with their content, objects. Not of places."""
+    digest = hashlib.sha256(
+        json.dumps([dataset.class_names, dataset.category_ids, len(dataset)]).encode()
+    )
+    for record in dataset.records:
+        digest.update(f"{record.image_id} {record.width} {record.height}\0".encode())
+        digest.update(_file_digest(record.path))
+        for column in (record.boxes, record.labels, record.areas, record.crowd, record.difficult):
+            digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.digest()

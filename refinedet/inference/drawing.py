@@ -1,0 +1,280 @@
+"""Pictures of results: detections drawn, sheets of samples, curves of a run.
+
+All pictures are (H, W, 3) uint8 in the order R, G, B. Files are written whole or not
+at all. The same input gives the same picture.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from refinedet.data.dataset import DataError
+from refinedet.support.files import write_atomically
+from refinedet.spec.detection import Detections
+from refinedet.spec.errors import Array, ContractError, check_boxes, check_labels, check_shape
+
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+FONT_HEIGHT = 22.0
+"""Pixels of a capital letter at scale 1."""
+GOLDEN = (math.sqrt(5) - 1) / 2
+"""Of the colour circle from one class to the next: no two of many classes come close."""
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of R, G and B in the brightness that the eye sees (ITU-R BT.601)."""
+GREY = 64
+GAP = 4
+"""Pixels between the pictures of a sheet."""
+
+LOSSES = ("total", "arm_offsets", "arm_logits", "odm_offsets", "odm_logits")
+RATES = ("learning_rate",)
+PRECISIONS = ("AP", "AP50", "VOC07", "VOC12")
+
+
+def class_colour(label: int) -> tuple[int, int, int]:
+    """R, G, B of a class, from 1; bright and saturated, the same in every picture."""
+    hue = (label - 1) * GOLDEN % 1
+    pixel = np.array([[[round(hue * 179), 200, 255]]], np.uint8)
+    r, g, b = cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0].tolist()
+    return r, g, b
+
+
+def draw_detections(
+    picture: Array,
+    boxes: Array,
+    labels: Array,
+    scores: Array | None,
+    class_names: Sequence[str],
+) -> Array:
+    """A copy of the picture with a box, a name and a score for every object.
+
+    Line and letters grow with the picture. The best are drawn last, on top. Letters
+    outside ASCII, which OpenCV's fonts lack, show as "?".
+
+    Args:
+        picture: (H, W, 3) uint8.
+        boxes: (D, 4) float32 or float64, pixels, corner form; cut at the picture's edges.
+        labels: (D,) integers from 1.
+        scores: (D,), or None, for truths.
+        class_names: without the background; label 1 is the first.
+    Returns:
+        (H, W, 3) uint8.
+    Raises:
+        ContractError: shapes, dtypes, crossed corners, labels out of range.
+    """
+    _check_picture(picture)
+    check_boxes(boxes=boxes)
+    check_shape(labels, "labels", len(boxes))
+    check_labels(labels, "labels", len(class_names) + 1, lowest=1)
+    if scores is not None:
+        check_shape(scores, "scores", len(boxes))
+    drawn: Array = np.ascontiguousarray(picture).copy()
+    height, width = drawn.shape[:2]
+    line = max(1, round(min(height, width) / 250))
+    corners = np.rint(boxes.clip(0, [width - 1, height - 1] * 2)).astype(int)
+    order = np.arange(len(boxes)) if scores is None else np.argsort(scores, kind="stable")
+    for row in order.tolist():
+        label = int(labels[row])
+        text = class_names[label - 1]
+        if scores is not None:
+            text = f"{text} {scores[row]:.2f}"
+        low, high = corners[row, :2].tolist(), corners[row, 2:].tolist()
+        cv2.rectangle(drawn, low, high, class_colour(label), line)
+        _write(drawn, text, low, class_colour(label))
+    return drawn
+
+
+def _write(picture: Array, text: str, corner: Sequence[int], colour: tuple[int, int, int]) -> None:
+    """Letters on the class's colour, above the corner where there is room."""
+    height, width = picture.shape[:2]
+    scale = max(0.35, min(height, width) / 40 / FONT_HEIGHT)
+    weight = max(1, round(scale * 1.5))
+    shown = text.encode("ascii", "replace").decode()
+    (wide, tall), below = cv2.getTextSize(shown, FONT, scale, weight)
+    x = max(0, min(corner[0], width - wide))
+    top = max(0, corner[1] - tall - below)
+    cv2.rectangle(picture, (x, top), (x + wide, top + tall + below), colour, cv2.FILLED)
+    bright = np.dot(colour, LUMA) > 110
+    ink = (0, 0, 0) if bright else (255, 255, 255)
+    cv2.putText(picture, shown, (x, top + tall), FONT, scale, ink, weight, cv2.LINE_AA)
+
+
+def detections_json(
+    pictures: Iterable[tuple[str, int, int, Detections]], class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Detections of many pictures as plain values, ready for ``json.dumps``.
+
+    Args:
+        pictures: file name, width and height in pixels, and the detections with boxes
+            in pixels.
+        class_names: label 1 is the first.
+    Returns:
+        For each picture "file", "width", "height" and "objects", best first; for each
+        object "label", "class", "score" (6 places) and "box": x_min, y_min, x_max,
+        y_max in pixels (2 places).
+    """
+    return [
+        {
+            "file": file,
+            "width": width,
+            "height": height,
+            "objects": [
+                {
+                    "label": label,
+                    "class": class_names[label - 1],
+                    "score": round(score, 6),
+                    "box": [round(x, 2) for x in box],
+                }
+                for box, score, label in zip(
+                    found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+                )
+            ],
+        }
+        for file, width, height, found in pictures
+    ]
+
+
+def write_picture(path: Path, picture: Array) -> None:
+    """Write a picture in the format that the path's suffix names (.png, .jpg, ...).
+
+    Raises:
+        ContractError: shape or dtype, or a suffix that OpenCV does not know.
+        WriteError: the file cannot be written.
+    """
+    _check_picture(picture)
+    try:
+        done, data = cv2.imencode(path.suffix.lower(), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        done = False
+    if not done:
+        raise ContractError(f"{path}: no picture format of that name; use .png or .jpg")
+    write_atomically(path, data.tobytes())
+
+
+def sheet(pictures: Sequence[Array], columns: int, path: Path, cell: int = 320) -> None:
+    """Write one picture that shows many, row by row on grey.
+
+    Args:
+        pictures: at least one, of any sizes; each is fitted, undistorted, into its place;
+            places are as high and wide as the largest needs.
+        columns: from 1; fewer pictures take fewer.
+        path: a PNG.
+        cell: the longer side of every picture, pixels.
+    Raises:
+        ContractError: no picture, or not a picture; columns or cell below 1.
+        WriteError: the file cannot be written.
+    """
+    if not pictures or columns < 1 or cell < 1:
+        raise ContractError("sheet: wants a picture, a column and a cell size, at least 1 each")
+    fitted = [_fit(picture, cell) for picture in pictures]
+    columns = min(columns, len(fitted))
+    wide = max(picture.shape[1] for picture in fitted)
+    tall = max(picture.shape[0] for picture in fitted)
+    shape = (math.ceil(len(fitted) / columns) * (tall + GAP) + GAP, columns * (wide + GAP) + GAP, 3)
+    canvas = np.full(shape, GREY, np.uint8)
+    for place, picture in enumerate(fitted):
+        height, width = picture.shape[:2]
+        top = GAP + place // columns * (tall + GAP) + (tall - height) // 2
+        left = GAP + place % columns * (wide + GAP) + (wide - width) // 2
+        canvas[top : top + height, left : left + width] = picture
+    write_picture(path, canvas)
+
+
+def _fit(picture: Array, cell: int) -> Array:
+    """The picture with its longer side ``cell``, undistorted."""
+    _check_picture(picture)
+    height, width = picture.shape[:2]
+    ratio = cell / max(height, width)
+    size = max(1, round(width * ratio)), max(1, round(height * ratio))
+    method = cv2.INTER_AREA if ratio < 1 else cv2.INTER_LINEAR
+    resized: Array = cv2.resize(picture, size, interpolation=method)
+    return resized
+
+
+def curves(metrics: Path | Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw a run over its steps: parts of the loss, learning rate, precision.
+
+    Args:
+        metrics: a file of JSON lines, or what they hold. Each has "step" and any of
+            ``LOSSES``, ``RATES``, ``PRECISIONS``; other fields are not read, and a
+            value that is null or not finite leaves a gap.
+        path: a PNG. A panel with nothing to show says so.
+    Raises:
+        DataError: the file cannot be read, or a line is not such an object.
+        WriteError: the picture cannot be written.
+    """
+    # Slow to import, and only needed at the end of a run. No pyplot: its state is global.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(metrics) if isinstance(metrics, Path) else list(metrics)
+    figure = Figure(figsize=(9, 10), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    panels = {"loss": LOSSES, "learning rate": RATES, "average precision": PRECISIONS}
+    for axes, (title, names) in zip(figure.subplots(3, 1), panels.items(), strict=True):
+        positive = False
+        for name in names:
+            steps, values = _series(rows, name)
+            if steps.size:
+                axes.plot(steps, values, label=name, marker="." if steps.size < 50 else "")
+                positive = positive or bool((values > 0).any())
+        if title == "loss" and positive:
+            axes.set_yscale("log", nonpositive="mask")
+        if title == "average precision":
+            axes.set_ylim(0, 1)
+        axes.set(xlabel="step", ylabel=title)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+        else:
+            axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center")
+    canvas.draw()
+    write_picture(path, np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, each with a whole number as "step".
+
+    A last line without its end is what a killed run leaves: it is not read.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not such an object; names it.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8: {error}") from error
+    rows = []
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: line {number}: not JSON: {error}") from error
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise DataError(f'{path}: line {number}: wants an object with a whole "step"')
+        rows.append(row)
+    return rows
+
+
+def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Array, Array]:
+    """Steps and values of one metric, nan where a line has it without a number."""
+    points = [
+        (row["step"], float(x) if isinstance(x := row[name], (int, float)) else math.nan)
+        for row in rows
+        if name in row
+    ]
+    steps, values = np.asarray(points, np.float64).reshape(-1, 2).T
+    return steps, np.where(np.isfinite(values), values, math.nan)
+
+
+def _check_picture(picture: Array) -> None:
+    check_shape(picture, "picture", None, None, 3)
+    if picture.dtype != np.uint8 or not picture.size:
+        raise ContractError(f"picture: wants uint8 pixels, got {picture.shape} {picture.dtype}")

@@ -1,0 +1,100 @@
+"""Protobuf's wire format: the little of it that files of weights need, both ways.
+
+A reader goes through the bytes once, and what it gives are views of them. Every length is
+checked against the bytes that are there.
+
+Source: protobuf.dev, "Encoding".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from refinedet.spec.errors import Array
+from refinedet.models.foreign.errors import FormatError
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+MOST_DIMENSIONS = 8
+
+
+def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """The fields of a message: number, and an int or the bytes."""
+    at = 0
+    while at < len(data):
+        start = at
+        key, at = varint(data, at)
+        number, wire = key >> 3, key & 7
+        if number == 0:
+            raise FormatError(f"a field without a number at byte {start} of a message")
+        if wire == VARINT:
+            value, at = varint(data, at)
+            yield number, value
+            continue
+        if wire == BYTES:
+            size, at = varint(data, at)
+        elif wire in (FIXED32, FIXED64):
+            size = 4 if wire == FIXED32 else 8
+        else:
+            raise FormatError(f"no such field at byte {start} of a message")
+        if size > len(data) - at:
+            raise FormatError(f"cut off: a field of {size} bytes, {len(data) - at} are there")
+        yield number, data[at : at + size]
+        at += size
+
+
+def varint(data: memoryview, at: int) -> tuple[int, int]:
+    """A number of at most 64 bits, and where the next field begins."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            raise FormatError("cut off in a number")
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise FormatError("a number of more than 64 bits")
+
+
+def message(value: int | memoryview) -> memoryview:
+    """The bytes of a field that a message, text or array should be."""
+    if isinstance(value, int):
+        raise FormatError("a number where a message should be")
+    return value
+
+
+def shaped(what: str, chunks: Sequence[memoryview], dtype: str, shape: list[int]) -> Array:
+    """The numbers of all chunks, one after the other, as an array of that shape.
+
+    Raises:
+        FormatError: another shape than theirs, told as that of ``what``.
+    """
+    content = chunks[0] if len(chunks) == 1 else memoryview(b"".join(chunks))
+    size = np.dtype(dtype).itemsize
+    if len(shape) <= MOST_DIMENSIONS and math.prod(shape) * size == len(content):
+        try:
+            return np.frombuffer(content, dtype).reshape(shape)
+        except (ValueError, OverflowError):  # no numbers, by more than NumPy counts to
+            pass
+    shown = "x".join(map(str, shape[:MOST_DIMENSIONS])) or "that of one number"
+    raise FormatError(f"{what}: its shape is {shown}, it holds {len(content) // size} numbers")
+
+
+def written_varint(value: int) -> bytes:
+    """A number from 0, as ``varint`` reads it."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def written_field(number: int, value: int | bytes) -> bytes:
+    """One field: a number, or bytes with their length."""
+    if isinstance(value, int):
+        return written_varint(number << 3 | VARINT) + written_varint(value)
+    return written_varint(number << 3 | BYTES) + written_varint(len(value)) + value

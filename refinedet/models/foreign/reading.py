@@ -1,0 +1,153 @@
+"""A file of weights of any known kind: its tensors, under its names and ours.
+
+The kind is told by the content, never by the file's name. Nothing in it is run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from refinedet.models.checkpoint import FORMAT as CHECKPOINT_FORMAT
+from refinedet.models.checkpoint import LARGEST_HEADER, CheckpointError, load_checkpoint
+from refinedet.settings import Settings, SettingsError, from_yaml
+from refinedet.spec.errors import Array
+from refinedet.spec.network import Parameters
+from refinedet.models.foreign.caffe import read_caffemodel
+from refinedet.models.foreign.mindspore_ckpt import is_ckpt, read_ckpt
+from refinedet.models.foreign.errors import FormatError, brief
+from refinedet.models.foreign.mapping import recognise
+from refinedet.models.foreign.pytorch import read_legacy, read_zip
+from refinedet.models.foreign.scheme import Scheme
+
+LARGEST_FILE = 2 << 30
+"""Bytes of a file that are read; protobuf allows no more either."""
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """What is in a file.
+
+    Attributes:
+        container: the file's format, for messages.
+        tensors: by the file's own names, of any dtype that the format has, read-only.
+        scheme: how it names them.
+        settings: those that this program left in it, if it wrote it.
+    """
+
+    path: Path
+    container: str
+    tensors: dict[str, Array]
+    scheme: Scheme
+    settings: Settings | None = None
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        """The tensors that have a canonical name, under it; float32, in C's order, own memory.
+
+        Raises:
+            CheckpointError: one of other numbers than floats.
+        """
+        found = {}
+        for name, tensor in self.tensors.items():
+            ours = self.scheme.canonical(name)
+            if ours is not None:
+                if tensor.dtype.kind != "f":
+                    raise CheckpointError(
+                        f"{self.path}: {brief(name)} has the type {tensor.dtype}, wants floats"
+                    )
+                with np.errstate(over="ignore"):  # what overflows is not finite, and told
+                    found[ours] = np.array(self.scheme.convert(ours, tensor), np.float32, order="C")
+        return found
+
+    def dropped(self) -> int:
+        """How many tensors are known, and of no use here."""
+        return sum(map(self.scheme.is_ignored, self.tensors))
+
+    def unexpected(self) -> list[str]:
+        """Names that mean nothing here, and should not be there."""
+        scheme = self.scheme
+        return [n for n in self.tensors if not scheme.canonical(n) and not scheme.is_ignored(n)]
+
+
+def read_weights(path: Path) -> WeightsFile:
+    """Read a file of weights, or a checkpoint.
+
+    Raises:
+        CheckpointError: no such file, damaged, of no known format, or of a network that is
+            not known here.
+    """
+    try:
+        container, tensors, settings = _read(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read: {error.strerror}") from error
+    except (FormatError, SettingsError) as error:
+        raise CheckpointError(f"{path}: {brief(str(error), 300)}") from error
+    scheme = recognise(list(tensors))
+    if scheme is None:
+        names = ", ".join(brief(name) for name in list(tensors)[:3])
+        raise CheckpointError(
+            f"{path}: {container} with {len(tensors)} tensors of no network known here, as {names}"
+        )
+    theirs: dict[str, str] = {}
+    for name in tensors:
+        ours = scheme.canonical(name)
+        if ours is not None and theirs.setdefault(ours, name) != name:
+            both = f"{brief(theirs[ours])} and {brief(name)}"
+            raise CheckpointError(f"{path}: {both} are both {ours}")
+    return WeightsFile(path, container, tensors, scheme, settings)
+
+
+def _read(path: Path) -> tuple[str, dict[str, Array], Settings | None]:
+    """Container, tensors, settings."""
+    if path.exists() and not path.is_file():  # a pipe would wait for ever
+        raise FormatError("not a file")
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise FormatError(f"larger than {LARGEST_FILE} bytes; not a file of weights")
+        start = file.read(512)
+        header = int.from_bytes(start[:8], "little")
+        if start[8:9] == b"{" and header <= LARGEST_HEADER:
+            return _read_safetensors(path)
+        file.seek(0)
+        data = file.read(size)
+    if start[:4] == b"PK\x03\x04":
+        return "PyTorch's zip format", read_zip(data), None
+    if start[:1] == b"\x80":
+        return "PyTorch's format before 1.6", read_legacy(data), None
+    if start[257:262] == b"ustar":
+        raise FormatError("a tar archive; unpack it, or save the weights with a newer PyTorch")
+    if is_ckpt(start):
+        try:
+            return "a MindSpore checkpoint", read_ckpt(memoryview(data)), None
+        except FormatError as error:
+            raise FormatError(f"a MindSpore checkpoint: {error}") from error
+    try:
+        return "a caffemodel", read_caffemodel(memoryview(data)), None
+    except FormatError as error:
+        raise FormatError(
+            f"neither safetensors nor PyTorch's nor MindSpore's; read as a caffemodel: {error}"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> tuple[str, dict[str, Array], Settings | None]:
+    try:
+        with safe_open(path, "numpy") as stored:
+            metadata = stored.metadata() or {}
+            if metadata.get("format") == CHECKPOINT_FORMAT:
+                tensors = {}
+            else:
+                tensors = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
+    except (SafetensorError, AttributeError, TypeError, ValueError) as error:
+        # The last three: a dtype that NumPy does not have, a shape that it refuses.
+        raise FormatError(f"corrupt or cut off ({error})") from error
+    if not tensors and metadata.get("format") == CHECKPOINT_FORMAT:
+        checkpoint = load_checkpoint(path)
+        return "a checkpoint", checkpoint.parameters, checkpoint.settings
+    settings = from_yaml(metadata["settings"]) if "settings" in metadata else None
+    return "safetensors", tensors, settings

@@ -1,0 +1,59 @@
+"""The backend under test: mindspore-lite, or the one that REFINEDET_LITE_BACKEND names."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from refinedet.adapters.lite import engine
+from refinedet.backends.interface import BackendError, find_backend
+
+NAME = os.environ.get("REFINEDET_LITE_BACKEND", "mindspore-lite")
+
+
+def pytest_report_header():
+    """The Lite found; without it, or its device, nothing is run."""
+    try:
+        backend = find_backend(NAME)
+        python = backend.python or engine.THIS
+        found = engine.Worker(python).versions
+    except BackendError as error:
+        raise pytest.UsageError(str(error)) from error
+    return f"{NAME}: {python}, {', '.join(f'{k} {v}' for k, v in found.items())}"
+
+
+@pytest.fixture(scope="session")
+def backend():
+    """The backend; its device is there."""
+    return find_backend(NAME)
+
+
+@pytest.fixture(scope="session")
+def python(backend):
+    """The interpreter that has Lite."""
+    return backend.python or engine.THIS
+
+
+@pytest.fixture(scope="session")
+def made(backend, python):
+    """Makes a backend of the same kind with other options."""
+    return lambda **given: type(backend)(lite_python=Path(python.path), **given)
+
+
+@pytest.fixture(scope="session")
+def agrees(backend):
+    """Compares a network's outputs with the contract's, as far as there are pictures.
+
+    Ascend 310 multiplies in float16; its number is a guess, no such device was at hand.
+    """
+    atol = {"mindspore-lite": 1e-5, "mindspore-ascend310": 0.05}[backend.name]
+
+    def compare(network, wanted, pictures):
+        for name, mine, want in zip(wanted._fields, network.heads(pictures), wanted, strict=True):
+            want = want[: len(pictures)]
+            assert (mine.shape, mine.dtype) == (want.shape, np.float32), name
+            assert_allclose(mine, want, atol=atol, rtol=1e-5, err_msg=name)
+
+    return compare

@@ -1,0 +1,195 @@
+"""How much memory an evaluation of COCO's size needs, without COCO.
+
+    python tests/evaluation/memory.py --protocol paper
+
+A fake network draws scores for 6,375 anchors and 80 classes; everything after it is real:
+selection, suppression, the ledger, the results file, figures, tables and samples. Then the
+results file is scored alone. Each part runs in a process of its own.
+
+    python tests/evaluation/memory.py --lite refinedet_eighth_128
+    python tests/evaluation/memory.py --results-bin
+
+The first runs a real network of that preset on MindSpore Lite, whose processes it measures
+too; REFINEDET_LITE_PYTHON names their interpreter. The second reads the model zoo's result
+files, 2.1 MB a picture; all pictures share two files on the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from refinedet.backends.interface import find_backend
+from refinedet.data.formats.coco import read_coco
+from refinedet.support.files import write_json
+from refinedet.evaluation.resume_journal import Ledger, describe
+from refinedet.inference.multiscale import MultiScalePredictor
+from refinedet.inference.predictor import Predictor
+from refinedet.evaluation.protocols import find_protocol, under
+from refinedet.evaluation.modelzoo_bins import evaluate_raw_outputs
+from refinedet.evaluation.coco_results import score_results, write_results
+from refinedet.spec.anchors import anchors
+from refinedet.spec.config import preset
+from refinedet.spec.network import initial_parameters
+from refinedet.training.loop import collect, write_evaluation
+
+OBJECTS = 7
+WIDTH, HEIGHT = 640, 480
+CANDIDATES = 4000
+"""Scores above 0 of a picture."""
+
+
+class FakeNetwork:
+    """Random scores, for boxes that are the anchors."""
+
+    def __init__(self) -> None:
+        self.config = preset("refinedet_vgg16_320")
+        self.boxes = anchors(self.config).astype(np.float32)
+        self.rng = np.random.default_rng(0)
+
+    def scored_boxes(self, pictures: Any) -> tuple[Any, Any]:
+        """Of the shapes that a real network gives."""
+        scores = np.zeros((len(pictures), len(self.boxes), 81), np.float32)
+        for table in scores.reshape(len(pictures), -1):
+            table[self.rng.integers(0, table.size, CANDIDATES)] = self.rng.random(CANDIDATES)
+        return np.repeat(self.boxes[None], len(pictures), 0), scores
+
+
+def write_data(folder: Path, pictures: int) -> None:
+    """COCO's layout: many pictures, which are all the same."""
+    rng = np.random.default_rng(1)
+    (folder / "pictures").mkdir()
+    cv2.imwrite(str(folder / "picture.jpg"), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    images, annotations = [], []
+    for image_id in range(1, pictures + 1):
+        (folder / "pictures" / f"{image_id}.jpg").hardlink_to(folder / "picture.jpg")
+        size = {"width": WIDTH, "height": HEIGHT}
+        images.append({"id": image_id, "file_name": f"{image_id}.jpg", **size})
+        for _ in range(OBJECTS):
+            box = [*rng.integers(0, 300, 2).tolist(), *rng.integers(8, 170, 2).tolist()]
+            category = int(rng.integers(1, 81))
+            annotation = {"id": len(annotations) + 1, "image_id": image_id, "bbox": box}
+            annotations.append(annotation | {"category_id": category, "iscrowd": 0})
+    categories = [{"id": i, "name": f"class {i}"} for i in range(1, 81)]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    write_json(folder / "annotations.json", document)
+
+
+def megabytes(field: str) -> float:
+    """A field of the process's status: VmRSS now, VmHWM the highest so far."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise SystemExit("this system does not tell a process's memory")
+
+
+def measured(what: str, work: Callable[[], Any]) -> None:
+    """Print by how much the memory rises in ``work``, and how long it takes."""
+    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is the present
+    before, began = megabytes("VmRSS"), time.monotonic()
+    work()
+    rise = megabytes("VmHWM") - before
+    print(f"{what}: +{rise:.0f} MB over {before:.0f} MB, {time.monotonic() - began:.0f} s")
+
+
+def evaluation(folder: Path, name: str, pictures: int, lite: str | None = None) -> None:
+    """Evaluate the fake network, or one on Lite, as ``refinedet eval --output`` does."""
+    dataset = read_coco(folder / "annotations.json", folder / "pictures")
+    dataset = replace(dataset, records=dataset.records[:pictures])
+    if lite is None:
+        network = FakeNetwork()
+    else:
+        config = preset(lite)
+        config = replace(config, num_classes=81)
+        network = find_backend("mindspore-lite", "network").network(
+            config, initial_parameters(config, 0)
+        )
+    network = under(find_protocol(name), network)
+    fusion, predict = find_protocol(name).fusion(network.config), Predictor(network).predict
+    if fusion is not None:
+        predict = MultiScalePredictor(network, fusion, lambda _: network).predict
+
+    def work() -> None:
+        subject = describe(folder / "picture.jpg", network.config, "fake", dataset, fusion)
+        ledger = Ledger(folder / "unfinished.jsonl", subject)
+        evaluator = collect(predict, dataset, ledger)
+        count = sum(len(found.labels) for found in evaluator.found.values())
+        print(f"{len(dataset)} pictures, {count} detections")
+        write_results(folder / "results.json", dataset.category_ids, evaluator.found)
+        write_evaluation(folder, evaluator)
+        ledger.close()
+
+    measured("evaluation", work)
+    if lite is not None:
+        del network, predict, work
+        gc.collect()  # ends the worker, of which the system then tells the peak
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        print(f"Lite's processes: {peak:.0f} MB")
+
+
+def raw_outputs(folder: Path, name: str) -> None:
+    """Evaluate result files, as ``refinedet eval --results-bin`` does."""
+    dataset = read_coco(folder / "annotations.json", folder / "pictures")
+    network, files = FakeNetwork(), folder / "result_Files"
+    files.mkdir()
+    boxes, scores = network.scored_boxes(np.zeros((1, 3, 320, 320), np.float32))
+    corners = np.sort(boxes.clip(0, 1).reshape(-1, 2, 2), axis=1).reshape(-1, 4)
+    for number, content in enumerate((corners[:, [1, 0, 3, 2]], scores)):
+        one = files / f"any_{number}.bin"
+        one.write_bytes(np.ascontiguousarray(content).tobytes())
+        for record in dataset.records:
+            (files / f"{record.path.stem}_{number}.bin").hardlink_to(one)
+    measured(
+        "result files",
+        lambda: evaluate_raw_outputs(files, dataset, protocol=find_protocol(name), output=folder),
+    )
+
+
+def scoring(folder: Path) -> None:
+    """Score the results file, as ``refinedet eval --results`` does."""
+    size = (folder / "results.json").stat().st_size / 2**20
+    work = lambda: score_results(folder / "results.json", folder / "annotations.json")  # noqa: E731
+    measured(f"scoring a results file of {size:.0f} MB", work)
+
+
+def main() -> None:
+    """Make the data, then measure."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--protocol", default="paper")
+    parser.add_argument("--lite", metavar="PRESET", help="a network on MindSpore Lite")
+    parser.add_argument("--results-bin", action="store_true", help="the model zoo's files")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_data(folder, arguments.pictures)
+        steps: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
+            (
+                evaluation,
+                (folder, arguments.protocol, arguments.pictures, arguments.lite),
+            ),
+            (scoring, (folder,)),
+        ]
+        if arguments.results_bin:
+            steps = [(raw_outputs, (folder, arguments.protocol))]
+        for step, given in steps:
+            process = multiprocessing.get_context("spawn").Process(target=step, args=given)
+            process.start()
+            process.join()
+            if process.exitcode:
+                raise SystemExit(process.exitcode)
+
+
+if __name__ == "__main__":
+    main()
