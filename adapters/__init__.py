@@ -1,1 +1,1 @@
-"""Backends: the contract on real devices. They are found through entry points."""
+"""Backends: the specification on real devices. They are found through entry points."""

@@ -57,13 +57,13 @@ def conformance(
     annotations: Annotated[
         Path | None, typer.Option(help="COCO's JSON.", rich_help_panel=REPORTED)
     ] = None,
-    pictures: Annotated[
-        Path | None, typer.Option(help="Folder of the pictures.", rich_help_panel=REPORTED)
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images.", rich_help_panel=REPORTED)
     ] = None,
     expect: Annotated[
         str | None,
         typer.Option(
-            help="Published figures to reach, as modelzoo-ascend910.", rich_help_panel=REPORTED
+            help="Published metrics to reach, as modelzoo-ascend910.", rich_help_panel=REPORTED
         ),
     ] = None,
     retrained: Annotated[
@@ -75,8 +75,8 @@ def conformance(
         ),
     ] = False,
 ) -> None:
-    """Judge backends by the contract; status 1 if a check failed."""
-    case = asked(model, annotations, pictures, expect, retrained)
+    """Judge backends by the specification; status 1 if a check failed."""
+    case = asked(model, annotations, images, expect, retrained)
     text = " ".join(words or ())
     checks = select((str(one.value) for one in level or ()), text, case)
     if not checks:

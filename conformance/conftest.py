@@ -37,10 +37,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for name, what in (
         ("--model", "published detector, for level reported mAP"),
         ("--annotations", "COCO's JSON"),
-        ("--pictures", "folder of the pictures"),
+        ("--images", "folder of the images"),
     ):
         group.addoption(name, type=Path, help=what)
-    group.addoption("--expect", help="published figures to reach")
+    group.addoption("--expect", help="published metrics to reach")
     group.addoption("--retrained", action="store_true", help="of a detector trained anew")
 
 
@@ -54,7 +54,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     option = session.config.getoption
     if not option("backend"):
         raise pytest.UsageError("say which backend to judge: --backend NAME")
-    given = (option(name) for name in ("model", "annotations", "pictures", "expect", "retrained"))
+    given = (option(name) for name in ("model", "annotations", "images", "expect", "retrained"))
     try:
         if case := asked(*given):
             case.require_usable()

@@ -1,8 +1,8 @@
-"""Inputs of the contract's domain, for Hypothesis.
+"""Inputs of the specification's domain, for Hypothesis.
 
 Coordinates, overlaps and scores are drawn on grids of powers of two: they are exact in
 float32, so that equality at a threshold and ties are met often, and must be decided as
-the contract says; and they shrink to short numbers. Pictures are never square.
+the specification says; and they shrink to short numbers. Images are never square.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from refinedet.spec.anchors import anchors
 from refinedet.spec.config import (
     Config,
     DetectionConfig,
+    ImageConfig,
     MatchingConfig,
-    PictureConfig,
     ScheduleConfig,
     preset,
     replace,
@@ -40,7 +40,7 @@ def boxes(
 
 @st.composite
 def wide_boxes(draw: st.DrawFn) -> Array:
-    """Boxes of which some reach outside the picture."""
+    """Boxes of which some reach outside the image."""
     wide: Array = draw(boxes()) * np.float32(2) - np.float32(0.5)
     return wide
 
@@ -139,7 +139,7 @@ def anchor_configs(draw: st.DrawFn) -> Config:
 
 @st.composite
 def objects(draw: st.DrawFn, config: Config, most: int = 4) -> tuple[Array, Array]:
-    """A picture's objects: boxes (T, 4), labels (T,)."""
+    """An image's objects: boxes (T, 4), labels (T,)."""
     b = draw(boxes(most=most, sided=True))
     c = draw(arrays(np.int64, len(b), elements=st.integers(1, config.num_classes - 1)))
     return b, c
@@ -175,7 +175,7 @@ def labelled_logits(draw: st.DrawFn) -> tuple[Array, Array]:
 
 @st.composite
 def offset_pairs(draw: st.DrawFn) -> tuple[Array, Array]:
-    """Predicted and wanted offsets (M, 4)."""
+    """Predicted and expected offsets (M, 4)."""
     rows = draw(st.integers(0, 6))
     return draw(offsets(rows)), draw(offsets(rows))
 
@@ -184,7 +184,7 @@ def offset_pairs(draw: st.DrawFn) -> tuple[Array, Array]:
 def module_cases(draw: st.DrawFn) -> tuple[Array, Array, Array, Array, Array, float]:
     """Arguments of ``module_loss``; losses of negatives tie where logits are the same."""
     n, a, k = draw(st.integers(1, 3)), draw(st.integers(1, 6)), draw(st.integers(2, 4))
-    predicted, wanted = (draw(offsets(n * a)).reshape(n, a, 4) for _ in range(2))
+    predicted, expected = (draw(offsets(n * a)).reshape(n, a, 4) for _ in range(2))
     coarse = arrays(np.int8, (n, a, k), elements=st.integers(-2, 2))
     labels = draw(arrays(np.int64, (n, a), elements=st.integers(0, k - 1)))
     logits = draw(coarse).astype(np.float32)
@@ -192,7 +192,7 @@ def module_cases(draw: st.DrawFn) -> tuple[Array, Array, Array, Array, Array, fl
     logits[labels == 0, 1:] = np.array([0.5, -1, 2], np.float32)[: k - 1]
     eligible = draw(arrays(bool, (n, a)))
     ratio = draw(st.sampled_from([0.0, 1.0, 1.5, 3.0]))
-    return predicted, logits, wanted, labels, eligible, ratio
+    return predicted, logits, expected, labels, eligible, ratio
 
 
 PIXELS = st.sampled_from([(0.0, 0.0), (0.125, 0.0625)])
@@ -214,7 +214,7 @@ def suppressions(draw: st.DrawFn) -> tuple[Array, Array, float, tuple[float, flo
 def detection_cases(
     draw: st.DrawFn,
 ) -> tuple[Array, Array, DetectionConfig, tuple[int, int] | None]:
-    """Boxes, scores (A, K) with ties, limits, the original picture's size."""
+    """Boxes, scores (A, K) with ties, limits, the original image's size."""
     count, classes = draw(st.integers(0, 8)), draw(st.integers(2, 4))
     inside = draw(boxes(least=count, most=count))
     b = inside * np.float32(1.25) - np.float32(0.125)
@@ -254,11 +254,11 @@ def schedules(draw: st.DrawFn) -> tuple[int, ScheduleConfig]:
 
 
 @st.composite
-def eight_bit(draw: st.DrawFn) -> tuple[Array, PictureConfig]:
-    """A picture (H, W, 3) uint8, RGB, and how it becomes the input."""
+def eight_bit(draw: st.DrawFn) -> tuple[Array, ImageConfig]:
+    """An image (H, W, 3) uint8, RGB, and how it becomes the input."""
     height = draw(st.integers(1, 4))
     width = draw(st.integers(1, 5).filter(lambda n: n != height))
-    config = PictureConfig(
+    config = ImageConfig(
         draw(st.sampled_from(["RGB", "BGR"])),
         draw(st.sampled_from([(104.0, 117.0, 123.0), (0.0, 0.0, 0.0), (100.5, 50.25, 7.0)])),
         draw(st.sampled_from([(1.0, 1.0, 1.0), (58.0, 57.0, 57.5)])),
@@ -275,7 +275,7 @@ def seeded_heads(config: Config, count: int, seed: int) -> Heads:
 
 
 def seeded_objects(config: Config, counts: tuple[int, ...], seed: int) -> tuple[list[Any], ...]:
-    """For each picture so many objects: boxes (T, 4) float32, labels (T,) int64."""
+    """For each image so many objects: boxes (T, 4) float32, labels (T,) int64."""
     rng = np.random.default_rng(seed)
     all_boxes, all_labels = [], []
     for count in counts:
@@ -302,7 +302,7 @@ def seeded_parameters(config: Config, seed: int) -> Parameters:
     return parameters
 
 
-def seeded_pictures(config: Config, count: int, seed: int) -> Array:
+def seeded_images(config: Config, count: int, seed: int) -> Array:
     """Noise (N, 3, H, W) float32, of unit spread."""
     rng = np.random.default_rng([seed, 2])
     return rng.normal(size=(count, 3, *config.image_size)).astype(np.float32)

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from refinedet.backends.interface import precisions
-from refinedet.conformance.tolerances import TOLERANCES, Tolerance
 from refinedet.backends.operations import OPERATIONS
+from refinedet.conformance.tolerances import TOLERANCES, Tolerance
 from refinedet.spec.errors import Array
 
 
-@dataclass(eq=False)  # arrays have no one truth value, and an exception is itself
+@dataclass(eq=False)  # arrays have no one ground truth value, and an exception is itself
 class Violation(AssertionError):  # noqa: N818 - a verdict, not a mistake of the program
     """A law that a backend broke, on one input."""
 
     said: str
     """What is wrong, in words."""
     got: object = None
-    wanted: object = None
+    expected: object = None
     error: float | None = None
     """Largest absolute error, of the number furthest outside its tolerance."""
     tolerance: float | None = None
@@ -64,23 +64,23 @@ def _same(a: object, b: object) -> bool:
     return bool(a == b)
 
 
-def _check_leaf(what: str, got: Any, wanted: Any) -> None:
+def _check_leaf(what: str, got: Any, expected: Any) -> None:
     """Kind, dtype, shape, layout and finiteness of one result."""
-    if isinstance(wanted, np.ndarray):
+    if isinstance(expected, np.ndarray):
         if not isinstance(got, np.ndarray):
-            raise Violation(f"{what} is a {type(got).__name__}, not a NumPy array", got, wanted)
-        if got.dtype != wanted.dtype:
-            raise Violation(f"{what} has dtype {got.dtype}, not {wanted.dtype}", got, wanted)
-        if got.shape != wanted.shape:
-            raise Violation(f"{what} has shape {got.shape}, not {wanted.shape}", got, wanted)
+            raise Violation(f"{what} is a {type(got).__name__}, not a NumPy array", got, expected)
+        if got.dtype != expected.dtype:
+            raise Violation(f"{what} has dtype {got.dtype}, not {expected.dtype}", got, expected)
+        if got.shape != expected.shape:
+            raise Violation(f"{what} has shape {got.shape}, not {expected.shape}", got, expected)
         if not got.flags.c_contiguous:
-            raise Violation(f"{what} is not C-contiguous", got, wanted)
+            raise Violation(f"{what} is not C-contiguous", got, expected)
         if not got.flags.writeable:
-            raise Violation(f"{what} is read-only", got, wanted)
+            raise Violation(f"{what} is read-only", got, expected)
     elif isinstance(got, np.ndarray) or not isinstance(got, (bool, int, float, np.generic)):
-        raise Violation(f"{what} is a {type(got).__name__}, not a number", got, wanted)
+        raise Violation(f"{what} is a {type(got).__name__}, not a number", got, expected)
     if not np.isfinite(np.asarray(got)).all():
-        raise Violation(f"{what} is not finite", got, wanted)
+        raise Violation(f"{what} is not finite", got, expected)
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Subject:
     cases: int = 0
     """Discrete results compared."""
     masked: int = 0
-    """Of these, the ones that the contract's own margin left undecided."""
+    """Of these, the ones that the specification's own margin left undecided."""
     observed: dict[tuple[str, str], float] = field(default_factory=dict)
     """By row of the table of tolerances: the largest error, absolute below 1, relative above;
     of tensors, relative to the tensor's largest number."""
@@ -121,9 +121,9 @@ class Subject:
         )
 
     def sound(
-        self, name: str, function: Callable[..., Any], wanted: object, *arguments: Any
+        self, name: str, function: Callable[..., Any], expected: object, *arguments: Any
     ) -> Any:
-        """What ``function`` makes of the arguments, if it is of the kind of ``wanted``."""
+        """What ``function`` makes of the arguments, if it is of the kind of ``expected``."""
         before = copy.deepcopy(arguments)
         try:
             got = function(*arguments)
@@ -132,29 +132,29 @@ class Subject:
         for (path, old), (_, new) in zip(leaves(before), leaves(arguments), strict=True):
             if not _same(old, new):
                 raise Violation(f"{name} changes its argument {path}", new, old)
-        parts, want = dict(leaves(got)), dict(leaves(wanted))
+        parts, want = dict(leaves(got)), dict(leaves(expected))
         if parts.keys() != want.keys():
-            raise Violation(f"{name} gives {_shown(got)}, not {_shown(wanted)}", got, wanted)
+            raise Violation(f"{name} gives {_shown(got)}, not {_shown(expected)}", got, expected)
         for path, part in parts.items():
             _check_leaf(f"{name}{path}", part, want[path])
         return got
 
     def agrees(self, name: str, *arguments: Any) -> None:
-        """The operation gives what the contract gives, within its tolerance."""
-        function, wanted = self.operation(name), OPERATIONS[name](*copy.deepcopy(arguments))
-        self.compare(name, self.sound(name, function, wanted, *arguments), wanted)
+        """The operation gives what the specification gives, within its tolerance."""
+        function, expected = self.operation(name), OPERATIONS[name](*copy.deepcopy(arguments))
+        self.compare(name, self.sound(name, function, expected, *arguments), expected)
 
-    def compare(self, name: str, got: object, wanted: object, tolerance: str = "") -> None:
+    def compare(self, name: str, got: object, expected: object, tolerance: str = "") -> None:
         """Sound results are equal: whole numbers exactly, others within the tolerance."""
-        want = dict(leaves(wanted))
+        want = dict(leaves(expected))
         for path, part in leaves(got):
             self._compare_leaf(f"{name}{path}", part, want[path], tolerance or name)
 
-    def _compare_leaf(self, what: str, got: Any, wanted: Any, tolerance: str) -> None:
-        g, w = np.asarray(got), np.asarray(wanted)
+    def _compare_leaf(self, what: str, got: Any, expected: Any, tolerance: str) -> None:
+        g, w = np.asarray(got), np.asarray(expected)
         if w.dtype.kind in "biu":
             if not np.array_equal(g, w):
-                raise Violation(f"{what} differs{_first(g != w)}", got, wanted)
+                raise Violation(f"{what} differs{_first(g != w)}", got, expected)
             return
         if w.size == 0:
             return
@@ -167,15 +167,15 @@ class Subject:
             raise Violation(
                 f"{what} differs{_first(fraction > 1)}",
                 got,
-                wanted,
+                expected,
                 float(error[at]),
                 float(allowed[at]),
             )
 
-    def compare_tensors(self, what: str, got: Any, wanted: Any, tolerance: str) -> None:
+    def compare_tensors(self, what: str, got: Any, expected: Any, tolerance: str) -> None:
         """Sound tensors by name are equal; errors are measured by each tensor's largest."""
         row = self.row(tolerance)
-        for name, w in wanted.items():
+        for name, w in expected.items():
             if w.size == 0:
                 continue
             allowed = row.atol + row.rtol * float(np.abs(w).max())
@@ -184,20 +184,20 @@ class Subject:
             if error > allowed:
                 raise Violation(f"{what} {name} differs", got[name], w, error, allowed)
 
-    def require(self, holds: bool, said: str, got: object = None, wanted: object = None) -> None:
+    def require(self, holds: bool, said: str, got: object = None, expected: object = None) -> None:
         """A law, in words, that must hold."""
         if not holds:
-            raise Violation(said, got, wanted)
+            raise Violation(said, got, expected)
 
-    def near(self, got: float, wanted: float, tolerance: str, said: str) -> None:
+    def near(self, got: float, expected: float, tolerance: str, said: str) -> None:
         """Two numbers agree within the named tolerance."""
-        allowed = float(allowance(self.row(tolerance), np.asarray(wanted)))
-        error = abs(float(got) - float(wanted))
+        allowed = float(allowance(self.row(tolerance), np.asarray(expected)))
+        error = abs(float(got) - float(expected))
         if not math.isfinite(error):
-            raise Violation(f"{said}: not finite", got, wanted)
-        self._note(tolerance, error / max(1.0, abs(wanted)), error / allowed)
+            raise Violation(f"{said}: not finite", got, expected)
+        self._note(tolerance, error / max(1.0, abs(expected)), error / allowed)
         if error > allowed:
-            raise Violation(said, got, wanted, error, allowed)
+            raise Violation(said, got, expected, error, allowed)
 
     def row(self, name: str) -> Tolerance:
         """Of the table of tolerances."""
@@ -213,15 +213,15 @@ class Subject:
         return self._make("network", config, parameters)
 
     def trainer(self, config: Any, parameters: Any, *state: Any) -> Any:
-        """A trainer at its first step, or with the velocities, steps done, loss scale of ``state``.
+        """A trainer at its first step, or with the momentum buffers, steps done, loss scale of ``state``.
 
         Raises:
             NotImplementedByBackend: it has none, or none in this precision.
         """
-        wanted = config.optimizer.precision
-        if hasattr(self.backend, "trainer") and wanted not in precisions(self.backend):
-            raise NotImplementedByBackend(f"trainer in {wanted}")
-        self.precision = wanted
+        expected = config.optimizer.precision
+        if hasattr(self.backend, "trainer") and expected not in precisions(self.backend):
+            raise NotImplementedByBackend(f"trainer in {expected}")
+        self.precision = expected
         return self._make("trainer", config, parameters, *state)
 
     def _make(self, member: str, config: Any, parameters: Any, *state: Any) -> Any:
@@ -240,9 +240,9 @@ def in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {line}"
 
 
-def allowance(row: Tolerance, wanted: Array) -> Array:
+def allowance(row: Tolerance, expected: Array) -> Array:
     """The allowed error of each number, never 0."""
-    allowed: Array = row.atol + row.rtol * np.abs(wanted.astype(np.float64)) + 1e-300
+    allowed: Array = row.atol + row.rtol * np.abs(expected.astype(np.float64)) + 1e-300
     return allowed
 
 

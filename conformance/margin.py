@@ -1,8 +1,8 @@
-"""The margin: where the contract itself is undecided.
+"""The margin: where the specification itself is undecided.
 
 A discrete result (a matched anchor, a chosen negative, a silenced score) hangs on
 comparisons of numbers that a backend may round otherwise. It counts as decided if the
-contract gives the same when those numbers are moved by up to ``MARGIN``; then the
+specification gives the same when those numbers are moved by up to ``MARGIN``; then the
 backend must agree exactly. What is undecided is left out, counted, and bounded.
 """
 
@@ -42,11 +42,11 @@ def moved(values: Any, seed: int, margin: float = MARGIN) -> Iterator[Any]:
 
 
 def is_matched_surely(anchors: Array, boxes: Array, config: MatchingConfig, seed: int) -> Array:
-    """For each anchor (A,) bool, whether the contract matches it alike for moved anchors."""
-    wanted = match(box_iou(anchors, boxes), config)
+    """For each anchor (A,) bool, whether the specification matches it alike for moved anchors."""
+    expected = match(box_iou(anchors, boxes), config)
     sure = np.ones(len(anchors), bool)
     for other in moved(anchors, seed):
-        sure &= match(box_iou(other, boxes), config) == wanted
+        sure &= match(box_iou(other, boxes), config) == expected
     return sure
 
 

@@ -28,9 +28,9 @@ class Check:
     run: Law
     """Raises a ``Violation`` if a case breaks the law."""
     draws: SearchStrategy[Any]
-    """Cases of the contract's domain."""
+    """Cases of the specification's domain."""
     pinned: tuple[Any, ...]
-    """Cases that are always tried first: the edges of the contract."""
+    """Cases that are always tried first: the edges of the specification."""
     share: float
     """Drawn cases, as a part of the profile's number; 0 for pinned ones alone."""
     masked: float

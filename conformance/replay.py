@@ -11,17 +11,17 @@ from refinedet.backends.interface import find_backend
 from refinedet.conformance.judge import Subject, Violation
 from refinedet.conformance.registry import CHECKS
 from refinedet.conformance.source import source
-from refinedet.evaluation.published import Published
 from refinedet.evaluation.model_run import Reported
+from refinedet.evaluation.published import Published
 from refinedet.spec.config import (
     AnchorsConfig,
     Config,
     DetectionConfig,
+    ImageConfig,
     LossConfig,
     MatchingConfig,
     NetworkConfig,
     OptimizerConfig,
-    PictureConfig,
     ScheduleConfig,
 )
 from refinedet.spec.network import Heads
@@ -31,12 +31,12 @@ __all__ = [
     "Config",
     "DetectionConfig",
     "Heads",
+    "ImageConfig",
     "LossConfig",
     "MatchingConfig",
     "NetworkConfig",
     "OptimizerConfig",
     "Path",
-    "PictureConfig",
     "Published",
     "Reported",
     "ScheduleConfig",
@@ -54,7 +54,7 @@ def replay(backend: str, check: str, case: Any) -> None:
     except Violation as violation:
         print(f"{check}: {violation.said}")
         print(f"got    {source(violation.got)}")
-        print(f"wanted {source(violation.wanted)}")
+        print(f"expected {source(violation.expected)}")
         if violation.error is not None:
             print(f"error  {violation.error:g}, allowed {violation.tolerance:g}")
     else:

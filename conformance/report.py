@@ -199,7 +199,7 @@ def failure_text(outcome: Outcome) -> str:
     for name, text in (
         ("input", failure.case),
         ("got", failure.got),
-        ("wanted", failure.wanted),
+        ("expected", failure.expected),
     ):
         if text:
             lines.append(f"  {name:6}  {cut(text)}")

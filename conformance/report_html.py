@@ -122,7 +122,7 @@ def _failure(row: dict[str, Any]) -> str:
     for name, key in (
         ("Smallest input", "case"),
         ("Got", "got"),
-        ("Wanted", "wanted"),
+        ("Wanted", "expected"),
         ("To see it again", "snippet"),
     ):
         if failure[key]:

@@ -44,7 +44,7 @@ SHRINKS = 0.1
 LIMIT = 300.0
 """Seconds after which a check counts as hanging; of one that may take hours, between two
 signs of life."""
-FILES = "--model, --annotations, --pictures and --expect"
+FILES = "--model, --annotations, --images and --expect"
 """What the check with the user's files needs."""
 
 PASSED, FAILED, MISSING, LIMITED = "passed", "failed", "not implemented", "limited"
@@ -61,7 +61,7 @@ class Failure:
 
     said: str
     got: str = ""
-    wanted: str = ""
+    expected: str = ""
     error: float | None = None
     tolerance: float | None = None
     case: str = ""
@@ -84,7 +84,7 @@ class Outcome:
     """Largest error found, as a fraction of its tolerance."""
     cases: int = 0
     masked: int = 0
-    """Of the discrete results compared, those left undecided by the contract's margin."""
+    """Of the discrete results compared, those left undecided by the specification's margin."""
     reason: str = ""
     """Of a limitation, what is not implemented, or what to give."""
     failure: Failure | None = None
@@ -257,7 +257,7 @@ replay({backend!r}, {check.name!r}, {case})"""
     return Failure(
         violation.said,
         "" if violation.got is None else source(violation.got, limit=2000),
-        "" if violation.wanted is None else source(violation.wanted, limit=2000),
+        "" if violation.expected is None else source(violation.expected, limit=2000),
         violation.error,
         violation.tolerance,
         case,
@@ -271,12 +271,12 @@ def select(levels: Iterable[str] = (), text: str = "", case: Any = None) -> list
     Args:
         case: the files of the user, if given, for the check that needs them.
     """
-    wanted, words = set(levels) or set(LEVELS), text.split()
+    expected, words = set(levels) or set(LEVELS), text.split()
     return sorted(
         (
             c if case is None or not c.given else replace(c, pinned=(case,))
             for c in CHECKS.values()
-            if c.level in wanted and (not words or any(word in c.name for word in words))
+            if c.level in expected and (not words or any(word in c.name for word in words))
         ),
         key=lambda c: LEVELS.index(c.level),
     )

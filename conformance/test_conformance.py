@@ -10,7 +10,7 @@ from refinedet.conformance.runner import FAILED, LIMITED, MISSING, NOT_RUN, Outc
 
 
 def test_conformance(worker: Worker, judged: Check, outcomes: list[Outcome]) -> None:
-    """A law of the contract, on a backend."""
+    """A law of the specification, on a backend."""
     outcome = worker.run(judged)
     outcomes.append(outcome)
     if outcome.state == FAILED:

@@ -1,14 +1,14 @@
-"""How far a backend may be from the contract: one table, by operation and dtype.
+"""How far a backend may be from the specification: one table, by operation and dtype.
 
-A number ``got`` agrees with ``wanted`` if ``abs(got - wanted) <= atol + rtol *
-abs(wanted)``; of whole tensors (velocities, parameters), ``rtol`` is times the tensor's
-largest number. Whole numbers, truth values, shapes and dtypes agree exactly.
+A number ``got`` agrees with ``expected`` if ``abs(got - expected) <= atol + rtol *
+abs(expected)``; of whole tensors (momentum_buffers, parameters), ``rtol`` is times the tensor's
+largest number. Whole numbers, ground truth values, shapes and dtypes agree exactly.
 
 ``observed`` is the largest error that float32 arithmetic was seen to make, absolute below
 1 and relative above (of tensors, relative to the largest number): for operations, which
-the contract computes in float64, an independent NumPy backend that computes everything in
-float32, over eleven seeds; for the rest the contract itself, in float32 against float64. Of
-float16, which is a matter of training alone, it is that of the contract with every activation
+the specification computes in float64, an independent NumPy backend that computes everything in
+float32, over eleven seeds; for the rest the specification itself, in float32 against float64. Of
+float16, which is a matter of training alone, it is that of the specification with every activation
 and its gradient rounded to float16, against float32.
 What is allowed leaves room for other orders of addition, for approximate exponentials
 and for fused kernels; where the reason names MindSpore, its 2.8.0 on a CPU was seen to use
@@ -85,14 +85,14 @@ FLOAT32: dict[str, Tolerance] = {
     "training.gradient": Tolerance(
         1e-4, 1e-4, 1.9e-7, "and the central difference's own error; MindSpore 1e-5"
     ),
-    "one step velocities": Tolerance(
+    "one step momentum buffers": Tolerance(
         1e-6, 1e-4, 1.7e-5, "batch normalisation of few numbers; MindSpore 4.2e-5"
     ),
     "one step parameters": Tolerance(
-        1e-9, 2e-5, 1.3e-6, "velocities times a rate of 0.004; MindSpore 3.5e-6"
+        1e-9, 2e-5, 1.3e-6, "momentum buffers times a rate of 0.004; MindSpore 3.5e-6"
     ),
     "ten steps loss": Tolerance(1e-5, 1e-5, 2.4e-7, "ten updates; MindSpore 3e-6"),
-    "ten steps velocities": Tolerance(1e-6, 1e-4, 8.6e-7, "ten gradients; MindSpore 1.8e-5"),
+    "ten steps momentum buffers": Tolerance(1e-6, 1e-4, 8.6e-7, "ten gradients; MindSpore 1.8e-5"),
     "ten steps parameters": Tolerance(1e-9, 2e-5, 3.3e-7, "ten updates; MindSpore 3.1e-6"),
     # Detections
     "detections": Tolerance(
@@ -103,11 +103,14 @@ FLOAT32: dict[str, Tolerance] = {
 FLOAT16: dict[str, Tolerance] = {
     # Training, of parameters in float32
     "training.loss": Tolerance(5e-4, 5e-4, 3.5e-5, "every activation is rounded to 11 bits"),
-    "one step velocities": Tolerance(
+    "one step momentum buffers": Tolerance(
         1e-6, 0.2, 0.072, "rounded activations change sides of ReLUs; so do few of many gradients"
     ),
     "one step parameters": Tolerance(
-        1e-9, 4e-3, 1.2e-3, "velocities times a rate of 0.004; statistics of rounded activations"
+        1e-9,
+        4e-3,
+        1.2e-3,
+        "momentum buffers times a rate of 0.004; statistics of rounded activations",
     ),
 }
 TOLERANCES: dict[tuple[str, str], Tolerance] = {

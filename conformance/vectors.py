@@ -1,4 +1,4 @@
-"""Test vectors: the contract's inputs and outputs as files, for programs in any language.
+"""Test vectors: the specification's inputs and outputs as files, for programs in any language.
 
 A folder of vectors holds one safetensors file for each operation, one for a small
 network, and ``manifest.json``, which says what each tensor is and how far a result may
@@ -26,24 +26,24 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from refinedet.backends.operations import OPERATIONS
 from refinedet.conformance import inputs
 from refinedet.conformance.judge import leaves
 from refinedet.conformance.tolerances import TOLERANCES
 from refinedet.data.dataset import DataError
-from refinedet.support.files import write_atomically, write_json
-from refinedet.backends.operations import OPERATIONS
 from refinedet.spec.anchors import anchors
 from refinedet.spec.boxes import box_iou, corners_to_centres
 from refinedet.spec.config import (
     Config,
     DetectionConfig,
-    PictureConfig,
+    ImageConfig,
     preset,
     replace,
 )
 from refinedet.spec.detection import detections, scored_boxes
 from refinedet.spec.errors import Array
 from refinedet.spec.network import forward, trained_parameters
+from refinedet.support.files import write_atomically, write_json
 
 FORMAT, VERSION = "refinedet vectors", 1
 MANIFEST = "manifest.json"
@@ -61,7 +61,7 @@ class Case(NamedTuple):
     """As ``box_iou/pinned-03``: what stands before the slash is the operation."""
     file: str
     defined_in: str
-    """The module of the contract that says what is computed."""
+    """The module of the specification that says what is computed."""
     tolerance: str
     """Row of the table of tolerances."""
     values: dict[str, Any]
@@ -87,12 +87,12 @@ def seeded_arguments() -> dict[str, list[tuple[Any, ...]]]:
     def draw(*shape: int, wide: float = 1.0) -> Array:
         return rng.normal(0, wide, shape).astype(np.float32)
 
-    picture = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    scaled = PictureConfig("RGB", (123.5, 116.25, 103.5), (58.0, 57.0, 57.5))
+    image = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    scaled = ImageConfig("RGB", (123.5, 116.25, 103.5), (58.0, 57.0, 57.5))
     flags = rng.random((4, 40)) < 0.25
     classes = rng.integers(0, 4, (3, 30)) * (rng.random((3, 30)) < 0.3)
-    offsets, wanted = draw(3, 30, 4), draw(3, 30, 4)
-    module = (offsets, draw(3, 30, 4, wide=2), wanted, classes, rng.random((3, 30)) < 0.8, 3.0)
+    offsets, expected = draw(3, 30, 4), draw(3, 30, 4)
+    module = (offsets, draw(3, 30, 4, wide=2), expected, classes, rng.random((3, 30)) < 0.8, 3.0)
     # A third of the boxes are near others, so that suppression has something to do.
     crowd = np.concatenate([twelve, twelve[:6] + np.float32(0.01), others])
     ranks = rng.permutation(len(crowd) * 4).reshape(len(crowd), 4)
@@ -105,7 +105,7 @@ def seeded_arguments() -> dict[str, list[tuple[Any, ...]]]:
     batches = [inputs.seeded_objects(config, counts, 3) for counts in ((3,), (2, 0, 4))]
     schedules = [preset(name).schedule for name in ("refinedet_vgg16_320", "refinedet_eighth_128")]
     return {
-        "normalise": [(picture, PictureConfig()), (picture, scaled)],
+        "normalise": [(image, ImageConfig()), (image, scaled)],
         "anchors": [(config,), (replace(config, image_size=(192, 64)),)],
         "corners_to_centres": [(twelve,)],
         "centres_to_corners": [(corners_to_centres(twelve),)],
@@ -153,7 +153,7 @@ def _pinned(name: str) -> list[tuple[Any, ...]]:
     from refinedet.conformance.registry import CHECKS
 
     pinned = CHECKS[f"{name}.parity"].pinned if f"{name}.parity" in CHECKS else ()
-    if name == "detector_loss":  # pinned are the objects of each picture, and a seed
+    if name == "detector_loss":  # pinned are the objects of each image, and a seed
         return [loss_arguments(*case) for case in pinned]
     if name == "momentum_step":  # a seed, and the options of the update
         return [_update(*case) for case in pinned]
@@ -163,11 +163,11 @@ def _pinned(name: str) -> list[tuple[Any, ...]]:
 def _update(seed: int, config: Config) -> tuple[Any, ...]:
     """Arguments of ``momentum_step``."""
     rng = np.random.default_rng(seed)
-    gradients, velocities = (
+    gradients, momentum_buffers = (
         {p.name: rng.normal(0, 0.1, p.shape).astype(np.float32) for p in trained_parameters(config)}
         for _ in range(2)
     )
-    return inputs.seeded_parameters(config, seed), gradients, velocities, 0.25, config
+    return inputs.seeded_parameters(config, seed), gradients, momentum_buffers, 0.25, config
 
 
 def _named(value: object, root: str) -> dict[str, Array]:
@@ -179,7 +179,7 @@ def _named(value: object, root: str) -> dict[str, Array]:
 
 
 def _case(operation: str, name: str, arguments: Sequence[Any]) -> Case:
-    """One call, with what the contract makes of it."""
+    """One call, with what the specification makes of it."""
     function = OPERATIONS[operation]
     values: dict[str, Any] = {}
     tensors: dict[str, Array] = {}
@@ -210,12 +210,12 @@ NETWORK = replace(
 
 
 def network_arguments() -> tuple[dict[str, Array], Array]:
-    """Its parameters, of which those of the classes make scores that are far apart; pictures."""
+    """Its parameters, of which those of the classes make scores that are far apart; images."""
     parameters = inputs.seeded_parameters(NETWORK, 0)
     for name in parameters:
         if "logits" in name:
             parameters[name] = parameters[name] * np.float32(6)
-    return parameters, inputs.seeded_pictures(NETWORK, 2, 0)
+    return parameters, inputs.seeded_images(NETWORK, 2, 0)
 
 
 def _network_cases() -> list[Case]:
@@ -224,11 +224,11 @@ def _network_cases() -> list[Case]:
     Computed in float64 and rounded once, so that the reference adds no error of its own,
     and the bytes do not hang on the order in which a processor adds up.
     """
-    parameters, pictures = network_arguments()
+    parameters, images = network_arguments()
     exact = {name: p.astype(np.float64) for name, p in parameters.items()}
-    heads = forward(exact, pictures.astype(np.float64), NETWORK)[0]
+    heads = forward(exact, images.astype(np.float64), NETWORK)[0]
     given = _named(parameters, "small/input/parameters")
-    given |= _named(pictures, "small/input/pictures")
+    given |= _named(images, "small/input/images")
     values = {"config": dataclasses.asdict(NETWORK)}
     parts = {
         "network_heads": ("heads", forward, heads),
@@ -454,13 +454,13 @@ def _require_described(folder: Path, manifest: dict[str, Any], kept: dict[str, A
 
 
 def _verdict(case: dict[str, Any], kept: dict[str, Any], given: dict[str, Any]) -> Verdict:
-    wanted = [t for t in case["tensors"] if t["role"] == "output"]
+    expected = [t for t in case["tensors"] if t["role"] == "output"]
     names = {file: set(stored.keys()) for file, stored in given.items()}
-    there = [t["name"] in names.get(t["file"], ()) for t in wanted]
+    there = [t["name"] in names.get(t["file"], ()) for t in expected]
     said, worst = "", 0.0
     if not any(there):
         return Verdict(case["case"], case["operation"], MISSING)
-    for tensor, has in zip(wanted, there, strict=True):
+    for tensor, has in zip(expected, there, strict=True):
         name = tensor["name"]
         file = tensor["file"]
         fault, error = (
@@ -471,7 +471,7 @@ def _verdict(case: dict[str, Any], kept: dict[str, Any], given: dict[str, Any]) 
     return Verdict(case["case"], case["operation"], FAILED if said else PASSED, said, worst)
 
 
-def _fault(tensor: dict[str, Any], wanted: Array, stored: Any) -> tuple[str, float]:
+def _fault(tensor: dict[str, Any], expected: Array, stored: Any) -> tuple[str, float]:
     """What is wrong with one result, or nothing; its error as a fraction of what is allowed."""
     part = stored.get_slice(tensor["name"])
     if part.get_dtype() != tensor["dtype"]:  # some are unknown to NumPy: not loaded
@@ -480,22 +480,22 @@ def _fault(tensor: dict[str, Any], wanted: Array, stored: Any) -> tuple[str, flo
         return f"has shape {part.get_shape()}, not {tensor['shape']}", 0.0
     got: Array = stored.get_tensor(tensor["name"])
     if got.dtype == bool:  # another program's may be any byte
-        got, wanted = got.view(np.uint8), wanted.view(np.uint8)
+        got, expected = got.view(np.uint8), expected.view(np.uint8)
     if got.dtype.kind in "iu":
-        wrong, worst, allowed = got != wanted, 0.0, np.zeros(got.shape)
-        error = np.where(wrong, np.abs(got.astype(float) - wanted.astype(float)), 0)
+        wrong, worst, allowed = got != expected, 0.0, np.zeros(got.shape)
+        error = np.where(wrong, np.abs(got.astype(float) - expected.astype(float)), 0)
     else:
         if not np.isfinite(got).all():
             return f"is not finite{_at(~np.isfinite(got))[0]}", 0.0
-        error = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
-        allowed = tensor["atol"] + tensor["rtol"] * np.abs(wanted.astype(np.float64))
+        error = np.abs(got.astype(np.float64) - expected.astype(np.float64))
+        allowed = tensor["atol"] + tensor["rtol"] * np.abs(expected.astype(np.float64))
         wrong = error > allowed
         worst = float((error / (allowed + 1e-300)).max(initial=0))
     if not wrong.any():
         return "", worst
     place, at = _at(wrong)
     return (
-        f"differs{place}: got {got[at]}, wanted {wanted[at]}, "
+        f"differs{place}: got {got[at]}, expected {expected[at]}, "
         f"error {error[at]:.3g}, allowed {allowed[at]:.3g}"
     ), worst
 
@@ -541,7 +541,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     manifest = _load_manifest(folder)
     if manifest.get("version") != VERSION:
         found = repr(manifest.get("version"))[:20]
-        raise DataError(f"{path}: wants version {VERSION}, got {found}; write the vectors again")
+        raise DataError(f"{path}: expected version {VERSION}, got {found}; write the vectors again")
     try:
         for file, known in manifest["files"].items():
             _require(Path(file).name == file and isinstance(known["sha256"], str), file)

@@ -18,7 +18,8 @@ from refinedet.conformance.vectors import (
 )
 
 app = typer.Typer(
-    no_args_is_help=True, help="Test vectors: the contract as files, for programs in any language."
+    no_args_is_help=True,
+    help="Test vectors: the specification as files, for programs in any language.",
 )
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the vectors.")]
 

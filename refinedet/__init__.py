@@ -1,3 +1,3 @@
-"""RefineDet: an object detector as an executable contract, and its application."""
+"""RefineDet: an object detector as an executable specification, and its application."""
 
 __version__ = "0.1.0"

@@ -23,14 +23,14 @@ import yaml
 
 from refinedet.data.dataset import is_class_name
 from refinedet.spec.config import Config, preset
-from refinedet.spec.errors import ContractError
+from refinedet.spec.errors import SpecError
 
 LARGEST_FILE = 1 << 20
 """Bytes of a settings file that are read."""
 
 
 class SettingsError(ValueError):
-    """Settings that cannot be used; one line: file, key, what is wanted."""
+    """Settings that cannot be used; one line: file, key, what is expected."""
 
 
 def shown(value: object) -> str:
@@ -39,9 +39,9 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _require(condition: bool, key: str, wanted: str, value: object) -> None:
+def _require(condition: bool, key: str, expected: str, value: object) -> None:
     if not condition:
-        raise SettingsError(f"{key}: wants {wanted}, got {shown(value)}")
+        raise SettingsError(f"{key}: expected {expected}, got {shown(value)}")
 
 
 def _require_whole(key: str, value: object, low: int, high: int) -> None:
@@ -56,12 +56,12 @@ def _require_number(key: str, value: object, low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """Random changes of a training picture; each probability from 0 to 1.
+    """Random changes of a training image; each probability from 0 to 1.
 
     Attributes:
         distort: of each of brightness, contrast, saturation and hue.
-        expand: of placing the picture on a larger canvas, up to ``expand_ratio`` a side.
-        crop: min-IoU crops, as the paper's; false trains on whole pictures.
+        expand: of placing the image on a larger canvas, up to ``expand_ratio`` a side.
+        crop: min-IoU crops, as the paper's; false trains on whole images.
         mirror, flip: of exchanging left and right, top and bottom.
     """
 
@@ -81,11 +81,11 @@ class AugmentSettings:
 
 @dataclass(frozen=True)
 class InputSettings:
-    """How training pictures become batches.
+    """How training images become batches.
 
     Attributes:
-        batch_size: pictures a step.
-        workers: threads that prepare pictures.
+        batch_size: images a step.
+        workers: threads that prepare images.
         seed: of the order and of the augmentation.
         max_objects: places for objects in a batch; 0 takes the data set's largest count.
     """
@@ -181,11 +181,11 @@ def resolve(
     content = _load_file(file) if file else {}
     from_file = content.pop("preset", None)
     if not isinstance(from_file, str | None):
-        raise SettingsError(f"{file}: preset: wants a name, got {shown(from_file)}")
+        raise SettingsError(f"{file}: preset: expected a name, got {shown(from_file)}")
     name = preset_name or from_file or "refinedet_vgg16_320"
     try:
         layers = _Layers(Settings(model=preset(name)))
-    except ContractError as error:
+    except SpecError as error:
         raise SettingsError(str(error)) from error
     layers.add(PRESET_DEFAULTS.get(name, {}), name)
     if class_names:
@@ -199,7 +199,7 @@ def resolve(
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals:
-            raise SettingsError(f"--set {shown(text)}: wants KEY=VALUE")
+            raise SettingsError(f"--set {shown(text)}: expected KEY=VALUE")
         layers.add({key.strip(): _parse(value, f"--set {key.strip()}")}, "--set")
     settings = layers.settings()
     if class_names and settings.class_names != class_names:
@@ -266,7 +266,7 @@ def _build(section: Any, values: dict[str, Any], prefix: str = "") -> Any:
         )
     try:
         return type(section)(**made)
-    except ContractError as error:
+    except SpecError as error:
         raise SettingsError(f"model.{error}") from error
 
 
@@ -294,7 +294,7 @@ class _Layers:
             elif key not in self.sections:
                 raise SettingsError(f"{origin}: unknown key {shown(key)}{self._hint(key)}")
             elif value is not None and value != {}:
-                raise SettingsError(f"{origin}: {key} is a section, wants keys and values")
+                raise SettingsError(f"{origin}: {key} is a section, expected keys and values")
 
     def _hint(self, key: str) -> str:
         known = [*self.kinds, *sorted(self.sections)]
@@ -324,7 +324,7 @@ WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 
 def _convert(kind: Any, value: Any, key: str) -> Any:
-    """``value``, as YAML gave it, as the annotation ``kind`` wants it."""
+    """``value``, as YAML gave it, as the annotation ``kind`` expected it."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None:
@@ -332,12 +332,12 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
         return _convert(next(a for a in arguments if a is not types.NoneType), value, key)
     if origin is tuple:
         if not isinstance(value, list):
-            raise SettingsError(f"{key}: wants a list, got {shown(value)}")
+            raise SettingsError(f"{key}: expected a list, got {shown(value)}")
         return tuple(_convert(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value))
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise SettingsError(f"{key}: wants {WORDS[kind]}, got {shown(value)}")
+        raise SettingsError(f"{key}: expected {WORDS[kind]}, got {shown(value)}")
     return value
 
 
@@ -401,7 +401,7 @@ def _mapping(text: str, origin: str) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise SettingsError(f"{origin}: wants keys and values, got {type(content).__name__}")
+        raise SettingsError(f"{origin}: expected keys and values, got {type(content).__name__}")
     return content
 
 

@@ -1,4 +1,4 @@
-"""The contract: what every number of RefineDet must be, in plain NumPy.
+"""The specification: what every number of RefineDet must be, in plain NumPy.
 
-Where the contract and a backend disagree, the backend is wrong.
+Where the specification and a backend disagree, the backend is wrong.
 """

@@ -6,7 +6,7 @@ order of the config. The centre of cell (row i, column j) lies at
 ((j + 0.5) * stride, (i + 0.5) * stride) pixels. An anchor of side s and aspect
 ratio r is s * sqrt(r) wide and s / sqrt(r) high, so that all anchors of a level
 have the same area, unless its squares have a side of their own. Anchors may reach
-outside the picture; they are not clipped.
+outside the image; they are not clipped.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def level_anchors(
 
     Args:
         feature_size: rows and columns of the feature map.
-        stride: pixels of the picture from one cell to the next.
+        stride: pixels of the image from one cell to the next.
         side: side of the square with the anchors' area, in pixels.
         square_side: of the anchors of ratio 1, if another.
         aspect_ratios: width over height, one anchor a cell for each.
         image_size: height and width of the network's input, in pixels.
     Returns:
         (rows * columns * len(aspect_ratios), 4) float32, corner form,
-        fractions of the picture. Computed in float64.
+        fractions of the image. Computed in float64.
     Source: RefineDet, arXiv:1711.06897, section 3.2 (anchor design), and the
         prior-box layer of the authors' release (offset 0.5, no clipping).
     """
@@ -59,7 +59,7 @@ def anchors(config: Config) -> Array:
     """All anchors of a configuration, finest level first.
 
     Returns:
-        (A, 4) float32, corner form, fractions of the picture.
+        (A, 4) float32, corner form, fractions of the image.
     """
     options = config.anchors
     squares = options.square_sides or options.sides

@@ -1,8 +1,8 @@
 """The architecture: which layers the network has, with which channels, in which order.
 
-    picture -> VGG16 conv1_1 .. conv5_3 -> fc6, fc7 as convolutions -> conv6_1, conv6_2
+    image -> VGG16 conv1_1 .. conv5_3 -> fc6, fc7 as convolutions -> conv6_1, conv6_2
     sources: conv4_3, conv5_3 (both L2-normalised), fc7, conv6_2; strides 8, 16, 32, 64
-    picture -> ResNet conv1, res2 .. res5, and one more bottleneck, res6
+    image -> ResNet conv1, res2 .. res5, and one more bottleneck, res6
     sources: the last bottlenecks of res3, res4, res5, and res6; the same strides
 
 Sources: RefineDet, arXiv:1711.06897, figure 1, section 3; VGG, arXiv:1409.1556, table 1, D;

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refinedet.spec.errors import Array, ContractError, check_boxes, check_float, check_shape
+from refinedet.spec.errors import Array, SpecError, check_boxes, check_float, check_shape
 
 
 def corners_to_centres(boxes: Array) -> Array:
@@ -22,7 +22,7 @@ def corners_to_centres(boxes: Array) -> Array:
     Returns:
         (M, 4), same dtype, centre form. Computed in float64.
     Raises:
-        ContractError: shape, dtype, non-finite or crossed corners.
+        SpecError: shape, dtype, non-finite or crossed corners.
     """
     check_boxes(boxes=boxes)
     low, high = np.split(boxes.astype(np.float64), 2, axis=1)
@@ -37,14 +37,14 @@ def centres_to_corners(boxes: Array) -> Array:
     Returns:
         (M, 4), same dtype, corner form. Computed in float64.
     Raises:
-        ContractError: shape, dtype, non-finite values or a negative side.
+        SpecError: shape, dtype, non-finite values or a negative side.
     """
     check_float(boxes=boxes)
     check_shape(boxes, "boxes", None, 4)
     centre, size = np.split(boxes.astype(np.float64), 2, axis=1)
     negative = np.flatnonzero((size < 0).any(axis=1))
     if negative.size:
-        raise ContractError(f"boxes: row {int(negative[0])} has a negative side")
+        raise SpecError(f"boxes: row {int(negative[0])} has a negative side")
     return np.hstack([centre - size / 2, centre + size / 2]).astype(boxes.dtype)
 
 
@@ -55,25 +55,25 @@ def area(boxes: Array) -> Array:
     return product
 
 
-def box_iou(anchors: Array, truths: Array) -> Array:
-    """Overlap of every anchor with every truth, from 0 to 1.
+def box_iou(anchors: Array, ground_truth: Array) -> Array:
+    """Overlap of every anchor with every ground truth, from 0 to 1.
 
     Intersection area over union area; 0 where the union is empty.
     Computed in float64, so the judge is finer than the judged.
 
     Args:
         anchors: (A, 4) float32 or float64, corner form.
-        truths: (T, 4), same dtype and units. A and T may be 0.
+        ground_truth: (T, 4), same dtype and units. A and T may be 0.
     Returns:
         (A, T), dtype of the arguments.
     Raises:
-        ContractError: shape, dtype, non-finite or crossed corners;
+        SpecError: shape, dtype, non-finite or crossed corners;
             names the argument and row.
     Source: Jaccard overlap, SSD, arXiv:1512.02325, section 2.2.
     """
-    check_boxes(anchors=anchors, truths=truths)
+    check_boxes(anchors=anchors, ground_truth=ground_truth)
     a = anchors[:, None].astype(np.float64)  # (A, 1, 4)
-    t = truths[None].astype(np.float64)  # (1, T, 4)
+    t = ground_truth[None].astype(np.float64)  # (1, T, 4)
     low = np.maximum(a[..., :2], t[..., :2])
     high = np.minimum(a[..., 2:], t[..., 2:])
     shared = (high - low).clip(0).prod(axis=-1)  # (A, T)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from refinedet.spec.boxes import corners_to_centres
-from refinedet.spec.errors import Array, ContractError, check_boxes, check_float, check_shape
+from refinedet.spec.errors import Array, SpecError, check_boxes, check_float, check_shape
 
 
 def encode(boxes: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
@@ -27,7 +27,7 @@ def encode(boxes: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
     Returns:
         (M, 4), same dtype: x, y, w, h offsets. Computed in float64.
     Raises:
-        ContractError: shapes, dtypes, crossed corners, or a side of length 0.
+        SpecError: shapes, dtypes, crossed corners, or a side of length 0.
     Source: SSD, arXiv:1512.02325, section 2.2, equation 2; variances from the
         authors' release.
     """
@@ -36,7 +36,7 @@ def encode(boxes: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
     for name, array in (("boxes", boxes), ("anchors", anchors)):
         empty = np.flatnonzero((array[:, 2:] <= array[:, :2]).any(axis=1))
         if empty.size:
-            raise ContractError(f"{name}: row {int(empty[0])} has a side of length 0")
+            raise SpecError(f"{name}: row {int(empty[0])} has a side of length 0")
     b = corners_to_centres(boxes.astype(np.float64))
     a = corners_to_centres(anchors.astype(np.float64))
     offset = (b[:, :2] - a[:, :2]) / (a[:, 2:] * variances[0])
@@ -54,7 +54,7 @@ def decode(offsets: Array, anchors: Array, variances: tuple[float, ...]) -> Arra
     Returns:
         (M, 4), same dtype, corner form, not clipped. Computed in float64.
     Raises:
-        ContractError: shapes, dtypes, crossed corners, or offsets so large
+        SpecError: shapes, dtypes, crossed corners, or offsets so large
             that a coordinate overflows the dtype.
     """
     check_boxes(anchors=anchors)
@@ -68,7 +68,7 @@ def decode(offsets: Array, anchors: Array, variances: tuple[float, ...]) -> Arra
         boxes = np.hstack([centre - size / 2, centre + size / 2]).astype(offsets.dtype)
     overflow = np.flatnonzero(~np.isfinite(boxes).all(axis=1))
     if overflow.size:
-        raise ContractError(f"offsets: row {int(overflow[0])} overflows {offsets.dtype}")
+        raise SpecError(f"offsets: row {int(overflow[0])} overflows {offsets.dtype}")
     return boxes
 
 
@@ -83,7 +83,7 @@ def cascaded_decode(
     Returns:
         (A, 4), same dtype, corner form, not clipped. Each step is rounded to the dtype.
     Raises:
-        ContractError: as ``decode``, for either step.
+        SpecError: as ``decode``, for either step.
     Source: RefineDet, arXiv:1711.06897, section 3.1 (two-step cascaded regression).
     """
     return decode(odm_offsets, decode(arm_offsets, anchors, variances), variances)

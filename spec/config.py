@@ -14,19 +14,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from refinedet.spec.errors import ContractError
+from refinedet.spec.errors import SpecError
 
 VGG16_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and number of 3x3 convolutions of each block: VGG, arXiv:1409.1556, table 1, D."""
 
 
-def require(condition: bool, section: object, name: str, wanted: str) -> None:
-    """Raise a ``ContractError`` that names the field unless ``condition`` holds."""
+def require(condition: bool, section: object, name: str, expected: str) -> None:
+    """Raise a ``SpecError`` that names the field unless ``condition`` holds."""
     if not condition:
         place = type(section).__name__.removesuffix("Config").lower()
         value = getattr(section, name)
         dotted = name if place == "" else f"{place}.{name}"
-        raise ContractError(f"{dotted}: wants {wanted}, got {value!r}")
+        raise SpecError(f"{dotted}: expected {expected}, got {value!r}")
 
 
 def _is_whole(value: object, lowest: int = 1, highest: int = 10**9) -> bool:
@@ -52,8 +52,8 @@ def _are_numbers(values: object, low: float, length: int | None = None) -> bool:
 
 
 @dataclass(frozen=True)
-class PictureConfig:
-    """How a picture becomes the network's input.
+class ImageConfig:
+    """How an image becomes the network's input.
 
     Attributes:
         channels: order of the three channels, ``RGB`` or ``BGR``.
@@ -284,7 +284,7 @@ class LossConfig:
     """The losses.
 
     Attributes:
-        negatives_per_positive: hard negatives kept in a picture for each positive.
+        negatives_per_positive: hard negatives kept in an image for each positive.
         objectness: an anchor whose ARM probability of "object" is below this is
             no negative example of the ODM, and no detection. The paper's theta
             of 0.99 on the negative class.
@@ -331,13 +331,13 @@ class DetectionConfig:
 
     Attributes:
         score: only scores above this count.
-        top_before_nms: best candidates of a picture, over all classes.
+        top_before_nms: best candidates of an image, over all classes.
         top_before_nms_per_class: best candidates of a class.
         nms_iou: a box that overlaps a better one of its class by more is dropped.
-        top_per_class, top: detections kept of a class, of a picture.
-        clip: bring the boxes of detections into the picture.
-        clip_first: bring all boxes into the picture before anything else.
-        pixel: added to the sides of boxes, in pixels of the original picture, where
+        top_per_class, top: detections kept of a class, of an image.
+        clip: bring the boxes of detections into the image.
+        clip_first: bring all boxes into the image before anything else.
+        pixel: added to the sides of boxes, in pixels of the original image, where
             overlaps are measured; 1 in systems that count pixels.
     """
 
@@ -375,7 +375,7 @@ class OptimizerConfig:
     """Momentum, as the authors' release groups its parameters.
 
     Attributes:
-        momentum: weight of the old velocity.
+        momentum: weight of the old momentum buffer.
         weight_decay: times the parameter, added to the gradient of decayed parameters.
         bias_rate: multiplies the learning rate of biases.
         clip_norm: largest L2 norm of the whole gradient, or None.
@@ -499,7 +499,7 @@ class Config:
 
     image_size: tuple[int, int] = (320, 320)
     num_classes: int = 81
-    picture: PictureConfig = field(default_factory=PictureConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     anchors: AnchorsConfig = field(default_factory=AnchorsConfig)
     matching: MatchingConfig = field(default_factory=MatchingConfig)
@@ -512,8 +512,8 @@ class Config:
         for section in dataclasses.fields(self):
             if isinstance(section.default_factory, type):
                 kind = section.default_factory
-                wanted = f"a {kind.__name__}"
-                require(isinstance(getattr(self, section.name), kind), self, section.name, wanted)
+                expected = f"a {kind.__name__}"
+                require(isinstance(getattr(self, section.name), kind), self, section.name, expected)
         require(
             isinstance(self.image_size, tuple)
             and len(self.image_size) == 2
@@ -559,7 +559,7 @@ def replace(config: Config, **changes: Any) -> Config:
     A section's fields are changed by a mapping: ``replace(c, network={"width": 0.25})``.
 
     Raises:
-        ContractError: no such field (lists those there are), or a value out of range.
+        SpecError: no such field (lists those there are), or a value out of range.
     """
     _require_fields(config, changes)
     merged = {}
@@ -576,7 +576,7 @@ def _require_fields(section: Any, names: Iterable[str], place: str = "") -> None
     known = [f.name for f in dataclasses.fields(section)]
     for name in names:
         if name not in known:
-            raise ContractError(f"{place}{name}: no such field; there are {', '.join(known)}")
+            raise SpecError(f"{place}{name}: no such field; there are {', '.join(known)}")
 
 
 _PAPER_320 = Config()
@@ -600,7 +600,7 @@ _FROM_SCRATCH = replace(
 
 _MODELZOO_320 = replace(
     _PAPER_320,
-    picture={
+    image={
         "channels": "RGB",
         "mean": (123.675, 116.28, 103.53),
         "std": (58.395, 57.12, 57.375),
@@ -616,7 +616,7 @@ _MODELZOO_320 = replace(
         "heads": "separable",
         "initialiser": "normal",
     },
-    # 0.1 of the picture's side for the squares of the finest level; 0.2, 0.45, 0.7, 0.95.
+    # 0.1 of the image's side for the squares of the finest level; 0.2, 0.45, 0.7, 0.95.
     anchors={
         "sides": (64.0, 144.0, 224.0, 304.0),
         "square_sides": (32.0, 144.0, 224.0, 304.0),
@@ -634,7 +634,7 @@ _MODELZOO_320 = replace(
         "pixel": 1.0,
     },
     optimizer={"weight_decay": 1.5e-4, "decay_all": True, "bias_rate": 1.0},
-    schedule={  # 500 epochs of 458 steps of 8 x 32 pictures
+    schedule={  # 500 epochs of 458 steps of 8 x 32 images
         "kind": "cosine",
         "steps": 229_000,
         "rate": 0.05,
@@ -723,8 +723,8 @@ def preset(name: str) -> Config:
     """The preset of that name.
 
     Raises:
-        ContractError: no such preset; lists those there are.
+        SpecError: no such preset; lists those there are.
     """
     if name not in PRESETS:
-        raise ContractError(f"preset: no {name!r}; there are {', '.join(PRESETS)}")
+        raise SpecError(f"preset: no {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]

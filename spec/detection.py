@@ -1,4 +1,4 @@
-"""Detection: from the network's outputs to the objects of a picture.
+"""Detection: from the network's outputs to the objects of an image.
 
 1. Boxes by the two-step cascade (without ``anchors.refined``, by the ODM alone), class
    probabilities by softmax or sigmoid.
@@ -13,8 +13,8 @@
 "Best" is by falling score; equal scores go by rising anchor, then rising class.
 Scores, overlaps and objectness are compared with thresholds in the dtype they come
 in, to which the threshold is rounded. Where ``detection.pixel`` is set, overlaps are
-those of boxes with so much added to their sides in pixels of the original picture. A box
-beside the picture is clipped to one without area, and stays.
+those of boxes with so much added to their sides in pixels of the original image. A box
+beside the image is clipped to one without area, and stays.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from refinedet.spec import coding
 from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.boxes import box_iou, clip_boxes, lengthened
 from refinedet.spec.config import Config, DetectionConfig
-from refinedet.spec.errors import Array, ContractError, check_boxes, check_float, check_shape
+from refinedet.spec.errors import Array, SpecError, check_boxes, check_float, check_shape
 from refinedet.spec.losses import sigmoid, softmax
 from refinedet.spec.network import Heads
 
 
 class Detections(NamedTuple):
-    """The objects found in one picture, best first; D may be 0."""
+    """The objects found in one image, best first; D may be 0."""
 
     boxes: Array
-    """(D, 4), dtype of the heads, corner form, fractions of the picture."""
+    """(D, 4), dtype of the heads, corner form, fractions of the image."""
     scores: Array
     """(D,), same dtype, above ``detection.score``."""
     labels: Array
@@ -56,7 +56,7 @@ def nms(boxes: Array, scores: Array, iou: float, pixel: tuple[float, float] = (0
     Returns:
         (D,) int64: rows kept, in order of falling score.
     Raises:
-        ContractError: shapes, dtypes, crossed corners.
+        SpecError: shapes, dtypes, crossed corners.
     """
     check_boxes(boxes=boxes)
     check_float(boxes=boxes, scores=scores)
@@ -73,24 +73,24 @@ def nms(boxes: Array, scores: Array, iou: float, pixel: tuple[float, float] = (0
 def detect(
     boxes: Array, scores: Array, config: DetectionConfig, size: tuple[int, int] | None = None
 ) -> Detections:
-    """The detections of one picture, steps 3 to 5.
+    """The detections of one image, steps 3 to 5.
 
     Args:
         boxes: (A, 4) float32 or float64, corner form, one box an anchor for all
             classes. A may be 0.
         scores: (A, K), same dtype, K from 2; column 0 is the background and is not
             compared with anything.
-        size: height and width of the original picture, in pixels; read if
+        size: height and width of the original image, in pixels; read if
             ``config.pixel`` is above 0.
     Raises:
-        ContractError: shapes, dtypes, crossed corners, non-finite values, or no size
+        SpecError: shapes, dtypes, crossed corners, non-finite values, or no size
             where there must be one.
     """
     check_boxes(boxes=boxes)
     check_float(boxes=boxes, scores=scores)
     check_shape(scores, "scores", len(boxes), None)
     if scores.shape[1] < 2:
-        raise ContractError("scores: want a column for the background and one a class")
+        raise SpecError("scores: want a column for the background and one a class")
     pixel = pixel_sides(config, size)
     if config.clip_first:
         boxes = clip_boxes(boxes)
@@ -112,15 +112,15 @@ def detect(
 
 
 def pixel_sides(config: DetectionConfig, size: tuple[int, int] | None) -> tuple[float, float]:
-    """What is added to width and height, as fractions of the picture (height, width).
+    """What is added to width and height, as fractions of the image (height, width).
 
     Raises:
-        ContractError: something is added, and there is no size.
+        SpecError: something is added, and there is no size.
     """
     if config.pixel == 0:
         return 0.0, 0.0
     if size is None:
-        raise ContractError("size: detection.pixel wants the picture's height and width")
+        raise SpecError("size: detection.pixel expected the image's height and width")
     height, width = size
     return config.pixel / width, config.pixel / height
 
@@ -129,12 +129,12 @@ def scored_boxes(heads: Heads, config: Config) -> tuple[Array, Array]:
     """Boxes and class scores of every anchor, steps 1 and 2.
 
     Args:
-        heads: the network's outputs for N pictures, float32 or float64; N from 1.
+        heads: the network's outputs for N images, float32 or float64; N from 1.
     Returns:
         Boxes (N, A, 4) in corner form, not clipped, and scores (N, A, K), all zero
         where the ARM sees background; dtype of the heads.
     Raises:
-        ContractError: dtypes, non-finite values, or offsets that overflow.
+        SpecError: dtypes, non-finite values, or offsets that overflow.
     """
     anchors = all_anchors(config).astype(heads.arm_offsets.dtype)
     variances = config.anchors.variances
@@ -154,6 +154,6 @@ def scored_boxes(heads: Heads, config: Config) -> tuple[Array, Array]:
 def detections(
     heads: Heads, config: Config, size: tuple[int, int] | None = None
 ) -> list[Detections]:
-    """The detections of every picture of a batch, steps 1 to 5; all of one original size."""
+    """The detections of every image of a batch, steps 1 to 5; all of one original size."""
     boxes, scores = scored_boxes(heads, config)
     return [detect(b, s, config.detection, size) for b, s in zip(boxes, scores, strict=True)]

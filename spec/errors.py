@@ -1,7 +1,7 @@
-"""What the contract raises, and the checks of arguments that all of it shares.
+"""What the specification raises, and the checks of arguments that all of it shares.
 
-A function of the contract accepts exactly what its docstring says. Anything
-else is a ``ContractError`` that names the argument and, where there is one,
+A function of the specification accepts exactly what its docstring says. Anything
+else is a ``SpecError`` that names the argument and, where there is one,
 the row: a wrong number that travels on is worse than a stop.
 """
 
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-class ContractError(ValueError):
-    """An argument or a configuration outside the contract's domain."""
+class SpecError(ValueError):
+    """An argument or a configuration outside the specification's domain."""
 
 
 def check_float(**arrays: Array) -> None:
@@ -25,24 +25,24 @@ def check_float(**arrays: Array) -> None:
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
             kind = getattr(array, "dtype", type(array).__name__)
-            raise ContractError(f"{name}: wants a float32 or float64 array, got {kind}")
+            raise SpecError(f"{name}: expected a float32 or float64 array, got {kind}")
         if not np.isfinite(array).all():
             where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-            raise ContractError(f"{name}: not finite at {where}")
+            raise SpecError(f"{name}: not finite at {where}")
         dtypes.add(array.dtype)
     if len(dtypes) > 1:
-        raise ContractError(f"{', '.join(arrays)}: want one dtype, got {sorted(map(str, dtypes))}")
+        raise SpecError(f"{', '.join(arrays)}: expected one dtype, got {sorted(map(str, dtypes))}")
 
 
 def check_shape(array: Array, name: str, *shape: int | None) -> None:
     """``array`` has this shape; None stands for any length."""
     if not isinstance(array, np.ndarray):
-        raise ContractError(f"{name}: wants an array, got {type(array).__name__}")
-    wanted = ["any" if n is None else str(n) for n in shape]
+        raise SpecError(f"{name}: expected an array, got {type(array).__name__}")
+    expected = ["any" if n is None else str(n) for n in shape]
     if array.ndim != len(shape) or any(
         n is not None and n != m for n, m in zip(shape, array.shape, strict=True)
     ):
-        raise ContractError(f"{name}: wants shape ({', '.join(wanted)}), got {array.shape}")
+        raise SpecError(f"{name}: expected shape ({', '.join(expected)}), got {array.shape}")
 
 
 def check_boxes(**boxes: Array) -> None:
@@ -53,17 +53,17 @@ def check_boxes(**boxes: Array) -> None:
         crossed = np.flatnonzero((array[:, 2:] < array[:, :2]).any(axis=1))
         if crossed.size:
             row = int(crossed[0])
-            raise ContractError(f"{name}: row {row} has crossed corners {array[row].tolist()}")
+            raise SpecError(f"{name}: row {row} has crossed corners {array[row].tolist()}")
 
 
 def check_labels(labels: Array, name: str, classes: int, *, lowest: int = 0) -> None:
     """``labels`` holds integers from ``lowest`` to ``classes`` - 1."""
     if not isinstance(labels, np.ndarray) or not np.issubdtype(labels.dtype, np.integer):
         kind = getattr(labels, "dtype", type(labels).__name__)
-        raise ContractError(f"{name}: wants an integer array, got {kind}")
+        raise SpecError(f"{name}: expected an integer array, got {kind}")
     bad = np.argwhere((labels < lowest) | (labels >= classes))
     if len(bad):
         where = tuple(int(i) for i in bad[0])
-        raise ContractError(
+        raise SpecError(
             f"{name}: {int(labels[where])} at {where} is outside {lowest}..{classes - 1}"
         )

@@ -1,4 +1,4 @@
-"""Fusion: one list of detections from several views of a picture.
+"""Fusion: one list of detections from several views of an image.
 
 The multi-scale test behind the paper's "+" rows. A view is a size of the network's input,
 mirrored or not, and the sizes of boxes that count there: a large input is trusted with
@@ -9,7 +9,7 @@ small objects, a small one with large objects.
    ``vote``, ``soft_vote`` or ``soft_nms``.
 3. The result runs by falling score; equal scores as the views, then as their detections.
 
-Sides and overlaps of boxes are measured in pixels of the original picture, with ``pixel``
+Sides and overlaps of boxes are measured in pixels of the original image, with ``pixel``
 added to every side. Overlaps and scores are compared with thresholds in the dtype of the
 boxes, to which the threshold is rounded.
 """
@@ -27,7 +27,7 @@ from refinedet.spec.config import NETWORK_STRIDES, is_number, require
 from refinedet.spec.detection import Detections
 from refinedet.spec.errors import (
     Array,
-    ContractError,
+    SpecError,
     check_boxes,
     check_float,
     check_labels,
@@ -41,11 +41,11 @@ MOST_CLASSES = 10**5
 
 @dataclass(frozen=True)
 class View:
-    """One look at a picture.
+    """One look at an image.
 
     Attributes:
-        long, short: the input's side along the longer and the shorter side of the picture,
-            as a multiple of what the network was trained on. A square picture counts as
+        long, short: the input's side along the longer and the shorter side of the image,
+            as a multiple of what the network was trained on. A square image counts as
             a high one.
         mirrored: left and right are exchanged.
         longest_above: a box counts if its longer side is above this, in pixels.
@@ -65,18 +65,18 @@ class View:
         require(isinstance(self.mirrored, bool), self, "mirrored", "true or false")
         for name in ("longest_above", "shortest_below"):
             limit = getattr(self, name)
-            wanted = "a number from 0, or null"
-            require(limit is None or is_number(limit, 0), self, name, wanted)
+            expected = "a number from 0, or null"
+            require(limit is None or is_number(limit, 0), self, name, expected)
 
-    def input_size(self, trained: tuple[int, int], picture: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the network's input for a picture of such height and width.
+    def input_size(self, trained: tuple[int, int], image: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the network's input for an image of such height and width.
 
         The nearest multiples of the coarsest stride, halves up, at least one stride.
 
         Args:
             trained: height and width of the input that the network was trained on.
         """
-        high = picture[0] >= picture[1]
+        high = image[0] >= image[1]
         factors = (self.long, self.short) if high else (self.short, self.long)
         stride = NETWORK_STRIDES[-1]
         height, width = (
@@ -88,7 +88,7 @@ class View:
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """From the detections of several views to those of a picture.
+    """From the detections of several views to those of an image.
 
     Attributes:
         views: one or more.
@@ -97,7 +97,7 @@ class FusionConfig:
         iou: of two boxes of a class: voting merges from this overlap on, soft suppression
             lowers scores above it.
         score: a box whose score was lowered below this is dropped; ``soft_*`` only.
-        pixel: added to the sides of boxes, in pixels of the original picture, where they
+        pixel: added to the sides of boxes, in pixels of the original image, where they
             are measured.
     """
 
@@ -154,7 +154,7 @@ def box_voting(
         The votes in falling order, each followed by what stays beside it. Computed in
         float64.
     Raises:
-        ContractError: shapes, dtypes, crossed corners, a score that is not above 0.
+        SpecError: shapes, dtypes, crossed corners, a score that is not above 0.
     Source: Gidaris and Komodakis, arXiv:1505.01749, "bounding box voting"; the authors'
         release, sfzhang15/RefineDet, test/lib/fast_rcnn/test.py: who votes, the best score,
         and what stays.
@@ -201,7 +201,7 @@ def soft_nms(
     Returns:
         What was taken, in falling order of the new scores.
     Raises:
-        ContractError: shapes, dtypes, crossed corners, a score that is not above 0.
+        SpecError: shapes, dtypes, crossed corners, a score that is not above 0.
     Source: Soft-NMS, arXiv:1704.04503, linear; its release compares with "above".
     """
     _check_scored(boxes, scores)
@@ -226,7 +226,7 @@ def _check_scored(boxes: Array, scores: Array) -> None:
     check_shape(scores, "scores", len(boxes))
     low = np.flatnonzero(scores <= 0)
     if low.size:
-        raise ContractError(f"scores: row {int(low[0])} is {scores[low[0]]}, not above 0")
+        raise SpecError(f"scores: row {int(low[0])} is {scores[low[0]]}, not above 0")
 
 
 def mirrored(boxes: Array) -> Array:
@@ -240,7 +240,7 @@ def counting(found: Detections, view: View, size: tuple[int, int], pixel: float)
 
     Args:
         found: boxes as fractions of what the network saw.
-        size: height and width of the original picture, in pixels.
+        size: height and width of the original image, in pixels.
         pixel: added to every side.
     """
     boxes = mirrored(found.boxes) if view.mirrored else found.boxes
@@ -254,24 +254,24 @@ def counting(found: Detections, view: View, size: tuple[int, int], pixel: float)
 
 
 def fuse(found: Sequence[Detections], config: FusionConfig, size: tuple[int, int]) -> Detections:
-    """The detections of a picture from those of its views, steps 1 to 3.
+    """The detections of an image from those of its views, steps 1 to 3.
 
     Args:
         found: for each of ``config.views``, in order, what was detected in it: boxes (D, 4)
             float32 or float64, one dtype in all, corner form, as fractions of what the
-            network saw (of the mirrored picture in a mirrored view), scores (D,), same
+            network saw (of the mirrored image in a mirrored view), scores (D,), same
             dtype, above 0, labels (D,) integers from 1. D may be 0.
-        size: height and width of the original picture, in pixels.
+        size: height and width of the original image, in pixels.
     Returns:
-        Boxes as fractions of the picture, not clipped.
+        Boxes as fractions of the image, not clipped.
     Raises:
-        ContractError: another number of views; shapes, dtypes, crossed corners, scores, labels.
+        SpecError: another number of views; shapes, dtypes, crossed corners, scores, labels.
     Source: the authors' release, sfzhang15/RefineDet, test/lib/fast_rcnn/test.py. Its mirrored
         boxes lie one pixel further to the right, here mirroring twice changes nothing.
     """
     if len(found) != len(config.views):
-        raise ContractError(
-            f"found: wants detections of {len(config.views)} views, got {len(found)}"
+        raise SpecError(
+            f"found: expected detections of {len(config.views)} views, got {len(found)}"
         )
     check_float(**{f"found[{i}]": detections.boxes for i, detections in enumerate(found)})
     for detections in found:

@@ -335,9 +335,9 @@ class Tape:
         return out
 
     def back(
-        self, outputs: list[tuple[Array, Array]], wanted: dict[str, Array]
+        self, outputs: list[tuple[Array, Array]], expected: dict[str, Array]
     ) -> dict[str, Array]:
-        """Gradients by the ``wanted`` arrays, given those by some outputs.
+        """Gradients by the ``expected`` arrays, given those by some outputs.
 
         An array that several layers read gets the sum of what they say; one that
         none reads gets zeros.
@@ -350,7 +350,7 @@ class Tape:
             for array, g in zip(arrays, GRADIENTS[layer](d, *arrays, **options), strict=False):
                 before = gradients.get(id(array))
                 gradients[id(array)] = g if before is None else before + g
-        return {n: gradients.get(id(a), np.zeros_like(a)) for n, a in wanted.items()}
+        return {n: gradients.get(id(a), np.zeros_like(a)) for n, a in expected.items()}
 
 
 def plainly(layer: Callable[..., Array], *arrays: Array, **options: Any) -> Array:

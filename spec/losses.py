@@ -2,12 +2,12 @@
 
 Both modules are trained alike. An anchor is positive if it answers for an object.
 Positives pay for their offsets (smooth L1) and their class (cross entropy);
-negatives pay for their class, but only the hardest few of each picture do:
+negatives pay for their class, but only the hardest few of each image do:
 
-1. Negatives of a picture without objects never count.
+1. Negatives of an image without objects never count.
 2. For the ODM, an anchor that the ARM holds for background (probability of
    "object" below ``loss.objectness``) is no negative either. Positives stay.
-3. Of the rest, as many as ``negatives_per_positive`` times the picture's
+3. Of the rest, as many as ``negatives_per_positive`` times the image's
    positives, rounded down, in order of falling loss; ties to the lowest anchor.
 
 With ``loss.classes`` set to ``sigmoid`` (the model zoo's), every anchor pays for every
@@ -30,7 +30,7 @@ import numpy as np
 from refinedet.spec import coding
 from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.config import Config
-from refinedet.spec.errors import Array, ContractError, check_float, check_labels, check_shape
+from refinedet.spec.errors import Array, SpecError, check_float, check_labels, check_shape
 from refinedet.spec.matching import targets
 from refinedet.spec.network import Heads
 
@@ -61,7 +61,7 @@ def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
         Losses (M,) and their gradients by the logits (M, K), same dtype.
         Computed in float64.
     Raises:
-        ContractError: shapes, dtypes, or a label out of range.
+        SpecError: shapes, dtypes, or a label out of range.
     """
     check_float(logits=logits)
     check_shape(logits, "logits", None, None)
@@ -77,30 +77,30 @@ def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     return loss.astype(logits.dtype), gradient.astype(logits.dtype)
 
 
-def smooth_l1(predicted: Array, wanted: Array) -> tuple[Array, Array]:
+def smooth_l1(predicted: Array, target: Array) -> tuple[Array, Array]:
     """Smooth L1 of each row, summed over its offsets, and its gradient.
 
     d^2 / 2 where |d| < 1, |d| - 1/2 elsewhere; both agree at |d| = 1.
 
     Args:
-        predicted, wanted: (M, 4) float32 or float64.
+        predicted, target: (M, 4) float32 or float64.
     Returns:
         Losses (M,) and their gradients by ``predicted`` (M, 4), same dtype.
         Computed in float64.
     Raises:
-        ContractError: shapes, dtypes or non-finite values.
+        SpecError: shapes, dtypes or non-finite values.
     Source: Fast R-CNN, arXiv:1504.08083, equation 3.
     """
-    check_float(predicted=predicted, wanted=wanted)
+    check_float(predicted=predicted, target=target)
     check_shape(predicted, "predicted", None, 4)
-    check_shape(wanted, "wanted", *predicted.shape)
-    d = predicted.astype(np.float64) - wanted
+    check_shape(target, "target", *predicted.shape)
+    d = predicted.astype(np.float64) - target
     loss = np.where(abs(d) < 1, d * d / 2, abs(d) - 0.5).sum(axis=1)
     return loss.astype(predicted.dtype), d.clip(-1, 1).astype(predicted.dtype)
 
 
 def hard_negatives(losses: Array, positive: Array, eligible: Array, ratio: float) -> Array:
-    """The negatives of one picture that count.
+    """The negatives of one image that count.
 
     Args:
         losses: (A,) float, the class loss of every anchor.
@@ -131,7 +131,7 @@ def focal(logits: Array, labels: Array, alpha: float, gamma: float) -> tuple[Arr
         Losses (M,) and their gradients by the logits (M, K), same dtype.
         Computed in float64.
     Raises:
-        ContractError: shapes or dtypes.
+        SpecError: shapes or dtypes.
     Source: RetinaNet, arXiv:1708.02002, equation 5; the background is a column like
         the others, as in the model zoo.
     """
@@ -161,14 +161,14 @@ class ModuleLoss(NamedTuple):
 
 
 def module_loss(
-    offsets: Array, logits: Array, wanted: Array, labels: Array, eligible: Array, ratio: float
+    offsets: Array, logits: Array, target: Array, labels: Array, eligible: Array, ratio: float
 ) -> ModuleLoss:
     """Loss of the ARM or the ODM over a batch.
 
     Args:
         offsets: (N, A, 4) float32 or float64, predicted; N from 1.
         logits: (N, A, K), same dtype.
-        wanted: (N, A, 4), same dtype; read where ``labels`` is above 0.
+        target: (N, A, 4), same dtype; read where ``labels`` is above 0.
         labels: (N, A) integers from 0 to K - 1; 0 is negative.
         eligible: (N, A) bool, negatives that may count.
         ratio: negatives for each positive.
@@ -176,9 +176,9 @@ def module_loss(
         Sums over the batch in float64, of losses rounded to the dtype; negatives
         are chosen by the rounded losses, too. Gradients have the dtype.
     Raises:
-        ContractError: shapes, dtypes, non-finite values, or a label out of range.
+        SpecError: shapes, dtypes, non-finite values, or a label out of range.
     """
-    _check_module(offsets, logits, wanted, labels)
+    _check_module(offsets, logits, target, labels)
     check_shape(eligible, "eligible", *labels.shape)
     positive = labels > 0
     class_loss, class_gradient = cross_entropy(_rows(logits), labels.reshape(-1))
@@ -186,19 +186,19 @@ def module_loss(
     counted = positive | np.stack(
         [hard_negatives(*row, ratio) for row in zip(by_anchor, positive, eligible, strict=True)]
     )
-    return _module_loss(offsets, logits, wanted, positive, class_loss, class_gradient, counted)
+    return _module_loss(offsets, logits, target, positive, class_loss, class_gradient, counted)
 
 
-def _check_module(offsets: Array, logits: Array, wanted: Array, labels: Array) -> None:
+def _check_module(offsets: Array, logits: Array, target: Array, labels: Array) -> None:
     """What the loss of a module asks of its arguments."""
-    check_float(offsets=offsets, logits=logits, wanted=wanted)
+    check_float(offsets=offsets, logits=logits, target=target)
     check_shape(logits, "logits", None, None, None)
-    pictures, anchors, _ = logits.shape
-    if pictures == 0:
-        raise ContractError("logits: want at least one picture")
-    check_shape(offsets, "offsets", pictures, anchors, 4)
-    check_shape(wanted, "wanted", pictures, anchors, 4)
-    check_shape(labels, "labels", pictures, anchors)
+    images, anchors, _ = logits.shape
+    if images == 0:
+        raise SpecError("logits: want at least one image")
+    check_shape(offsets, "offsets", images, anchors, 4)
+    check_shape(target, "target", images, anchors, 4)
+    check_shape(labels, "labels", images, anchors)
 
 
 def _rows(array: Array) -> Array:
@@ -209,14 +209,14 @@ def _rows(array: Array) -> Array:
 def _module_loss(
     offsets: Array,
     logits: Array,
-    wanted: Array,
+    target: Array,
     positive: Array,
     class_loss: Array,
     class_gradient: Array,
     counted: Array,
 ) -> ModuleLoss:
     """Offsets of the ``positive`` and classes of the ``counted`` (N, A), over the positives."""
-    box_loss, box_gradient = smooth_l1(_rows(offsets), _rows(wanted))
+    box_loss, box_gradient = smooth_l1(_rows(offsets), _rows(target))
     divisor = max(1, int(positive.sum()))
     share = offsets.dtype.type(divisor)
     return ModuleLoss(
@@ -228,7 +228,7 @@ def _module_loss(
 
 
 def focal_module_loss(
-    offsets: Array, logits: Array, wanted: Array, labels: Array, alpha: float, gamma: float
+    offsets: Array, logits: Array, target: Array, labels: Array, alpha: float, gamma: float
 ) -> ModuleLoss:
     """``module_loss`` with a focal loss of all anchors' classes.
 
@@ -237,10 +237,10 @@ def focal_module_loss(
         alpha, gamma: as in ``focal``; the others as in ``module_loss``.
     Source: the model zoo's ``refinedet_loss_cell.py``.
     """
-    _check_module(offsets, logits, wanted, labels)
+    _check_module(offsets, logits, target, labels)
     class_loss, class_gradient = focal(_rows(logits), labels.reshape(-1), alpha, gamma)
     every = np.ones(labels.shape, bool)
-    return _module_loss(offsets, logits, wanted, labels > 0, class_loss, class_gradient, every)
+    return _module_loss(offsets, logits, target, labels > 0, class_loss, class_gradient, every)
 
 
 class Loss(NamedTuple):
@@ -256,7 +256,7 @@ class Loss(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What the loss of a batch holds constant. N pictures, A anchors."""
+    """What the loss of a batch holds constant. N images, A anchors."""
 
     arm_offsets: Array
     """(N, A, 4), dtype of the heads."""
@@ -276,14 +276,14 @@ def detector_targets(
     """Both modules' targets: the ARM's on the anchors, the ODM's on the refined ones.
 
     Args:
-        heads: the network's outputs for N pictures, N from 1.
-        boxes: for each picture its objects (T, 4), dtype of the heads, corner form.
-        labels: for each picture their classes (T,), integers from 1.
+        heads: the network's outputs for N images, N from 1.
+        boxes: for each image its objects (T, 4), dtype of the heads, corner form.
+        labels: for each image their classes (T,), integers from 1.
     Raises:
-        ContractError: lengths, shapes, dtypes, or what ``targets`` and ``decode`` refuse.
+        SpecError: lengths, shapes, dtypes, or what ``targets`` and ``decode`` refuse.
     """
     if not len(heads.arm_offsets) == len(boxes) == len(labels) > 0:
-        raise ContractError("boxes, labels: want one entry for each picture, at least one")
+        raise SpecError("boxes, labels: want one entry for each image, at least one")
     anchors = all_anchors(config).astype(heads.arm_offsets.dtype)
     objects = list(zip(boxes, labels, strict=True))
     arm = [targets(anchors, b, c, config) for b, c in objects]
@@ -303,18 +303,18 @@ def detector_targets(
     )
 
 
-def loss_on_targets(heads: Heads, wanted: Targets, config: Config) -> Loss:
+def loss_on_targets(heads: Heads, target: Targets, config: Config) -> Loss:
     """The loss of a batch with its targets given; what its gradients differentiate."""
     options = config.loss
-    arm = heads.arm_offsets, heads.arm_logits, wanted.arm_offsets, wanted.arm_labels
-    odm = heads.odm_offsets, heads.odm_logits, wanted.odm_offsets, wanted.odm_labels
+    arm = heads.arm_offsets, heads.arm_logits, target.arm_offsets, target.arm_labels
+    odm = heads.odm_offsets, heads.odm_logits, target.odm_offsets, target.odm_labels
     if options.classes == "sigmoid":
         focus = options.focal_alpha, options.focal_gamma
         return Loss(focal_module_loss(*arm, *focus), focal_module_loss(*odm, *focus))
-    everything = np.ones_like(wanted.odm_eligible)
+    everything = np.ones_like(target.odm_eligible)
     return Loss(
         module_loss(*arm, everything, options.negatives_per_positive),
-        module_loss(*odm, wanted.odm_eligible, options.negatives_per_positive),
+        module_loss(*odm, target.odm_eligible, options.negatives_per_positive),
     )
 
 

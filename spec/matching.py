@@ -40,26 +40,26 @@ def match(iou: Array, config: MatchingConfig) -> Array:
     Source: the multi-box loss of the authors' release, bipartite then
         per-prediction; SSD, arXiv:1512.02325, section 2.2, "Matching strategy". The
         model zoo's ``box_utils.py`` for ``in_order``; it also gives an object without
-        area the first anchor, which this contract does not.
+        area the first anchor, which this specification does not.
     """
-    anchors, truths = iou.shape
+    anchors, ground_truth = iou.shape
     matched = np.full(anchors, UNMATCHED, np.int64)
-    if anchors == 0 or truths == 0:
+    if anchors == 0 or ground_truth == 0:
         return matched
     if config.rule == "in_order":
         return _match_in_order(iou, config)
 
     free = iou.copy()
     free[free <= config.lowest_iou] = -1
-    for _ in range(min(anchors, truths)):
+    for _ in range(min(anchors, ground_truth)):
         # argmax takes the first of equals, and row-major order puts the
         # lowest anchor first, then the lowest object.
-        anchor, truth = np.unravel_index(np.argmax(free), free.shape)
-        if free[anchor, truth] < 0:
+        anchor, ground_truth = np.unravel_index(np.argmax(free), free.shape)
+        if free[anchor, ground_truth] < 0:
             break
-        matched[anchor] = truth
+        matched[anchor] = ground_truth
         free[anchor, :] = -1
-        free[:, truth] = -1
+        free[:, ground_truth] = -1
 
     best = iou.argmax(axis=1)
     overlap = iou[np.arange(anchors), best]
@@ -72,19 +72,19 @@ def _match_in_order(iou: Array, config: MatchingConfig) -> Array:
     """``match`` by the model zoo's rule; an object that touches no anchor is left out."""
     matched = np.full(len(iou), UNMATCHED, np.int64)
     held = np.zeros(len(iou), iou.dtype)
-    for truth, overlaps in enumerate(iou.T.copy()):
+    for ground_truth, overlaps in enumerate(iou.T.copy()):
         best = overlaps.argmax()
         if overlaps[best] <= config.lowest_iou:
             continue
         overlaps[best] = 2
         taken = (overlaps > config.iou) & (overlaps > held)
-        matched[taken] = truth
+        matched[taken] = ground_truth
         held[taken] = overlaps[taken]
     return matched
 
 
 def targets(anchors: Array, boxes: Array, labels: Array, config: Config) -> tuple[Array, Array]:
-    """What a module should say for each anchor of one picture.
+    """What a module should say for each anchor of one image.
 
     The ARM is given the anchors as they are, the ODM the refined ones.
 
@@ -96,7 +96,7 @@ def targets(anchors: Array, boxes: Array, labels: Array, config: Config) -> tupl
         Offsets (A, 4), dtype of the arguments, zero where unmatched; and
         classes (A,) int64, 0 where unmatched.
     Raises:
-        ContractError: shapes, dtypes, crossed corners, or a label out of range.
+        SpecError: shapes, dtypes, crossed corners, or a label out of range.
     """
     check_boxes(anchors=anchors, boxes=boxes)
     check_shape(labels, "labels", len(boxes))

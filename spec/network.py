@@ -6,7 +6,7 @@ blocks. Every level has one convolution a head for offsets and one for classes. 
 layers themselves are listed in ``spec.architecture``.
 
 Arrays are batch, channel, row, column; all is computed in the dtype of the parameters
-and pictures (see ``spec.layers``).
+and images (see ``spec.layers``).
 
 Sources: RefineDet, arXiv:1711.06897, figure 1, figure 2, section 3; layer details
 (2x2 upsampling, ReLU after the sum, L2 scales 10 and 8) from the authors' release.
@@ -35,7 +35,7 @@ from refinedet.spec.architecture import (
     upsampling,
 )
 from refinedet.spec.config import Config
-from refinedet.spec.errors import Array, ContractError, check_float, check_shape
+from refinedet.spec.errors import Array, SpecError, check_float, check_shape
 from refinedet.spec.layers import (
     Tape,
     add,
@@ -168,7 +168,7 @@ def check_parameters(parameters: Parameters, config: Config) -> None:
     """Exactly the parameters of the table, in their shapes, finite.
 
     Raises:
-        ContractError: lists what is missing, unknown or misshapen.
+        SpecError: lists what is missing, unknown or misshapen.
     """
     check_tensors("parameters", parameters, parameter_table(config))
 
@@ -177,30 +177,30 @@ def check_tensors(what: str, tensors: Parameters, table: list[Parameter]) -> Non
     """``tensors`` has exactly the names of the table, in their shapes, finite.
 
     Raises:
-        ContractError: lists what is missing, unknown or misshapen.
+        SpecError: lists what is missing, unknown or misshapen.
     """
     shapes = {p.name: p.shape for p in table}
     faults = [f"{name} is missing" for name in shapes.keys() - tensors.keys()]
     faults += [f"{name} is unknown" for name in tensors.keys() - shapes.keys()]
     faults += [
-        f"{name} has shape {np.shape(tensors[name])}, wants {shape}"
+        f"{name} has shape {np.shape(tensors[name])}, expected {shape}"
         for name, shape in shapes.items()
         if name in tensors and np.shape(tensors[name]) != shape
     ]
     if faults:
         more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise ContractError(f"{what}: {'; '.join(sorted(faults)[:5])}{more}")
+        raise SpecError(f"{what}: {'; '.join(sorted(faults)[:5])}{more}")
     check_float(**tensors)
 
 
 def forward(
-    parameters: Parameters, pictures: Array, config: Config, *, training: bool = False
+    parameters: Parameters, images: Array, config: Config, *, training: bool = False
 ) -> tuple[Heads, Parameters]:
     """The whole network.
 
     Args:
         parameters: by canonical name, see ``parameter_table``.
-        pictures: (N, 3, H, W), normalised, H and W of the config; N from 1.
+        images: (N, 3, H, W), normalised, H and W of the config; N from 1.
         training: batch normalisation uses the batch's mean and variance, not the
             running ones.
     Returns:
@@ -209,15 +209,15 @@ def forward(
         variance divides by M - 1, the batch's own by M, M = N * rows * columns.
         Where M is 1, both variances are 0.
     Raises:
-        ContractError: parameters that are not those of the table, or pictures of
+        SpecError: parameters that are not those of the table, or images of
             another shape or dtype.
     Source: batch normalisation, arXiv:1502.03167, algorithms 1 and 2.
     """
-    return _run(plainly, parameters, pictures, config, training)
+    return _run(plainly, parameters, images, config, training)
 
 
 def forward_and_back(
-    parameters: Parameters, pictures: Array, config: Config
+    parameters: Parameters, images: Array, config: Config
 ) -> tuple[Heads, Parameters, Callable[[Heads], Parameters]]:
     """``forward`` in training, and the way back.
 
@@ -226,7 +226,7 @@ def forward_and_back(
         by the four heads to those by every trained parameter, in their dtype.
     """
     tape = Tape()
-    heads, statistics = _run(tape, parameters, pictures, config, training=True)
+    heads, statistics = _run(tape, parameters, images, config, training=True)
     trained = {p.name: parameters[p.name] for p in trained_parameters(config)}
 
     def back(gradients: Heads) -> Parameters:
@@ -238,17 +238,17 @@ def forward_and_back(
 def _run(
     run: Callable[..., Array],
     parameters: Parameters,
-    pictures: Array,
+    images: Array,
     config: Config,
     training: bool,
 ) -> tuple[Heads, Parameters]:
     """The network, each layer called through ``run``."""
     check_parameters(parameters, config)
     first = backbone_convs(config)[0].name
-    check_float(pictures=pictures, weight=parameters[f"{first}.weight"])
-    check_shape(pictures, "pictures", None, 3, *config.image_size)
-    if len(pictures) == 0:
-        raise ContractError("pictures: want at least one")
+    check_float(images=images, weight=parameters[f"{first}.weight"])
+    check_shape(images, "images", None, 3, *config.image_size)
+    if len(images) == 0:
+        raise SpecError("images: want at least one")
     statistics: Parameters = {}
     net = config.network
 
@@ -289,7 +289,7 @@ def _run(
     for_arm: list[Array] = []
     for_tcb: list[Array] = []
     to_normalise, before_relu = normalised_sources(config), sources_before_relu(config)
-    x = pictures
+    x = images
     for stage, source in zip(trunk(config), sources(config), strict=True):
         for step in stage:
             if isinstance(step, Pool):

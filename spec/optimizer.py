@@ -2,8 +2,8 @@
 
 1. Divide by the loss scale. 2. If ``clip_norm`` is set and the L2 norm over all
 gradients is larger, scale all of them down to it. 3. Add weight decay to the
-parameters of the group "decay", or to all. 4. Momentum: ``velocity = momentum * velocity +
-gradient``, ``parameter -= rate * velocity``; the rate of biases times ``bias_rate``.
+parameters of the group "decay", or to all. 4. Momentum: ``buffer = momentum * buffer +
+gradient``, ``parameter -= rate * buffer``; the rate of biases times ``bias_rate``.
 
 In float16 a scaled gradient may overflow: such a step is skipped (``refinedet.spec.training``),
 and the scale of the next one may be another (``next_loss_scale``).
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refinedet.spec.config import SCALES, Config, is_number
-from refinedet.spec.errors import Array, ContractError
+from refinedet.spec.errors import Array, SpecError
 from refinedet.spec.network import check_tensors, parameter_table, trained_parameters
 
 Tensors = dict[str, Array]
@@ -30,7 +30,7 @@ class LossScale:
         scale: multiplies the loss of this step.
         good_steps: without overflow, one after another, since the scale was last changed.
     Raises:
-        ContractError: a scale that is not a number from 1e-6, or a count that is no whole
+        SpecError: a scale that is not a number from 1e-6, or a count that is no whole
             number from 0.
     """
 
@@ -39,10 +39,10 @@ class LossScale:
 
     def __post_init__(self) -> None:
         if not is_number(self.scale, 1e-6):
-            raise ContractError(f"loss scale: wants a number above 0, got {self.scale!r}")
+            raise SpecError(f"loss scale: expected a number above 0, got {self.scale!r}")
         count = self.good_steps
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise ContractError(f"good steps: want a whole number from 0, got {count!r}")
+            raise SpecError(f"good steps: want a whole number from 0, got {count!r}")
 
 
 def next_loss_scale(now: LossScale, finite: bool, window: int | None) -> LossScale:
@@ -82,7 +82,7 @@ def clip_by_global_norm(gradients: Tensors, norm: float) -> Tensors:
 def momentum_step(
     parameters: Tensors,
     gradients: Tensors,
-    velocities: Tensors,
+    momentum_buffers: Tensors,
     rate: float,
     config: Config,
     scale: float | None = None,
@@ -92,15 +92,15 @@ def momentum_step(
     Args:
         parameters: by canonical name; running statistics pass through.
         gradients: of the scaled loss, for every trained parameter.
-        velocities: as the last step returned them; zeros at the start.
+        momentum_buffers: as the last step returned them; zeros at the start.
         rate: learning rate of this step.
         scale: loss scale of this step; None is the config's.
     Returns:
-        New parameters and new velocities, in their dtype; the arguments stay as
+        New parameters and new momentum buffers, in their dtype; the arguments stay as
         they are. Steps 1 and 2 each round to the dtype of the gradients, steps 3
         and 4 are computed in float64 and rounded once.
     Raises:
-        ContractError: tensors that are not those of the table, or not finite.
+        SpecError: tensors that are not those of the table, or not finite.
     Source: Sutskever et al., ICML 2013; groups as in the authors' release.
     """
     options = config.optimizer
@@ -108,7 +108,7 @@ def momentum_step(
     trained = trained_parameters(config)
     check_tensors("parameters", parameters, table)
     check_tensors("gradients", gradients, trained)
-    check_tensors("velocities", velocities, trained)
+    check_tensors("momentum_buffers", momentum_buffers, trained)
     scale = options.scale if scale is None else scale
     gradients = {name: g / g.dtype.type(scale) for name, g in gradients.items()}
     if options.clip_norm is not None:
@@ -119,7 +119,7 @@ def momentum_step(
         g = gradients[entry.name].astype(np.float64)
         if entry.group == "decay" or options.decay_all:
             g = g + options.weight_decay * p
-        v = options.momentum * velocities[entry.name].astype(np.float64) + g
+        v = options.momentum * momentum_buffers[entry.name].astype(np.float64) + g
         step = rate * options.bias_rate if entry.group == "bias" else rate
         dtype = parameters[entry.name].dtype
         moved[entry.name] = v.astype(dtype)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from refinedet.spec.config import ScheduleConfig
-from refinedet.spec.errors import ContractError
+from refinedet.spec.errors import SpecError
 
 
 def learning_rate(step: int, config: ScheduleConfig) -> float:
@@ -23,12 +23,12 @@ def learning_rate(step: int, config: ScheduleConfig) -> float:
     Args:
         step: 0 to ``steps`` - 1.
     Raises:
-        ContractError: a step outside the training.
+        SpecError: a step outside the training.
     Source: multistep as in the authors' solvers; cosine: SGDR, arXiv:1608.03983,
         equation 5, without restarts.
     """
     if not 0 <= step < config.steps:
-        raise ContractError(f"step: {step} is outside 0..{config.steps - 1}")
+        raise SpecError(f"step: {step} is outside 0..{config.steps - 1}")
     if step < config.warmup_steps:
         rise = config.rate - config.warmup_rate
         return config.warmup_rate + rise * step / config.warmup_steps

@@ -5,7 +5,7 @@ by the heads, times the loss scale. 3. Back through the network. 4. The optimize
 the schedule's rate.
 
 With ``optimizer.precision`` float16 a gradient may overflow. Then step 4 is left out:
-parameters and velocities stay. The running statistics are new, for nothing was wrong with the
+parameters and momentum buffers stay. The running statistics are new, for nothing was wrong with the
 way forward; and the schedule goes on: the next step has the next rate. A loss that is not
 finite is another matter, which no scale mends.
 
@@ -37,17 +37,17 @@ class Step(NamedTuple):
     """Before the update."""
     parameters: Parameters
     """All of them, running statistics included."""
-    velocities: Parameters
+    momentum_buffers: Parameters
     """Of every trained parameter."""
     scale: LossScale
     """Of the next step."""
     skipped: bool
-    """The gradient overflowed float16; parameters and velocities are the old ones."""
+    """The gradient overflowed float16; parameters and momentum buffers are the old ones."""
 
 
 def loss_gradients(
     parameters: Parameters,
-    pictures: Array,
+    images: Array,
     boxes: list[Array],
     labels: list[Array],
     config: Config,
@@ -59,13 +59,13 @@ def loss_gradients(
     65504. A backend may overflow inside the network, too.
 
     Args:
-        parameters, pictures: as ``spec.network.forward``.
+        parameters, images: as ``spec.network.forward``.
         boxes, labels: as ``spec.losses.detector_loss``.
         scale: the loss scale; None is the config's.
     """
-    heads, statistics, back = forward_and_back(parameters, pictures, config)
+    heads, statistics, back = forward_and_back(parameters, images, config)
     loss = detector_loss(heads, boxes, labels, config)
-    factor = pictures.dtype.type(config.optimizer.scale if scale is None else scale)
+    factor = images.dtype.type(config.optimizer.scale if scale is None else scale)
     by_heads = (
         loss.arm.offsets_gradient,
         loss.arm.logits_gradient,
@@ -82,8 +82,8 @@ def loss_gradients(
 
 def training_step(
     parameters: Parameters,
-    velocities: Parameters,
-    pictures: Array,
+    momentum_buffers: Parameters,
+    images: Array,
     boxes: list[Array],
     labels: list[Array],
     step: int,
@@ -95,18 +95,18 @@ def training_step(
     Args:
         scale: as the last step returned it; None at the start.
     Raises:
-        ContractError: what the network, the loss or the optimizer refuses.
+        SpecError: what the network, the loss or the optimizer refuses.
     Source: as of each part; see their modules.
     """
     options = config.optimizer
     now = scale or LossScale(options.scale)
     loss, gradients, statistics = loss_gradients(
-        parameters, pictures, boxes, labels, config, now.scale
+        parameters, images, boxes, labels, config, now.scale
     )
     finite = all(np.isfinite(g).all() for g in gradients.values())
     after = next_loss_scale(now, finite, options.loss_scale_window)
     if options.precision == "float16" and not finite:
-        return Step(loss, parameters | statistics, velocities, after, skipped=True)
+        return Step(loss, parameters | statistics, momentum_buffers, after, skipped=True)
     rate = learning_rate(step, config.schedule)
-    new, moved = momentum_step(parameters, gradients, velocities, rate, config, now.scale)
+    new, moved = momentum_step(parameters, gradients, momentum_buffers, rate, config, now.scale)
     return Step(loss, new | statistics, moved, after, skipped=False)

@@ -31,12 +31,12 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def noise(tmp_path):
-    """Ten noisy pictures, 80 wide and 48 high, with one to three objects of two classes."""
-    import cv2  # the contract's own tests run without it
+    """Ten noisy images, 80 wide and 48 high, with one to three objects of two classes."""
+    import cv2  # the specification's own tests run without it
 
     from refinedet.data.dataset import Dataset, Object, make_record
 
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(0)
     records = []
@@ -51,7 +51,7 @@ def noise(tmp_path):
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs the program; gives its status, what it printed, and its errors."""
-    from refinedet.cli.app import main  # the contract's own tests run without OpenCV
+    from refinedet.cli.app import main  # the specification's own tests run without OpenCV
 
     def call(*arguments):
         monkeypatch.setattr("sys.argv", ["refinedet", *map(str, arguments)])

@@ -2,12 +2,12 @@
 
 They detect and do not train. Lite runs in this process where it is installed beside this
 program, in a worker under ``--lite-python`` where it is not. Several streams are several
-workers, which take turns with the pictures: Lite holds Python's lock while it computes.
+workers, which take turns with the images: Lite holds Python's lock while it computes.
 
 A detector becomes ONNX (``refinedet.adapters.onnx.export``), and that becomes a MindIR by
 Lite's own converter. It holds the raw outputs: Lite 2.0.0 has no comparison with which to
 silence anchors, and boxes need more digits than Ascend 310 computes with. The host makes
-scored boxes of them as the contract does.
+scored boxes of them as the specification does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOST_STREAMS = 64
 
 
 class LiteBackend:
-    """``refinedet.backends.interface.Backend`` for detection: no ``operations``, no ``trainer``.
+    """``Backend`` for detection: no ``operations``, no ``trainer``.
 
     Args:
         name: as users type it.
@@ -36,7 +36,7 @@ class LiteBackend:
         streams: models that run side by side, up to ``MOST_STREAMS``.
         lite_python: an interpreter that has Lite; None takes that of the variable
             ``REFINEDET_LITE_PYTHON``, and without it this process.
-        batch: pictures for which a detector is compiled; a file keeps its own number.
+        batch: images for which a detector is compiled; a file keeps its own number.
     Raises:
         BackendError: no number of streams or of a device.
     """
@@ -74,25 +74,25 @@ class LiteBackend:
         return iter(())
 
     def found(self) -> str:
-        """See ``refinedet.backends.interface.Backend``."""
+        """See ``Backend``."""
         versions = engine.Worker(self.python or engine.THIS).versions
         place = "the CPU" if self.target == "cpu" else f"Ascend 310, device {self.device_id}"
         return f"MindSpore Lite {versions['lite']} under Python {versions['python']} on {place}"
 
     def network(self, config: Config, parameters: Parameters) -> Network:
-        """See ``refinedet.backends.interface.Backend``."""
+        """See ``Backend``."""
         from refinedet.adapters.lite.network import converted
 
         return converted(self, config, parameters)
 
     def export(self, network: Network, path: Path, settings: Settings, heads: bool = True) -> None:
-        """Write a MindIR of the raw outputs, always; see ``refinedet.backends.interface.Backend``."""
+        """Write a MindIR of the raw outputs, always; see ``Backend``."""
         from refinedet.adapters.lite.network import export
 
         export(network, path, settings)
 
     def load(self, path: Path, settings: Settings) -> Network:
-        """Read a MindIR; see ``refinedet.backends.interface.Backend``."""
+        """Read a MindIR; see ``Backend``."""
         from refinedet.adapters.lite.network import load
 
         return load(self, path, settings)

@@ -83,7 +83,7 @@ class Runner(Protocol):
 
     inputs: list[Any]
 
-    def run(self, pictures: Array) -> dict[str, Array]:
+    def run(self, images: Array) -> dict[str, Array]:
         """The outputs by name. Raises BackendError, one line."""
 
 
@@ -95,9 +95,9 @@ class InProcess:
         self._detector = _one_line(lambda: worker.Detector(str(path), **given))
         self.inputs = self._detector.inputs
 
-    def run(self, pictures: Array) -> dict[str, Array]:
+    def run(self, images: Array) -> dict[str, Array]:
         """See ``Runner``."""
-        return _one_line(lambda: self._detector.run(pictures))
+        return _one_line(lambda: self._detector.run(images))
 
 
 def _one_line(work: Callable[[], T]) -> T:
@@ -242,7 +242,7 @@ class Remote:
         head, _ = self._worker.ask("load", {"path": str(path), **given})
         self.inputs = head["inputs"]
 
-    def run(self, pictures: Array) -> dict[str, Array]:
+    def run(self, images: Array) -> dict[str, Array]:
         """See ``Runner``."""
-        _, found = self._worker.ask("run", {}, {"pictures": np.ascontiguousarray(pictures)})
+        _, found = self._worker.ask("run", {}, {"images": np.ascontiguousarray(images)})
         return found

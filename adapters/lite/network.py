@@ -19,7 +19,6 @@ import numpy as np
 
 from refinedet.adapters.lite.engine import THIS, InProcess, Remote, Runner, Worker
 from refinedet.backends.interface import BackendError, Network
-from refinedet.support.files import write_atomically
 from refinedet.models.open import require_own_settings, settings_in, with_settings
 from refinedet.settings import Settings
 from refinedet.spec.anchors import anchors
@@ -27,16 +26,17 @@ from refinedet.spec.config import Config
 from refinedet.spec.detection import scored_boxes
 from refinedet.spec.errors import Array, check_shape
 from refinedet.spec.network import Heads, Parameters, check_parameters
+from refinedet.support.files import write_atomically
 
 if TYPE_CHECKING:
     from refinedet.adapters.lite.backend import LiteBackend
 
 
 class LiteNetwork:
-    """``refinedet.backends.interface.Network``, on one runner or on several that take turns.
+    """``Network``, on one runner or on several that take turns.
 
     Args:
-        size: pictures that a runner takes at a time; the last ones are filled up.
+        size: images that a runner takes at a time; the last ones are filled up.
         mindir: the converted model, if it was not read from a file.
     """
 
@@ -48,11 +48,11 @@ class LiteNetwork:
         self.size = size
         self.mindir = mindir
 
-    def heads(self, pictures: Array) -> Heads:
+    def heads(self, images: Array) -> Heads:
         """The raw outputs."""
-        check_shape(pictures, "pictures", None, 3, *self.config.image_size)
-        starts = range(0, len(pictures), self.size)
-        pieces = [pictures[at : at + self.size] for at in starts]
+        check_shape(images, "images", None, 3, *self.config.image_size)
+        starts = range(0, len(images), self.size)
+        pieces = [images[at : at + self.size] for at in starts]
         found = list(self._run(pieces))
         return Heads(*(np.concatenate([f[name] for f in found]) for name in Heads._fields))
 
@@ -80,9 +80,9 @@ class LiteNetwork:
             piece = np.concatenate([piece, blank])
         return {name: output[:count] for name, output in runner.run(piece).items()}
 
-    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
+    def scored_boxes(self, images: Array) -> tuple[Array, Array]:
         """Decoded boxes and scores of every anchor, from the raw outputs."""
-        return scored_boxes(self.heads(pictures), self.config)
+        return scored_boxes(self.heads(images), self.config)
 
 
 def converted(backend: LiteBackend, config: Config, parameters: Parameters) -> LiteNetwork:
@@ -151,26 +151,28 @@ def _opened(backend: LiteBackend, path: Path, config: Config) -> LiteNetwork:
 
 
 def _compiled_size(path: Path, inputs: list[list[Any]], config: Config) -> int:
-    """The number of pictures that a file takes at a time."""
+    """The number of images that a file takes at a time."""
     if len(inputs) == 1:
         name, shape, dtype = inputs[0]
-        if (name, shape[1:], dtype) == ("pictures", [3, *config.image_size], "FLOAT32"):
+        if (name, shape[1:], dtype) == ("images", [3, *config.image_size], "FLOAT32"):
             size: int = shape[0]
             if size > 0:
                 return size
             raise BackendError(
-                f"{path}: leaves open how many pictures it takes; convert it for a number of them"
+                f"{path}: leaves open how many images it takes; convert it for a number of them"
             )
-    wanted = ["pictures", ["N", 3, *config.image_size], "FLOAT32"]
-    raise BackendError(f"{path}: takes {inputs}, its settings want [{wanted}]; export again")
+    expected = ["images", ["N", 3, *config.image_size], "FLOAT32"]
+    raise BackendError(f"{path}: takes {inputs}, its settings want [{expected}]; export again")
 
 
 def _require_outputs(path: Path, runner: Runner, config: Config, size: int) -> None:
-    """What the file gives for blank pictures has the names, shapes and dtypes of the heads."""
+    """What the file gives for blank images has the names, shapes and dtypes of the heads."""
     found = runner.run(np.zeros((size, 3, *config.image_size), np.float32))
     rows = len(anchors(config))
     for name, width in zip(Heads._fields, (4, 2, 4, config.num_classes), strict=True):
-        wanted = f"float32 ({size}, {rows}, {width})"
+        expected = f"float32 ({size}, {rows}, {width})"
         got = f"{found[name].dtype} {found[name].shape}" if name in found else "missing"
-        if got != wanted:
-            raise BackendError(f"{path}: {name} is {got}, its settings want {wanted}; export again")
+        if got != expected:
+            raise BackendError(
+                f"{path}: {name} is {got}, its settings want {expected}; export again"
+            )

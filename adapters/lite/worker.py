@@ -68,10 +68,10 @@ def convert(onnx: str, output: str, device: str | None, shape: list[int]) -> Non
     """Convert an ONNX file to a MindIR.
 
     Args:
-        onnx: the file; it has one input, ``pictures``.
+        onnx: the file; it has one input, ``images``.
         output: the file to write, without its ``.mindir``.
         device: ``Ascend`` to compile for this machine's; None for the CPU.
-        shape: of ``pictures``, for which it is compiled.
+        shape: of ``images``, for which it is compiled.
     Raises:
         RuntimeError: Lite cannot convert it.
     """
@@ -81,7 +81,7 @@ def convert(onnx: str, output: str, device: str | None, shape: list[int]) -> Non
     converter.save_type = mindspore_lite.ModelType.MINDIR
     if device is not None:
         converter.device = device
-    converter.input_shape = {"pictures": shape}
+    converter.input_shape = {"images": shape}
     converter.convert(mindspore_lite.FmkType.ONNX, onnx, output)
 
 
@@ -111,15 +111,15 @@ class Detector:
         self.inputs = [[t.name, t.shape, t.dtype.name] for t in self.model.get_inputs()]
         """Name, shape (-1 where open) and Lite's dtype of each."""
 
-    def run(self, pictures: Any) -> dict[str, Any]:
+    def run(self, images: Any) -> dict[str, Any]:
         """The outputs by name, new arrays.
 
         Args:
-            pictures: float32, of the compiled shape. Lite 2.0.0 can be told another, and then
-                some pictures of an even number come out wrong on two threads.
+            images: float32, of the compiled shape. Lite 2.0.0 can be told another, and then
+                some images of an even number come out wrong on two threads.
         """
         tensors = self.model.get_inputs()
-        tensors[0].set_data_from_numpy(pictures)
+        tensors[0].set_data_from_numpy(images)
         return {t.name: np.array(t.get_data_to_numpy()) for t in self.model.predict(tensors)}
 
 
@@ -157,7 +157,7 @@ def main() -> None:
                 detector = Detector(**asked["given"])
                 head = {"inputs": detector.inputs}
             else:
-                found = detector.run(arrays["pictures"])
+                found = detector.run(arrays["images"])
         except Exception as error:
             head = {"error": f"{type(error).__name__}: {error}"}
         signal.alarm(0)

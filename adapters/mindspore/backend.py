@@ -13,8 +13,8 @@ from types import ModuleType
 
 from refinedet.adapters.mindspore.setup import Setup, apply, attached, decide, lacks
 from refinedet.backends.interface import BackendError, Batch, Limitation, Network, Trainer
-from refinedet.data.dataset import Dataset
 from refinedet.backends.process_group import ALONE, Group
+from refinedet.data.dataset import Dataset
 from refinedet.settings import InputSettings, Settings
 from refinedet.spec.config import PRECISIONS, Config
 from refinedet.spec.network import Parameters
@@ -28,7 +28,7 @@ def _version() -> tuple[int, ...]:
 
 
 class MindSporeBackend:
-    """``refinedet.backends.interface.Backend`` for one of MindSpore's devices.
+    """``Backend`` for one of MindSpore's devices.
 
     Args:
         name: as users type it.
@@ -70,7 +70,7 @@ class MindSporeBackend:
         return "; ".join(lacks(self.device, self.setup.device_id)) or None
 
     def found(self) -> str:
-        """See ``refinedet.backends.interface.Backend``."""
+        """See ``Backend``."""
         self._engine()
         on = f"{len(os.sched_getaffinity(0))} cores"
         if self.device != "CPU":
@@ -115,14 +115,14 @@ class MindSporeBackend:
 
     @property
     def operations(self) -> ModuleType:
-        """See ``refinedet.backends.interface.Backend``."""
+        """See ``Backend``."""
         self._engine()
         from refinedet.adapters.mindspore import operations
 
         return operations
 
     def network(self, config: Config, parameters: Parameters) -> Network:
-        """See ``refinedet.backends.interface.Backend``."""
+        """See ``Backend``."""
         network: Network = self._engine().MindSporeNetwork(config, parameters)
         return network
 
@@ -130,19 +130,19 @@ class MindSporeBackend:
         self,
         config: Config,
         parameters: Parameters,
-        velocities: Parameters | None = None,
+        momentum_buffers: Parameters | None = None,
         steps_done: int = 0,
         loss_scale: LossScale | None = None,
     ) -> Trainer:
-        """See ``refinedet.backends.interface.Backend``."""
+        """See ``Backend``."""
         self._engine()
         from refinedet.adapters.mindspore.trainer import MindSporeTrainer
 
-        state = velocities, steps_done, loss_scale
+        state = momentum_buffers, steps_done, loss_scale
         return MindSporeTrainer(config, parameters, *state, self.group)
 
     def profiler(self, folder: Path) -> AbstractContextManager[object]:
-        """MindSpore's; see ``refinedet.backends.interface.Backend``."""
+        """MindSpore's; see ``Backend``."""
         profiler: AbstractContextManager[object] = self._engine().profiler(folder, self.device)
         return profiler
 
@@ -154,18 +154,18 @@ class MindSporeBackend:
         cache: Path,
         first_step: int = 0,
     ) -> Iterator[Batch]:
-        """See ``refinedet.backends.interface.Backend``; ``cache`` becomes a folder of MindRecord files."""
+        """See ``Backend``; ``cache`` becomes a folder of MindRecord files."""
         self._engine()
         from refinedet.adapters.mindspore import pipeline
 
         return pipeline.batches(dataset, config, settings, cache, first_step, self.group)
 
     def export(self, network: Network, path: Path, settings: Settings, heads: bool = False) -> None:
-        """Write a MindIR that holds its settings, or an AIR; see ``refinedet.backends.interface.Backend``."""
+        """Write a MindIR that holds its settings, or an AIR; see ``Backend``."""
         self._engine().export(network, path, settings, heads, self.device)
 
     def load(self, path: Path, settings: Settings) -> Network:
-        """Read a MindIR; see ``refinedet.backends.interface.Backend``."""
+        """Read a MindIR; see ``Backend``."""
         if path.suffix == ".onnx":
             raise BackendError(
                 f"{path}: is no MindIR; an ONNX file runs with --backend onnxruntime"

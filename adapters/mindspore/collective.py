@@ -1,6 +1,6 @@
 """What several workers compute together: sums inside the graph, and what they tell each other.
 
-A job's workers hold the same parameters and see different pictures. A loss divides by a
+A job's workers hold the same parameters and see different images. A loss divides by a
 number of positives, and batch normalisation by a number of pixels: both are those of all
 workers, so that any number of them trains as one with the whole batch would.
 """
@@ -83,7 +83,7 @@ def over_workers() -> nn.Cell:
 
 
 class GlobalBatchNorm(nn.Cell):
-    """Batch normalisation by the statistics of all workers' pictures: ``spec.layers``."""
+    """Batch normalisation by the statistics of all workers' images: ``spec.layers``."""
 
     def __init__(self, channels: int, eps: float, momentum: float) -> None:
         super().__init__()

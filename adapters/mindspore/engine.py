@@ -13,7 +13,6 @@ from mindspore import nn
 
 from refinedet.adapters.mindspore.network import Detector, ScoredBoxes, load_parameters
 from refinedet.backends.interface import BackendError
-from refinedet.support.files import write_atomically
 from refinedet.models.open import require_own_settings, settings_in, with_settings
 from refinedet.settings import Settings
 from refinedet.spec.anchors import anchors as all_anchors
@@ -21,6 +20,7 @@ from refinedet.spec.config import Config
 from refinedet.spec.detection import scored_boxes
 from refinedet.spec.errors import Array, check_shape
 from refinedet.spec.network import Heads, Parameters, check_parameters
+from refinedet.support.files import write_atomically
 
 AIR = ".air"
 
@@ -38,7 +38,7 @@ def profiler(folder: Path, device: str) -> Iterator[None]:
 
 
 class MindSporeNetwork:
-    """``refinedet.backends.interface.Network`` in graph mode; one graph is compiled a batch size."""
+    """``Network`` in graph mode; one graph is compiled a batch size."""
 
     def __init__(self, config: Config, parameters: Parameters) -> None:
         check_parameters(parameters, config)
@@ -47,13 +47,13 @@ class MindSporeNetwork:
         load_parameters(self.detector, parameters)
         self.scored = ScoredBoxes(self.detector, config).set_train(False)
 
-    def heads(self, pictures: Array) -> Heads:
+    def heads(self, images: Array) -> Heads:
         """The raw outputs."""
-        return Heads(*(output.asnumpy() for output in self.detector(ms.Tensor(pictures))))
+        return Heads(*(output.asnumpy() for output in self.detector(ms.Tensor(images))))
 
-    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
+    def scored_boxes(self, images: Array) -> tuple[Array, Array]:
         """Decoded boxes and scores of every anchor."""
-        boxes, scores = self.scored(ms.Tensor(pictures))
+        boxes, scores = self.scored(ms.Tensor(images))
         return boxes.asnumpy(), scores.asnumpy()
 
 
@@ -83,21 +83,21 @@ class MindIRNetwork:
             raise BackendError(f"{path}: gives {shown}; export again")
         self.raw = given == raw
 
-    def _run(self, pictures: Array) -> list[Array]:
-        check_shape(pictures, "pictures", None, 3, *self.config.image_size)
-        return [output.asnumpy() for output in self.graph(ms.Tensor(pictures))]
+    def _run(self, images: Array) -> list[Array]:
+        check_shape(images, "images", None, 3, *self.config.image_size)
+        return [output.asnumpy() for output in self.graph(ms.Tensor(images))]
 
-    def heads(self, pictures: Array) -> Heads:
+    def heads(self, images: Array) -> Heads:
         """The raw outputs, if they were exported."""
         if not self.raw:
             raise NotImplementedError("this MindIR gives scored boxes, not the raw heads")
-        return Heads(*self._run(pictures))
+        return Heads(*self._run(images))
 
-    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
+    def scored_boxes(self, images: Array) -> tuple[Array, Array]:
         """Decoded boxes and scores of every anchor; of raw outputs, decoded on the host."""
         if self.raw:
-            return scored_boxes(self.heads(pictures), self.config)
-        boxes, scores = self._run(pictures)
+            return scored_boxes(self.heads(images), self.config)
+        boxes, scores = self._run(images)
         return boxes, scores
 
 
@@ -108,7 +108,7 @@ def export(
     heads: bool,
     device: str,
 ) -> None:
-    """Write the detector: as MindIR for any batch size, or as AIR for one picture.
+    """Write the detector: as MindIR for any batch size, or as AIR for one image.
 
     Args:
         heads: the raw outputs in place of boxes and scores.
@@ -125,14 +125,14 @@ def export(
             f"{path}: AIR is written on Ascend alone; give --target ascend there, or export .mindir"
         )
     kind, suffix, count = ("AIR", AIR, 1) if path.suffix == AIR else ("MINDIR", ".mindir", None)
-    pictures = ms.Tensor(shape=[count, 3, *network.config.image_size], dtype=ms.float32)
+    images = ms.Tensor(shape=[count, 3, *network.config.image_size], dtype=ms.float32)
     if count is not None:  # AIR has static shapes
-        pictures = ms.Tensor(np.zeros(pictures.shape, np.float32))
+        images = ms.Tensor(np.zeros(images.shape, np.float32))
     cell = network.detector if heads else network.scored
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         fresh = Path(folder) / f"model{suffix}"
         try:
-            ms.export(cell, pictures, file_name=str(fresh), file_format=kind)
+            ms.export(cell, images, file_name=str(fresh), file_format=kind)
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise BackendError(f"{path}: MindSpore cannot write it: {reason}") from error

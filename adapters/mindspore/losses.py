@@ -98,13 +98,13 @@ def encode(boxes: ms.Tensor, anchors: ms.Tensor, centre: float, size: float) -> 
     return ops.concat((offset, ops.log(centres[:, :, 2:] / sides) / size), 2)
 
 
-def hard_negatives(losses: ms.Tensor, candidate: ms.Tensor, wanted: ms.Tensor) -> ms.Tensor:
+def hard_negatives(losses: ms.Tensor, candidate: ms.Tensor, limit: ms.Tensor) -> ms.Tensor:
     """``spec.losses.hard_negatives`` for a batch.
 
     Args:
         losses: (N, A) float32, from 0.
         candidate: (N, A) bool.
-        wanted: (N, 1) int32, how many of each picture at most.
+        limit: (N, 1) int32, how many of each image at most.
     Returns:
         (N, A) bool. Sorting values alone, then counting equals from the lowest anchor,
         leaves no tie to a device's sorting.
@@ -112,24 +112,24 @@ def hard_negatives(losses: ms.Tensor, candidate: ms.Tensor, wanted: ms.Tensor) -
     a = losses.shape[1]
     losses = ops.select(candidate, losses, ops.full_like(losses, -1.0))
     falling = ops.sort(losses, 1, True)[0]
-    last = ops.gather_elements(falling, 1, ops.clip_by_value(wanted - 1, 0, a - 1))
+    last = ops.gather_elements(falling, 1, ops.clip_by_value(limit - 1, 0, a - 1))
     above = losses > last
     equal = ops.logical_and(losses == last, candidate)
-    room = wanted - above.astype(ms.int32).sum(1, keepdims=True)
+    room = limit - above.astype(ms.int32).sum(1, keepdims=True)
     among = ops.logical_and(equal, ops.cumsum(equal.astype(ms.int32), 1) <= room)
     chosen = ops.logical_and(ops.logical_or(above, among), candidate)
-    return ops.logical_and(chosen, wanted > 0)
+    return ops.logical_and(chosen, limit > 0)
 
 
 def most_negatives(positive: ms.Tensor, ratio: float) -> ms.Tensor:
-    """How many negatives of each picture may count, (N, 1) int32; ``positive`` (N, A) bool."""
+    """How many negatives of each image may count, (N, 1) int32; ``positive`` (N, A) bool."""
     count = positive.astype(ms.int32).sum(1, keepdims=True)
     return ops.floor(count.astype(ms.float32) * ratio).astype(ms.int32)
 
 
-def smooth_l1(offsets: ms.Tensor, wanted: ms.Tensor) -> ms.Tensor:
+def smooth_l1(offsets: ms.Tensor, target: ms.Tensor) -> ms.Tensor:
     """``spec.losses.smooth_l1``, (..., 4) to (...)."""
-    far = ops.abs(offsets - wanted)
+    far = ops.abs(offsets - target)
     return ops.select(far < 1, far * far / 2, far - 0.5).sum(-1)
 
 
@@ -146,7 +146,7 @@ def alone(x: ms.Tensor) -> ms.Tensor:
 
 def over_positives(
     offsets: ms.Tensor,
-    wanted: ms.Tensor,
+    target: ms.Tensor,
     positive: ms.Tensor,
     class_loss: ms.Tensor,
     total: Total,
@@ -157,7 +157,7 @@ def over_positives(
         total: gives the sum over all workers; the losses are this worker's parts.
     """
     paid = ops.broadcast_to(positive.expand_dims(2), offsets.shape)
-    box_loss = smooth_l1(ops.select(paid, offsets, wanted), wanted).sum()
+    box_loss = smooth_l1(ops.select(paid, offsets, target), target).sum()
     divisor = ops.maximum(total(positive.astype(ms.float32).sum()), 1.0)
     return box_loss / divisor, class_loss / divisor
 
@@ -165,7 +165,7 @@ def over_positives(
 def module_loss(
     offsets: ms.Tensor,
     logits: ms.Tensor,
-    wanted: ms.Tensor,
+    target: ms.Tensor,
     labels: ms.Tensor,
     eligible: ms.Tensor,
     ratio: float,
@@ -178,7 +178,7 @@ def module_loss(
     most = most_negatives(positive, ratio)
     negative = hard_negatives(ops.stop_gradient(class_loss), candidate, most)
     counted = ops.logical_or(positive, negative).astype(ms.float32)
-    return over_positives(offsets, wanted, positive, (class_loss * counted).sum(), total)
+    return over_positives(offsets, target, positive, (class_loss * counted).sum(), total)
 
 
 def focal(logits: ms.Tensor, labels: ms.Tensor, alpha: float, gamma: float) -> ms.Tensor:
@@ -195,7 +195,7 @@ def focal(logits: ms.Tensor, labels: ms.Tensor, alpha: float, gamma: float) -> m
 def focal_module_loss(
     offsets: ms.Tensor,
     logits: ms.Tensor,
-    wanted: ms.Tensor,
+    target: ms.Tensor,
     labels: ms.Tensor,
     alpha: float,
     gamma: float,
@@ -203,7 +203,7 @@ def focal_module_loss(
 ) -> tuple[ms.Tensor, ms.Tensor]:
     """``spec.losses.focal_module_loss``: the loss of the offsets and that of the classes."""
     class_loss = focal(logits, labels, alpha, gamma).sum()
-    return over_positives(offsets, wanted, labels > 0, class_loss, total)
+    return over_positives(offsets, target, labels > 0, class_loss, total)
 
 
 def targets(
@@ -228,8 +228,8 @@ def targets(
     box = ops.select(mask, box, to_corners(anchors))
     centre, size = config.anchors.variances
     label = ops.gather_elements(labels, 1, index)
-    wanted = encode(box, anchors, centre, size)
-    return wanted, ops.select(positive, label, ops.zeros_like(label))
+    target = encode(box, anchors, centre, size)
+    return target, ops.select(positive, label, ops.zeros_like(label))
 
 
 class HeadsLoss(nn.Cell):
@@ -261,18 +261,18 @@ class HeadsLoss(nn.Cell):
         odm_logits: ms.Tensor,
         boxes: ms.Tensor,
         labels: ms.Tensor,
-        arm_wanted: ms.Tensor,
+        arm_target: ms.Tensor,
         arm_labels: ms.Tensor,
     ) -> tuple[ms.Tensor, ms.Tensor]:
-        odm_wanted, odm_labels = arm_wanted, arm_labels
+        odm_target, odm_labels = arm_target, arm_labels
         if self.refined:
             anchors = decode(arm_offsets, self.anchors, self.centre, self.size)
-            odm_wanted, odm_labels = targets(ops.stop_gradient(anchors), boxes, labels, self.config)
-        odm_wanted = ops.stop_gradient(odm_wanted)
+            odm_target, odm_labels = targets(ops.stop_gradient(anchors), boxes, labels, self.config)
+        odm_target = ops.stop_gradient(odm_target)
         if not self.arm_first_class:
             arm_labels = ops.minimum(arm_labels, 1)
-        arm = arm_offsets, arm_logits, arm_wanted, arm_labels
-        odm = odm_offsets, odm_logits, odm_wanted, odm_labels
+        arm = arm_offsets, arm_logits, arm_target, arm_labels
+        odm = odm_offsets, odm_logits, odm_target, odm_labels
         if self.focal:
             arm_box, arm_class = focal_module_loss(*arm, self.alpha, self.gamma, self.total)
             odm_box, odm_class = focal_module_loss(*odm, self.alpha, self.gamma, self.total)
@@ -298,11 +298,11 @@ class DetectorLoss(nn.Cell):
 
     def construct(
         self,
-        pictures: ms.Tensor,
+        images: ms.Tensor,
         boxes: ms.Tensor,
         labels: ms.Tensor,
-        arm_wanted: ms.Tensor,
+        arm_target: ms.Tensor,
         arm_labels: ms.Tensor,
     ) -> tuple[ms.Tensor, ms.Tensor]:
-        heads = self.detector(pictures)
-        return self.loss(*heads, boxes, labels, arm_wanted, arm_labels)
+        heads = self.detector(images)
+        return self.loss(*heads, boxes, labels, arm_target, arm_labels)

@@ -1,7 +1,7 @@
 """The detector as MindSpore cells, with the parameters of ``refinedet.spec.network``.
 
 Every parameter carries its canonical name, so that the optimizer's groups, the
-checkpoints and the contract speak of the same thing.
+checkpoints and the specification speak of the same thing.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ class Module(nn.Cell):
 
 
 class Detector(nn.Cell):
-    """The whole network: pictures (N, 3, H, W) to the four outputs of ``spec.Heads``.
+    """The whole network: images (N, 3, H, W) to the four outputs of ``spec.Heads``.
 
     They are float32, with ``half`` too, whatever is between.
     """
@@ -264,8 +264,8 @@ class Detector(nn.Cell):
                     last = parameter.name.rsplit(".", 1)[-1]
                     parameter.name = f"{cell.canonical}.{last}"
 
-    def construct(self, pictures: ms.Tensor) -> tuple[ms.Tensor, ...]:
-        for_arm, for_tcb = self.backbone(pictures)
+    def construct(self, images: ms.Tensor) -> tuple[ms.Tensor, ...]:
+        for_arm, for_tcb = self.backbone(images)
         block3 = self.blocks[3](for_tcb[3], for_tcb[3])
         block2 = self.blocks[2](for_tcb[2], block3)
         block1 = self.blocks[1](for_tcb[1], block2)
@@ -304,15 +304,15 @@ class Scoring(nn.Cell):
 
 
 class ScoredBoxes(nn.Cell):
-    """``Scoring`` behind the detector: from pictures to boxes and scores."""
+    """``Scoring`` behind the detector: from images to boxes and scores."""
 
     def __init__(self, detector: Detector, config: Config) -> None:
         super().__init__(auto_prefix=False)
         self.detector = detector
         self.scoring = Scoring(config)
 
-    def construct(self, pictures: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
-        return self.scoring(*self.detector(pictures))
+    def construct(self, images: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        return self.scoring(*self.detector(images))
 
 
 def centre_anchors(config: Config) -> ms.Tensor:

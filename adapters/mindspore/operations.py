@@ -1,7 +1,7 @@
-"""The contract's operations, one by one, as this backend computes them.
+"""The specification's operations, one by one, as this backend computes them.
 
 They are the functions and cells that its graphs are made of; what runs on the host
-(preparing pictures, the ARM's targets, suppression) is called as the application calls it.
+(preparing images, the ARM's targets, suppression) is called as the application calls it.
 Importing this imports MindSpore. Arguments and results: ``refinedet.backends.operations``.
 """
 
@@ -15,23 +15,23 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from refinedet.inference import postprocessing
 from refinedet.adapters.mindspore import losses, network
 from refinedet.adapters.mindspore.trainer import (
     Update,
     learning_rates,
-    load_velocities,
+    load_momentum_buffers,
     momentum,
-    read_velocities,
+    read_momentum_buffers,
 )
 from refinedet.data.augment import normaliser
-from refinedet.data.targets import ArmTargets
 from refinedet.data.samples import padded
+from refinedet.data.targets import ArmTargets
+from refinedet.inference import postprocessing
 from refinedet.spec.config import (
     Config,
     DetectionConfig,
+    ImageConfig,
     MatchingConfig,
-    PictureConfig,
     ScheduleConfig,
     replace,
 )
@@ -57,11 +57,11 @@ def _one(function: Callable[..., ms.Tensor], *arrays: Array, rows: int | None = 
     return _numpy(function(*(ms.Tensor(array[None]) for array in arrays))[0])
 
 
-# Pictures, anchors, boxes
+# Images, anchors, boxes
 
 
-def normalise(picture: Array, config: PictureConfig) -> Array:
-    return normaliser(config)(picture)
+def normalise(image: Array, config: ImageConfig) -> Array:
+    return normaliser(config)(image)
 
 
 def anchors(config: Config) -> Array:
@@ -76,10 +76,10 @@ def centres_to_corners(boxes: Array) -> Array:
     return _one(network.to_corners, boxes)
 
 
-def box_iou(anchors: Array, truths: Array) -> Array:
-    if len(anchors) == 0 or len(truths) == 0:
-        return np.zeros((len(anchors), len(truths)), np.float32)
-    return np.ascontiguousarray(_one(losses.pairwise_iou, truths, anchors).T)
+def box_iou(anchors: Array, ground_truth: Array) -> Array:
+    if len(anchors) == 0 or len(ground_truth) == 0:
+        return np.zeros((len(anchors), len(ground_truth)), np.float32)
+    return np.ascontiguousarray(_one(losses.pairwise_iou, ground_truth, anchors).T)
 
 
 def clip_boxes(boxes: Array) -> Array:
@@ -131,22 +131,22 @@ def targets(anchors: Array, boxes: Array, labels: Array, config: Config) -> tupl
     if len(anchors) == 0:
         return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
     padded, classes = _places([boxes], [labels])
-    wanted, found = losses.targets(
+    target, found = losses.targets(
         network.to_centres(ms.Tensor(anchors[None])),
         ms.Tensor(padded),
         ms.Tensor(classes),
         config,
     )
     label = _numpy(found[0]).astype(np.int64)
-    offsets = _numpy(wanted[0])
+    offsets = _numpy(target[0])
     offsets[label == 0] = 0  # nothing reads them
     return offsets, label
 
 
 def _places(boxes: list[Array], labels: list[Array]) -> tuple[Array, Array]:
-    """Objects of each picture as a batch has them: (N, T, 4) and (N, T) int32."""
-    pictures = [padded(b, c, PLACES) for b, c in zip(boxes, labels, strict=True)]
-    all_boxes, all_labels = (np.stack(part) for part in zip(*pictures, strict=True))
+    """Objects of each image as a batch has them: (N, T, 4) and (N, T) int32."""
+    images = [padded(b, c, PLACES) for b, c in zip(boxes, labels, strict=True)]
+    all_boxes, all_labels = (np.stack(part) for part in zip(*images, strict=True))
     return all_boxes, all_labels
 
 
@@ -188,8 +188,8 @@ def focal(logits: Array, labels: Array, alpha: float, gamma: float) -> tuple[Arr
     return _with_gradient(run, logits, labels.astype(np.int32))
 
 
-def smooth_l1(predicted: Array, wanted: Array) -> tuple[Array, Array]:
-    return _with_gradient(losses.smooth_l1, predicted, wanted)
+def smooth_l1(predicted: Array, target: Array) -> tuple[Array, Array]:
+    return _with_gradient(losses.smooth_l1, predicted, target)
 
 
 def hard_negatives(losses_: Array, positive: Array, eligible: Array, ratio: float) -> Array:
@@ -201,9 +201,9 @@ def hard_negatives(losses_: Array, positive: Array, eligible: Array, ratio: floa
 
 
 def module_loss(
-    offsets: Array, logits: Array, wanted: Array, labels: Array, eligible: Array, ratio: float
+    offsets: Array, logits: Array, target: Array, labels: Array, eligible: Array, ratio: float
 ) -> ModuleLoss:
-    constants = ms.Tensor(wanted), ms.Tensor(labels.astype(np.int32)), ms.Tensor(eligible)
+    constants = ms.Tensor(target), ms.Tensor(labels.astype(np.int32)), ms.Tensor(eligible)
 
     def total(o: ms.Tensor, x: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
         box, label = losses.module_loss(o, x, *constants, ratio)
@@ -231,8 +231,8 @@ _loss_of_heads = functools.lru_cache(maxsize=4)(_LossOfHeads)
 def detector_loss(heads: Heads, boxes: list[Array], labels: list[Array], config: Config) -> Loss:
     match = ArmTargets(config)
     arm = [match(b, c.astype(np.int32)) for b, c in zip(boxes, labels, strict=True)]
-    arm_wanted, arm_labels = (np.stack(part) for part in zip(*arm, strict=True))
-    batch = (*heads, *_places(boxes, labels), arm_wanted, arm_labels)
+    arm_target, arm_labels = (np.stack(part) for part in zip(*arm, strict=True))
+    batch = (*heads, *_places(boxes, labels), arm_target, arm_labels)
     (_, parts), gradients = _loss_of_heads(config)(*(ms.Tensor(array) for array in batch))
     arm_box, arm_class, odm_box, odm_class = (float(part) for part in parts.asnumpy())
     g = [_numpy(gradient) / np.float32(config.optimizer.scale) for gradient in gradients]
@@ -271,7 +271,7 @@ def learning_rate(step: int, config: ScheduleConfig) -> float:
 def momentum_step(
     parameters: Parameters,
     gradients: Parameters,
-    velocities: Parameters,
+    momentum_buffers: Parameters,
     rate: float,
     config: Config,
     scale: float | None = None,
@@ -282,6 +282,6 @@ def momentum_step(
     detector = network.Detector(config)
     network.load_parameters(detector, parameters)
     optimizer = momentum(detector, config)
-    load_velocities(optimizer, velocities)
+    load_momentum_buffers(optimizer, momentum_buffers)
     Update(optimizer, config)(tuple(ms.Tensor(gradients[p.name]) for p in optimizer.parameters))
-    return network.read_parameters(detector), read_velocities(optimizer)
+    return network.read_parameters(detector), read_momentum_buffers(optimizer)

@@ -1,6 +1,6 @@
 """Training batches through MindRecord and ``mindspore.dataset``.
 
-The pictures' files and their objects are gathered once in a MindRecord cache, which
+The images' files and their objects are gathered once in a MindRecord cache, which
 is read in the order of ``refinedet.data.samples``; MindSpore's workers decode and
 augment in parallel.
 """
@@ -21,7 +21,8 @@ import numpy as np
 from mindspore.mindrecord import FileWriter
 
 from refinedet.backends.interface import Batch
-from refinedet.data.batches import fingerprint, tell_left_out, training_pictures
+from refinedet.backends.process_group import ALONE, Group, by_first
+from refinedet.data.batches import fingerprint, tell_left_out, training_images
 from refinedet.data.dataset import DataError, Dataset
 from refinedet.data.samples import (
     SampleMaker,
@@ -30,7 +31,6 @@ from refinedet.data.samples import (
     reading_order,
     training_objects,
 )
-from refinedet.backends.process_group import ALONE, Group, by_first
 from refinedet.settings import InputSettings
 from refinedet.spec.config import Config
 
@@ -38,7 +38,7 @@ FORMAT = 1
 """Counts up when the cache's content changes its meaning."""
 
 SCHEMA = {
-    "picture": {"type": "bytes"},
+    "image": {"type": "bytes"},
     "boxes": {"type": "float32", "shape": [-1, 4]},
     "labels": {"type": "int32", "shape": [-1]},
 }
@@ -49,22 +49,22 @@ STEPS_A_CHUNK = 500
 def build_cache(dataset: Dataset, folder: Path) -> tuple[Path, int, int]:
     """The MindRecord file of a data set, made unless it is there already.
 
-    It is written in a folder beside the goal and renamed when complete. Pictures
+    It is written in a folder beside the goal and renamed when complete. Images
     that cannot be decoded, or have no object to train on, are left out.
 
     Args:
         folder: where the cache lives; replaced if made from something else.
     Returns:
-        The file, the number of pictures in it, and of those left out as unreadable.
+        The file, the number of images in it, and of those left out as unreadable.
     Raises:
         DataError: nothing to train on, or the disk is full.
     """
     mark = f"{FORMAT}-{fingerprint(dataset)}"
-    note, file = folder / "cache.json", folder / "pictures.mindrecord"
+    note, file = folder / "cache.json", folder / "images.mindrecord"
     try:
         known = json.loads(note.read_text())
         if known["fingerprint"] == mark and file.exists():
-            return file, int(known["pictures"]), int(known["unreadable"])
+            return file, int(known["images"]), int(known["unreadable"])
     except (OSError, ValueError, KeyError):
         pass
 
@@ -74,12 +74,12 @@ def build_cache(dataset: Dataset, folder: Path) -> tuple[Path, int, int]:
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         written, unreadable = _write_records(dataset, fresh / file.name)
-        content = {"fingerprint": mark, "pictures": written, "unreadable": unreadable}
+        content = {"fingerprint": mark, "images": written, "unreadable": unreadable}
         (fresh / note.name).write_text(json.dumps(content))
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{folder}: cannot write the picture cache: {error}") from error
+        raise DataError(f"{folder}: cannot write the image cache: {error}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return file, written, unreadable
@@ -87,15 +87,15 @@ def build_cache(dataset: Dataset, folder: Path) -> tuple[Path, int, int]:
 
 def _write_records(dataset: Dataset, file: Path) -> tuple[int, int]:
     writer = FileWriter(str(file), shard_num=1)
-    writer.add_schema(SCHEMA, "pictures with their objects")
+    writer.add_schema(SCHEMA, "images with their objects")
     written = unreadable = 0
     objects = training_objects(dataset)
-    for index, encoded in training_pictures(dataset):
+    for index, encoded in training_images(dataset):
         if encoded is None:
             unreadable += 1
             continue
         boxes, labels = objects[index]
-        row = {"picture": encoded, "boxes": boxes, "labels": labels.astype(np.int32)}
+        row = {"image": encoded, "boxes": boxes, "labels": labels.astype(np.int32)}
         writer.write_raw_data([row])
         written += 1
     writer.commit()
@@ -110,7 +110,7 @@ def batches(
     first_step: int,
     group: Group = ALONE,
 ) -> Iterator[Batch]:
-    """See ``refinedet.backends.interface.Backend.batches``; with several workers, this one's share."""
+    """See ``Backend.batches``; with several workers, this one's share."""
     max_objects = places(training_objects(dataset), settings.max_objects)
     file, count, unreadable = by_first(group, lambda: build_cache(dataset, cache))
     tell_left_out(dataset, unreadable)
@@ -124,7 +124,7 @@ def batches(
             for part in reading_order(count, settings.seed, first, last)
         ]
         parts = [part for part in parts if len(part.indices)]
-        pictures = [
+        images = [
             ds.MindDataset(
                 str(file),
                 list(SCHEMA),
@@ -136,10 +136,10 @@ def batches(
         positions = ds.NumpySlicesDataset(
             np.concatenate([part.positions for part in parts]), ["position"], shuffle=False
         )
-        rows = ds.zip((functools.reduce(operator.add, pictures), positions))
+        rows = ds.zip((functools.reduce(operator.add, images), positions))
         samples = rows.map(
             make,
-            input_columns=["picture", "boxes", "labels", "position"],
+            input_columns=["image", "boxes", "labels", "position"],
             output_columns=list(Batch._fields),
             num_parallel_workers=settings.workers,
         )

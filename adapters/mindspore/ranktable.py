@@ -44,7 +44,7 @@ def read_rank_table(path: Path) -> list[dict[int, int]]:
         if twice := [device for device in devices if devices.count(device) > 1]:
             raise BackendError(
                 f"--rank-table-file: {path}: machine {node} has device {twice[0]} twice; "
-                "each worker wants one of its own"
+                "each worker expected one of its own"
             )
     return found
 
@@ -72,7 +72,7 @@ def require_fit(path: Path, table: list[dict[int, int]], workers: int, nodes: in
     if counts != [workers // nodes] * nodes:
         raise BackendError(
             f"--rank-table-file: {path}: its machines have {', '.join(map(str, counts))} devices; "
-            f"--workers {workers} --nodes {nodes} wants {workers // nodes} on each of {nodes}"
+            f"--workers {workers} --nodes {nodes} expected {workers // nodes} on each of {nodes}"
         )
     for node, server in enumerate(table):
         first = node * workers // nodes

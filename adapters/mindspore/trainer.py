@@ -52,13 +52,13 @@ def momentum(detector: Detector, config: Config) -> nn.Momentum:
     )
 
 
-def load_velocities(optimizer: nn.Momentum, velocities: Parameters) -> None:
+def load_momentum_buffers(optimizer: nn.Momentum, momentum_buffers: Parameters) -> None:
     """Give the optimizer its moments by the names of their parameters."""
     for weight, moment in zip(optimizer.parameters, optimizer.moments, strict=True):
-        moment.set_data(ms.Tensor(velocities[weight.name]))
+        moment.set_data(ms.Tensor(momentum_buffers[weight.name]))
 
 
-def read_velocities(optimizer: nn.Momentum) -> Parameters:
+def read_momentum_buffers(optimizer: nn.Momentum) -> Parameters:
     """Copies of the moments by the names of their parameters."""
     pairs = zip(optimizer.parameters, optimizer.moments, strict=True)
     return {weight.name: moment.asnumpy().copy() for weight, moment in pairs}
@@ -160,13 +160,13 @@ class HalfStep(nn.Cell):
 
 
 class MindSporeTrainer:
-    """``refinedet.backends.interface.Trainer`` on the device that is set."""
+    """``Trainer`` on the device that is set."""
 
     def __init__(
         self,
         config: Config,
         parameters: Parameters,
-        velocities: Parameters | None = None,
+        momentum_buffers: Parameters | None = None,
         steps_done: int = 0,
         loss_scale: LossScale | None = None,
         group: Group = ALONE,
@@ -176,8 +176,8 @@ class MindSporeTrainer:
         self.detector = Detector(config, self.half)
         load_parameters(self.detector, parameters)
         self.optimizer = momentum(self.detector, config)
-        if velocities is not None:
-            load_velocities(self.optimizer, velocities)
+        if momentum_buffers is not None:
+            load_momentum_buffers(self.optimizer, momentum_buffers)
         self.optimizer.global_step.set_data(ms.Tensor(np.array([steps_done], np.int32)))
         if self.half:
             state = loss_scale or LossScale(config.optimizer.scale)
@@ -188,7 +188,7 @@ class MindSporeTrainer:
         self.first = True
 
     def step(self, batch: Batch) -> StepLosses:
-        """One step; see ``refinedet.backends.interface.Trainer``."""
+        """One step; see ``Trainer``."""
         tensors = [ms.Tensor(array) for array in batch]
         if self.group.size > 1 and self.first:
             # Compiling takes one worker longer than another, and a sum over workers on the
@@ -206,9 +206,9 @@ class MindSporeTrainer:
         """Copies of all parameters by canonical name."""
         return read_parameters(self.detector)
 
-    def velocities(self) -> Parameters:
+    def momentum_buffers(self) -> Parameters:
         """Copies of the momentum by canonical name."""
-        return read_velocities(self.optimizer)
+        return read_momentum_buffers(self.optimizer)
 
     def loss_scale(self) -> LossScale:
         """Of the next step, in float16."""

@@ -17,7 +17,7 @@ PACKAGES = ("onnx", "onnxruntime")
 
 
 class OnnxRuntime:
-    """``refinedet.backends.interface.Backend`` for detection: no ``operations``, no ``trainer``."""
+    """``Backend`` for detection: no ``operations``, no ``trainer``."""
 
     name = "onnxruntime"
 
@@ -31,25 +31,25 @@ class OnnxRuntime:
         return None
 
     def found(self) -> str:
-        """See ``refinedet.backends.interface.Backend``."""
+        """See ``Backend``."""
         import onnxruntime
 
         return f"ONNX Runtime {onnxruntime.__version__} on {onnxruntime.get_device()}"
 
     def network(self, config: Config, parameters: Parameters) -> Network:
-        """See ``refinedet.backends.interface.Backend``."""
+        """See ``Backend``."""
         from refinedet.adapters.onnx.network import OnnxNetwork
 
         return OnnxNetwork(config, parameters)
 
     def export(self, network: Network, path: Path, settings: Settings, heads: bool = False) -> None:
-        """Write an ONNX file that holds its settings; see ``refinedet.backends.interface.Backend``."""
+        """Write an ONNX file that holds its settings; see ``Backend``."""
         from refinedet.adapters.onnx.network import export
 
         export(network, path, settings, heads)
 
     def load(self, path: Path, settings: Settings) -> Network:
-        """Read an ONNX file; see ``refinedet.backends.interface.Backend``."""
+        """Read an ONNX file; see ``Backend``."""
         from refinedet.adapters.onnx.network import OnnxFile
 
         return OnnxFile(path, settings)

@@ -29,32 +29,32 @@ IR_VERSION = 7
 HEADS: tuple[str, ...] = Heads._fields
 SCORED_BOXES = ("boxes", "scores")
 MEANINGS = {
-    "pictures": "N pictures, normalised; channel, row, column",
+    "images": "N images, normalised; channel, row, column",
     "arm_offsets": "x, y, w, h from the anchors",
     "arm_logits": "background, object",
     "odm_offsets": "x, y, w, h from the refined anchors, or from the anchors",
     "odm_logits": "background, classes",
-    "boxes": "x_min, y_min, x_max, y_max as fractions of the picture, not clipped",
+    "boxes": "x_min, y_min, x_max, y_max as fractions of the image, not clipped",
     "scores": "background, classes; 0 where the ARM sees background",
 }
 
 
 def detector(config: Config, parameters: Parameters, outputs: Sequence[str]) -> ModelProto:
-    """The model for any number of pictures.
+    """The model for any number of images.
 
     Args:
         parameters: by canonical name, float32; see ``spec.network.parameter_table``.
         outputs: names from ``HEADS`` and ``SCORED_BOXES``.
     Returns:
-        A model from ``pictures`` (N, 3, H, W) to these outputs, all float32:
+        A model from ``images`` (N, 3, H, W) to these outputs, all float32:
         ``arm_offsets`` (N, A, 4), ``arm_logits`` (N, A, 2), ``odm_offsets`` (N, A, 4),
         ``odm_logits`` (N, A, K); ``boxes`` (N, A, 4), ``scores`` (N, A, K).
     Raises:
-        ContractError: parameters that are not those of the table.
+        SpecError: parameters that are not those of the table.
     """
     check_parameters(parameters, config)
     graph = _Graph(config, parameters)
-    heads = graph.heads("pictures")
+    heads = graph.heads("images")
     found = dict(zip(HEADS, heads, strict=True))
     if set(outputs) & set(SCORED_BOXES):
         found |= zip(SCORED_BOXES, graph.scored_boxes(*heads), strict=True)
@@ -65,7 +65,7 @@ def detector(config: Config, parameters: Parameters, outputs: Sequence[str]) -> 
     made = helper.make_graph(
         graph.nodes,
         "refinedet",
-        [_value("pictures", "N", 3, *config.image_size)],
+        [_value("images", "N", 3, *config.image_size)],
         [_value(name, "N", rows, widths.get(name, 4)) for name in outputs],
         [numpy_helper.from_array(value, name) for name, value in graph.constants.items()],
     )
@@ -226,9 +226,9 @@ class _Graph:
         shape = np.array([0, rows * columns * cell, width], np.int64)  # 0: as many as come in
         return self.add("Reshape", x, self.constant(f"rows_{level}_{width}", shape))
 
-    def heads(self, pictures: str) -> tuple[str, str, str, str]:
+    def heads(self, images: str) -> tuple[str, str, str, str]:
         """``spec.network.forward``: the four outputs, as ``HEADS`` has them."""
-        for_arm, for_tcb = zip(*self.trunk(pictures), strict=True)
+        for_arm, for_tcb = zip(*self.trunk(images), strict=True)
         arm = self.module("arm", list(for_arm))
         return (*arm, *self.module("odm", self.blocks(list(for_tcb))))
 

@@ -9,7 +9,6 @@ import onnxruntime
 
 from refinedet.adapters.onnx.export import HEADS, SCORED_BOXES, detector
 from refinedet.backends.interface import BackendError, Network
-from refinedet.support.files import write_atomically
 from refinedet.models.open import require_own_settings
 from refinedet.settings import Settings, to_yaml
 from refinedet.spec.anchors import anchors
@@ -17,6 +16,7 @@ from refinedet.spec.config import Config
 from refinedet.spec.detection import scored_boxes
 from refinedet.spec.errors import Array, check_shape
 from refinedet.spec.network import Heads, Parameters
+from refinedet.support.files import write_atomically
 
 SETTINGS = "settings"
 """Under this key the metadata of a file hold its settings, as YAML."""
@@ -37,28 +37,28 @@ class _Runs:
         self.config = config
         self.session = session
 
-    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
+    def scored_boxes(self, images: Array) -> tuple[Array, Array]:
         """Decoded boxes and scores of every anchor."""
-        boxes, scores = self._run(SCORED_BOXES, pictures)
+        boxes, scores = self._run(SCORED_BOXES, images)
         return boxes, scores
 
-    def _run(self, outputs: tuple[str, ...], pictures: Array) -> list[Array]:
-        check_shape(pictures, "pictures", None, 3, *self.config.image_size)
-        found: list[Array] = self.session.run(outputs, {"pictures": pictures})
+    def _run(self, outputs: tuple[str, ...], images: Array) -> list[Array]:
+        check_shape(images, "images", None, 3, *self.config.image_size)
+        found: list[Array] = self.session.run(outputs, {"images": images})
         return found
 
 
 class OnnxNetwork(_Runs):
-    """``refinedet.backends.interface.Network``, its model in memory."""
+    """``Network``, its model in memory."""
 
     def __init__(self, config: Config, parameters: Parameters) -> None:
         model = detector(config, parameters, (*HEADS, *SCORED_BOXES))
         super().__init__(config, session_of(model.SerializeToString()))
         self.parameters = {name: tensor.copy() for name, tensor in parameters.items()}
 
-    def heads(self, pictures: Array) -> Heads:
+    def heads(self, images: Array) -> Heads:
         """The raw outputs."""
-        return Heads(*self._run(HEADS, pictures))
+        return Heads(*self._run(HEADS, images))
 
 
 class OnnxFile(_Runs):
@@ -78,17 +78,17 @@ class OnnxFile(_Runs):
         _require_tensors(path, session, settings.model, raw=self.raw)
         super().__init__(settings.model, session)
 
-    def heads(self, pictures: Array) -> Heads:
+    def heads(self, images: Array) -> Heads:
         """The raw outputs, if they were exported."""
         if not self.raw:
             raise NotImplementedError("this file gives scored boxes, not the raw heads")
-        return Heads(*self._run(HEADS, pictures))
+        return Heads(*self._run(HEADS, images))
 
-    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
+    def scored_boxes(self, images: Array) -> tuple[Array, Array]:
         """Decoded boxes and scores of every anchor; of raw outputs, decoded on the host."""
         if self.raw:
-            return scored_boxes(self.heads(pictures), self.config)
-        return super().scored_boxes(pictures)
+            return scored_boxes(self.heads(images), self.config)
+        return super().scored_boxes(images)
 
 
 def export(network: Network, path: Path, settings: Settings, heads: bool) -> None:
@@ -109,7 +109,7 @@ def _require_tensors(
     widths = (4, 2, 4, config.num_classes) if raw else (4, config.num_classes)
     outputs = zip(HEADS if raw else SCORED_BOXES, widths, strict=True)
     for name, *shape in (
-        ("pictures", "N", 3, *config.image_size),
+        ("images", "N", 3, *config.image_size),
         *((name, "N", rows, width) for name, width in outputs),
     ):
         kind, sides = found.get(name, ("missing", []))

@@ -19,7 +19,7 @@ OLDEST = (2, 4)
 
 
 class TorchBackend:
-    """``refinedet.backends.interface.Backend`` for one of PyTorch's devices; it exports nothing."""
+    """``Backend`` for one of PyTorch's devices; it exports nothing."""
 
     precisions = PRECISIONS
 
@@ -38,7 +38,7 @@ class TorchBackend:
         return None
 
     def found(self) -> str:
-        """See ``refinedet.backends.interface.Backend``."""
+        """See ``Backend``."""
         device = self._ready()
         import torch
 
@@ -55,7 +55,7 @@ class TorchBackend:
             raise BackendError(f"backend {self.name}: {reason}")
         import torch
 
-        # The contract's tolerances are those of float32, and one training gives one result.
+        # The specification's tolerances are those of float32, and one training gives one result.
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
@@ -64,14 +64,14 @@ class TorchBackend:
 
     @property
     def operations(self) -> Any:
-        """See ``refinedet.backends.interface.Backend``."""
+        """See ``Backend``."""
         device = self._ready()
         from refinedet.adapters.torch.operations import Operations
 
         return Operations(device)
 
     def network(self, config: Config, parameters: Parameters) -> Network:
-        """See ``refinedet.backends.interface.Backend``."""
+        """See ``Backend``."""
         device = self._ready()
         from refinedet.adapters.torch.network import TorchNetwork
 
@@ -81,15 +81,15 @@ class TorchBackend:
         self,
         config: Config,
         parameters: Parameters,
-        velocities: Parameters | None = None,
+        momentum_buffers: Parameters | None = None,
         steps_done: int = 0,
         loss_scale: LossScale | None = None,
     ) -> Trainer:
-        """See ``refinedet.backends.interface.Backend``."""
+        """See ``Backend``."""
         device = self._ready()
         from refinedet.adapters.torch.trainer import TorchTrainer
 
-        return TorchTrainer(config, parameters, velocities, steps_done, loss_scale, device)
+        return TorchTrainer(config, parameters, momentum_buffers, steps_done, loss_scale, device)
 
     def batches(
         self,
@@ -99,7 +99,7 @@ class TorchBackend:
         cache: Path,
         first_step: int = 0,
     ) -> Iterator[Batch]:
-        """See ``refinedet.backends.interface.Backend``."""
+        """See ``Backend``."""
         return batches(dataset, config, settings, cache, first_step)
 
 
@@ -130,7 +130,7 @@ class TorchCUDA(TorchBackend):
             )
         if not torch.cuda.is_available():
             return (
-                f"PyTorch finds no CUDA device; it wants an NVIDIA GPU and a driver for CUDA "
+                f"PyTorch finds no CUDA device; it expected an NVIDIA GPU and a driver for CUDA "
                 f"{torch.version.cuda} (nvidia-smi shows both), or use --backend torch-cpu"
             )
         if self.device_id >= (count := torch.cuda.device_count()):

@@ -1,6 +1,6 @@
 """``refinedet.spec.losses`` and ``refinedet.spec.matching`` in PyTorch, for whole batches.
 
-What the contract decides by ties and thresholds (matching, mining) is decided here by
+What the specification decides by ties and thresholds (matching, mining) is decided here by
 PyTorch's documented order: ``argmax`` and ``max`` take the first of equals, and ``sort`` is
 stable on demand. All of it is constant for the gradient.
 """
@@ -46,7 +46,7 @@ def match(iou: Tensor, config: MatchingConfig) -> Tensor:
 def _bipartite(overlap: Tensor) -> Tensor:
     """For each anchor (N, A) the object whose own it is, or -1.
 
-    The contract joins the pair of largest overlap, again and again. A pair in which each is
+    The specification joins the pair of largest overlap, again and again. A pair in which each is
     the best that the other can still get is joined whatever happens elsewhere, so that each
     round joins all such pairs.
     """
@@ -58,13 +58,13 @@ def _bipartite(overlap: Tensor) -> Tensor:
         value, best = free.max(2)  # of each object
         suitor = free.argmax(1)  # of each anchor
         joined = (suitor.gather(1, best) == objects) & (value > 0)
-        picture, row = joined.nonzero(as_tuple=True)
+        image, row = joined.nonzero(as_tuple=True)
         if len(row) == 0:
             return matched
-        anchor = best[picture, row]
-        matched[picture, anchor] = row
-        free[picture, row] = 0
-        free[picture, :, anchor] = 0
+        anchor = best[image, row]
+        matched[image, anchor] = row
+        free[image, row] = 0
+        free[image, :, anchor] = 0
 
 
 def _match_in_order(iou: Tensor, config: MatchingConfig) -> Tensor:
@@ -101,16 +101,16 @@ def targets(
     matched = match(iou, config.matching)
     positive, index = matched >= 0, matched.clamp(min=0)
     box = boxes.gather(1, index[:, :, None].expand(-1, -1, 4))
-    wanted = encode(box, anchors, config.anchors.variances)
+    target = encode(box, anchors, config.anchors.variances)
     return (
-        torch.where(positive[:, :, None], wanted, 0),
+        torch.where(positive[:, :, None], target, 0),
         torch.where(positive, labels.gather(1, index), 0),
     )
 
 
-def smooth_l1(offsets: Tensor, wanted: Tensor) -> Tensor:
+def smooth_l1(offsets: Tensor, target: Tensor) -> Tensor:
     """``spec.losses.smooth_l1``, (..., 4) to (...)."""
-    return F.smooth_l1_loss(offsets, wanted, reduction="none").sum(-1)
+    return F.smooth_l1_loss(offsets, target, reduction="none").sum(-1)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -139,37 +139,37 @@ def hard_negatives(losses: Tensor, positive: Tensor, eligible: Tensor, ratio: fl
 
 
 def over_positives(
-    offsets: Tensor, wanted: Tensor, positive: Tensor, class_loss: Tensor
+    offsets: Tensor, target: Tensor, positive: Tensor, class_loss: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The loss of the offsets of ``positive`` (N, A) and ``class_loss``, over their number."""
-    box_loss = (smooth_l1(offsets, wanted) * positive).sum()
+    box_loss = (smooth_l1(offsets, target) * positive).sum()
     divisor = positive.sum().clamp(min=1)
     return box_loss / divisor, class_loss / divisor
 
 
 def module_loss(
-    offsets: Tensor, logits: Tensor, wanted: Tensor, labels: Tensor, eligible: Tensor, ratio: float
+    offsets: Tensor, logits: Tensor, target: Tensor, labels: Tensor, eligible: Tensor, ratio: float
 ) -> tuple[Tensor, Tensor]:
     """``spec.losses.module_loss``: the loss of the offsets and that of the classes."""
     positive = labels > 0
     class_loss = cross_entropy(logits, labels)
     counted = positive | hard_negatives(class_loss.detach(), positive, eligible, ratio)
-    return over_positives(offsets, wanted, positive, (class_loss * counted).sum())
+    return over_positives(offsets, target, positive, (class_loss * counted).sum())
 
 
 def focal_module_loss(
-    offsets: Tensor, logits: Tensor, wanted: Tensor, labels: Tensor, alpha: float, gamma: float
+    offsets: Tensor, logits: Tensor, target: Tensor, labels: Tensor, alpha: float, gamma: float
 ) -> tuple[Tensor, Tensor]:
     """``spec.losses.focal_module_loss``: the loss of the offsets and that of the classes."""
     class_loss = focal(logits, labels, alpha, gamma).sum()
-    return over_positives(offsets, wanted, labels > 0, class_loss)
+    return over_positives(offsets, target, labels > 0, class_loss)
 
 
 def detector_loss(
     outputs: Outputs,
     boxes: Tensor,
     labels: Tensor,
-    arm_wanted: Tensor,
+    arm_target: Tensor,
     arm_labels: Tensor,
     anchors: Tensor,
     config: Config,
@@ -177,20 +177,20 @@ def detector_loss(
     """``spec.losses.detector_loss``: its four parts, (4,), in the order of ``StepLosses``.
 
     Args:
-        boxes, labels, arm_wanted, arm_labels: as in ``refinedet.backends.interface.Batch``.
+        boxes, labels, arm_target, arm_labels: as in ``refinedet.backends.interface.Batch``.
         anchors: (A, 4), centre form.
     """
     arm_offsets, arm_logits, odm_offsets, odm_logits = outputs
     options = config.loss
     labels, arm_labels = labels.long(), arm_labels.long()
-    odm_wanted, odm_labels = arm_wanted, arm_labels
+    odm_target, odm_labels = arm_target, arm_labels
     if config.anchors.refined:
         refined = decode(arm_offsets.detach(), anchors, config.anchors.variances)
-        odm_wanted, odm_labels = targets(refined, boxes, labels, config)
+        odm_target, odm_labels = targets(refined, boxes, labels, config)
     if not options.arm_first_class:
         arm_labels = arm_labels.clamp(max=1)
-    arm = arm_offsets, arm_logits, arm_wanted, arm_labels
-    odm = odm_offsets, odm_logits, odm_wanted, odm_labels
+    arm = arm_offsets, arm_logits, arm_target, arm_labels
+    odm = odm_offsets, odm_logits, odm_target, odm_labels
     if options.classes == "sigmoid":
         focus = options.focal_alpha, options.focal_gamma
         return torch.stack((*focal_module_loss(*arm, *focus), *focal_module_loss(*odm, *focus)))

@@ -77,9 +77,9 @@ class Detector:
             for module in ("arm", "odm")
         )
 
-    def __call__(self, pictures: Tensor) -> Outputs:
-        """The four outputs for pictures (N, 3, H, W) float32; N from 1."""
-        for_arm, for_tcb = self._sources(pictures.to(self._dtype))
+    def __call__(self, images: Tensor) -> Outputs:
+        """The four outputs for images (N, 3, H, W) float32; N from 1."""
+        for_arm, for_tcb = self._sources(images.to(self._dtype))
         blocks = self._blocks(for_tcb)
         return *self._module(self._arm, for_arm), *self._module(self._odm, blocks)
 
@@ -101,7 +101,7 @@ class Detector:
     def _batch_norm(self, conv: Conv, x: Tensor) -> Tensor:
         parts = "moving_mean", "moving_variance", "gamma", "beta"
         mean, variance, gamma, beta = (self.tensors[f"{conv.name}.{part}"] for part in parts)
-        # One number a channel has no unbiased variance; the contract's is 0, that of two equals.
+        # One number a channel has no unbiased variance; the specification's is 0, that of two equals.
         alone = self.training and x.numel() == conv.outputs
         seen = torch.cat((x, x)) if alone else x
         last = 1 - conv.momentum, self.config.network.batch_norm_eps
@@ -225,7 +225,7 @@ def scored_boxes(outputs: Outputs, anchors: Tensor, config: Config) -> tuple[Ten
 
 
 class TorchNetwork:
-    """``refinedet.backends.interface.Network`` on one device."""
+    """``Network`` on one device."""
 
     def __init__(self, config: Config, parameters: Parameters, device: str) -> None:
         self.config = config
@@ -233,13 +233,13 @@ class TorchNetwork:
         self.device = device
 
     @torch.inference_mode()
-    def heads(self, pictures: Array) -> Heads:
+    def heads(self, images: Array) -> Heads:
         """The raw outputs."""
-        return Heads(*(to_numpy(head) for head in self.detector(to_tensor(pictures, self.device))))
+        return Heads(*(to_numpy(head) for head in self.detector(to_tensor(images, self.device))))
 
     @torch.inference_mode()
-    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
+    def scored_boxes(self, images: Array) -> tuple[Array, Array]:
         """Decoded boxes and scores of every anchor."""
-        outputs = self.detector(to_tensor(pictures, self.device))
+        outputs = self.detector(to_tensor(images, self.device))
         boxes, scores = scored_boxes(outputs, self.detector.anchors, self.config)
         return to_numpy(boxes), to_numpy(scores)

@@ -1,7 +1,7 @@
-"""The contract's operations, one by one, as this backend computes them.
+"""The specification's operations, one by one, as this backend computes them.
 
 They are the functions that its network and its training are made of; what runs on the host
-(preparing pictures, the ARM's targets, suppression, the schedule) is called as the
+(preparing images, the ARM's targets, suppression, the schedule) is called as the
 application calls it. Arguments and results: ``refinedet.backends.operations``.
 """
 
@@ -16,11 +16,11 @@ from torch import Tensor
 from refinedet.adapters.torch import losses, network, trainer
 from refinedet.adapters.torch.network import to_centres, to_corners, to_numpy, to_tensor
 from refinedet.data.augment import normaliser
-from refinedet.data.targets import ArmTargets
 from refinedet.data.samples import padded
+from refinedet.data.targets import ArmTargets
 from refinedet.inference.postprocessing import nms, postprocess
 from refinedet.spec import schedule
-from refinedet.spec.config import Config, MatchingConfig, PictureConfig
+from refinedet.spec.config import Config, ImageConfig, MatchingConfig
 from refinedet.spec.errors import Array
 from refinedet.spec.losses import Loss, ModuleLoss
 from refinedet.spec.network import Heads, Parameters, trained_parameters
@@ -48,10 +48,10 @@ class Operations:
         gradients = torch.autograd.grad(total, tensors)
         return [part.detach() for part in found], [to_numpy(g) for g in gradients]
 
-    # Pictures, anchors, boxes
+    # Images, anchors, boxes
 
-    def normalise(self, picture: Array, config: PictureConfig) -> Array:
-        return normaliser(config)(picture)
+    def normalise(self, image: Array, config: ImageConfig) -> Array:
+        return normaliser(config)(image)
 
     def anchors(self, config: Config) -> Array:
         return to_numpy(to_corners(network.centre_anchors(config, self.device)))
@@ -62,8 +62,10 @@ class Operations:
     def centres_to_corners(self, boxes: Array) -> Array:
         return self._run(to_corners, boxes)
 
-    def box_iou(self, anchors: Array, truths: Array) -> Array:
-        return self._run(lambda a, t: losses.pairwise_iou(t[None], a[None])[0].T, anchors, truths)
+    def box_iou(self, anchors: Array, ground_truth: Array) -> Array:
+        return self._run(
+            lambda a, t: losses.pairwise_iou(t[None], a[None])[0].T, anchors, ground_truth
+        )
 
     def clip_boxes(self, boxes: Array) -> Array:
         return boxes.clip(0, 1)  # as ``postprocess`` does
@@ -122,8 +124,8 @@ class Operations:
         (classes,) = self._tensors(labels)
         return self._rows(lambda x: losses.focal(x, classes, alpha, gamma), logits)
 
-    def smooth_l1(self, predicted: Array, wanted: Array) -> tuple[Array, Array]:
-        (goal,) = self._tensors(wanted)
+    def smooth_l1(self, predicted: Array, target: Array) -> tuple[Array, Array]:
+        (goal,) = self._tensors(target)
         return self._rows(lambda x: losses.smooth_l1(x, goal), predicted)
 
     def _rows(self, function: Callable[[Tensor], Tensor], by: Array) -> tuple[Array, Array]:
@@ -143,12 +145,12 @@ class Operations:
         self,
         offsets: Array,
         logits: Array,
-        wanted: Array,
+        target: Array,
         labels: Array,
         eligible: Array,
         ratio: float,
     ) -> ModuleLoss:
-        goal, classes, may = self._tensors(wanted, labels, eligible)
+        goal, classes, may = self._tensors(target, labels, eligible)
 
         def run(o: Tensor, x: Tensor) -> tuple[Tensor, ...]:
             return losses.module_loss(o, x, goal, classes.long(), may, ratio)
@@ -161,9 +163,9 @@ class Operations:
     ) -> Loss:
         match = ArmTargets(config)
         arm = [match(b, c) for b, c in zip(boxes, labels, strict=True)]
-        arm_wanted, arm_labels = (np.stack(part) for part in zip(*arm, strict=True))
+        arm_target, arm_labels = (np.stack(part) for part in zip(*arm, strict=True))
         padded, classes, goal, found = self._tensors(
-            *_places(boxes, labels), arm_wanted, arm_labels
+            *_places(boxes, labels), arm_target, arm_labels
         )
         constants = padded, classes, goal, found, network.centre_anchors(config, self.device)
 
@@ -194,14 +196,14 @@ class Operations:
         self,
         parameters: Parameters,
         gradients: Parameters,
-        velocities: Parameters,
+        momentum_buffers: Parameters,
         rate: float,
         config: Config,
         scale: float | None = None,
     ) -> tuple[Parameters, Parameters]:
         new, by, moved = (
             {name: to_tensor(array, self.device) for name, array in arrays.items()}
-            for arrays in (parameters, gradients, velocities)
+            for arrays in (parameters, gradients, momentum_buffers)
         )
         trained = trained_parameters(config)
         options = config.optimizer
@@ -210,8 +212,8 @@ class Operations:
 
 
 def _places(boxes: list[Array], labels: list[Array]) -> tuple[Array, Array]:
-    """Objects of each picture as a batch has them: (N, T, 4) and (N, T) int32, T from 1."""
+    """Objects of each image as a batch has them: (N, T, 4) and (N, T) int32, T from 1."""
     most = max(1, *map(len, labels))
-    pictures = [padded(b, c, most) for b, c in zip(boxes, labels, strict=True)]
-    all_boxes, all_labels = (np.stack(part) for part in zip(*pictures, strict=True))
+    images = [padded(b, c, most) for b, c in zip(boxes, labels, strict=True)]
+    all_boxes, all_labels = (np.stack(part) for part in zip(*images, strict=True))
     return all_boxes, all_labels

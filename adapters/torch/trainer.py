@@ -21,13 +21,13 @@ Tensors = dict[str, Tensor]
 def momentum_step(
     tensors: Tensors,
     gradients: Tensors,
-    velocities: Tensors,
+    momentum_buffers: Tensors,
     rate: float,
     trained: list[Parameter],
     options: OptimizerConfig,
     scale: float,
 ) -> None:
-    """``spec.optimizer.momentum_step``, in the tensors and velocities themselves."""
+    """``spec.optimizer.momentum_step``, in the tensors and momentum buffers themselves."""
     gradients = {name: g / scale for name, g in gradients.items()}
     if options.clip_norm is not None:
         norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients.values()]
@@ -36,19 +36,19 @@ def momentum_step(
     for entry in trained:
         decay = options.weight_decay if entry.group == "decay" or options.decay_all else 0.0
         factor = options.bias_rate if entry.group == "bias" else 1.0
-        tensor, velocity = tensors[entry.name], velocities[entry.name]
-        velocity.mul_(options.momentum).add_(gradients[entry.name]).add_(tensor, alpha=decay)
-        tensor.sub_(velocity, alpha=rate * factor)
+        tensor, momentum_buffer = tensors[entry.name], momentum_buffers[entry.name]
+        momentum_buffer.mul_(options.momentum).add_(gradients[entry.name]).add_(tensor, alpha=decay)
+        tensor.sub_(momentum_buffer, alpha=rate * factor)
 
 
 class TorchTrainer:
-    """``refinedet.backends.interface.Trainer`` on one device."""
+    """``Trainer`` on one device."""
 
     def __init__(
         self,
         config: Config,
         parameters: Parameters,
-        velocities: Parameters | None,
+        momentum_buffers: Parameters | None,
         steps_done: int,
         loss_scale: LossScale | None,
         device: str,
@@ -64,16 +64,18 @@ class TorchTrainer:
         self._weights = {p.name: self.detector.tensors[p.name] for p in self._trained}
         for weight in self._weights.values():
             weight.requires_grad_()
-        if velocities is None:
+        if momentum_buffers is None:
             self._moments = {name: torch.zeros_like(w) for name, w in self._weights.items()}
         else:
-            self._moments = {name: to_tensor(velocities[name], device) for name in self._weights}
+            self._moments = {
+                name: to_tensor(momentum_buffers[name], device) for name in self._weights
+            }
 
     def step(self, batch: Batch) -> StepLosses:
-        """One step; see ``refinedet.backends.interface.Trainer``."""
-        pictures, boxes, labels, goal, found = (to_tensor(x, self.device) for x in batch)
+        """One step; see ``Trainer``."""
+        images, boxes, labels, goal, found = (to_tensor(x, self.device) for x in batch)
         constants = boxes, labels, goal, found, self.detector.anchors
-        parts = detector_loss(self.detector(pictures), *constants, self.config)
+        parts = detector_loss(self.detector(images), *constants, self.config)
         scale, options = self._scale, self.config.optimizer
         gradients = torch.autograd.grad(parts.sum() * scale.scale, list(self._weights.values()))
         finite = not self._half or all(bool(g.isfinite().all()) for g in gradients)
@@ -97,7 +99,7 @@ class TorchTrainer:
         """Copies of all parameters by canonical name."""
         return to_parameters(self.detector.tensors)
 
-    def velocities(self) -> Parameters:
+    def momentum_buffers(self) -> Parameters:
         """Copies of the momentum by canonical name."""
         return to_parameters(self._moments)
 

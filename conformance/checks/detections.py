@@ -1,4 +1,4 @@
-"""Level *detections*: the same parameters and pictures give the same objects, and mAP."""
+"""Level *detections*: the same parameters and images give the same objects, and mAP."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from refinedet.backends.reference import SpecNetwork
 from refinedet.conformance import inputs
 from refinedet.conformance.checks.network import WITH_BATCH_NORM
 from refinedet.conformance.judge import Subject, Violation, in_a_line
@@ -15,7 +16,6 @@ from refinedet.data.augment import normaliser, resize_only
 from refinedet.data.dataset import Dataset, Object, make_record
 from refinedet.evaluation.metrics import Evaluator
 from refinedet.inference.predictor import Predictor
-from refinedet.backends.reference import SpecNetwork
 from refinedet.spec.config import replace
 from refinedet.spec.detection import Detections, detect
 from refinedet.spec.errors import Array
@@ -27,7 +27,7 @@ CONFIG = replace(
     detection={"score": 0.3, "top_before_nms": None, "nms_iou": 0.3, "top": 40},
 )
 SIZES = [(48, 100), (150, 90), (64, 128), (33, 70)]
-"""Height and width of the pictures, in pixels."""
+"""Height and width of the images, in pixels."""
 
 
 def confident_parameters(seed: int) -> Parameters:
@@ -39,19 +39,19 @@ def confident_parameters(seed: int) -> Parameters:
     return parameters
 
 
-def eight_bit_pictures(seed: int) -> list[Array]:
+def eight_bit_images(seed: int) -> list[Array]:
     """Noise of several sizes, (H, W, 3) uint8."""
     rng = np.random.default_rng([seed, 5])
     return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]
 
 
-def wanted_detections(seed: int) -> tuple[list[Detections], list[bool]]:
-    """The contract's, in pixels, and for which pictures the margin leaves none open."""
+def expected_detections(seed: int) -> tuple[list[Detections], list[bool]]:
+    """The specification's, in pixels, and for which images the margin leaves none open."""
     network = SpecNetwork(CONFIG, confident_parameters(seed))
-    normalise = normaliser(CONFIG.picture)
+    normalise = normaliser(CONFIG.image)
     found, decided = [], []
-    for picture in eight_bit_pictures(seed):
-        batch = normalise(resize_only(picture, CONFIG.image_size))[None]
+    for image in eight_bit_images(seed):
+        batch = normalise(resize_only(image, CONFIG.image_size))[None]
         boxes, scores = (part[0] for part in network.scored_boxes(batch))
         one = detect(boxes, scores, CONFIG.detection)
         again = [
@@ -59,7 +59,7 @@ def wanted_detections(seed: int) -> tuple[list[Detections], list[bool]]:
             for b, s in zip(moved(boxes, seed), moved(scores, seed + 1), strict=True)
         ]
         decided.append(all(_same_objects(one, other) for other in again))
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         found.append(one._replace(boxes=one.boxes * np.array([width, height] * 2, np.float32)))
     return found, decided
 
@@ -72,25 +72,25 @@ def _same_objects(one: Detections, other: Detections) -> bool:
 
 @check("detections", "detections.objects", pinned=[0, 1, 2], masked=0.5)
 def objects(subject: Subject, seed: int) -> None:
-    """In pictures of any size the same objects are found, in their pixels, in one order."""
-    wanted, decided = wanted_detections(seed)
+    """In images of any size the same objects are found, in their pixels, in one order."""
+    expected, decided = expected_detections(seed)
     network = subject.network(CONFIG, confident_parameters(seed))
     predictor = Predictor(network, batch_size=3)
 
-    def predict(pictures: list[Array]) -> list[Detections]:
-        return list(predictor.predict(pictures))
+    def predict(images: list[Array]) -> list[Detections]:
+        return list(predictor.predict(images))
 
     try:
-        got = predict(eight_bit_pictures(seed))
+        got = predict(eight_bit_images(seed))
     except Exception as error:
         raise Violation(f"predicting raises {in_a_line(error)}") from error
-    for n, (one, other, sure) in enumerate(zip(got, wanted, decided, strict=True)):
+    for n, (one, other, sure) in enumerate(zip(got, expected, decided, strict=True)):
         subject.cases += 1
         subject.masked += not sure
         if sure:
             subject.require(
                 np.array_equal(one.labels, other.labels),
-                f"other objects in picture {n}",
+                f"other objects in image {n}",
                 one,
                 other,
             )
@@ -99,30 +99,30 @@ def objects(subject: Subject, seed: int) -> None:
 
 @check("detections", "detections.map", pinned=[0])
 def mean_average_precision(subject: Subject, seed: int) -> None:
-    """COCO's mAP over a small data set is the contract's, to 1e-4.
+    """COCO's mAP over a small data set is the specification's, to 1e-4.
 
-    The truth is half of what the contract finds, moved a little, so that the mAP is
+    The ground truth is half of what the specification finds, moved a little, so that the mAP is
     neither 0 nor 1.
     """
-    wanted, _ = wanted_detections(seed)
+    expected, _ = expected_detections(seed)
     rng = np.random.default_rng(seed)
     records = []
-    for n, (size, found) in enumerate(zip(SIZES, wanted, strict=True)):
+    for n, (size, found) in enumerate(zip(SIZES, expected, strict=True)):
         height, width = size
-        truths = []
+        ground_truth = []
         for b, label in list(zip(found.boxes, found.labels, strict=True))[::2]:
             sides = np.tile(b[2:] - b[:2], 2)
             shifted = (b + rng.uniform(-0.12, 0.12, 4) * sides).clip(0, (width, height) * 2)
             x0, y0, x1, y1 = (float(x) for x in shifted)
-            truths.append(Object((x0, y0, x1, y1), int(label)))
-        records.append(make_record(n + 1, Path(f"{n}.png"), (width, height), truths))
+            ground_truth.append(Object((x0, y0, x1, y1), int(label)))
+        records.append(make_record(n + 1, Path(f"{n}.png"), (width, height), ground_truth))
     names = tuple("abc"[: CONFIG.num_classes - 1])
     dataset = Dataset("conformance", names, records)
     predictor = Predictor(subject.network(CONFIG, confident_parameters(seed)))
-    figures = []
-    for found_by in (predictor.predict(eight_bit_pictures(seed)), iter(wanted)):
+    metrics = []
+    for found_by in (predictor.predict(eight_bit_images(seed)), iter(expected)):
         evaluator = Evaluator(dataset)
         for record, one in zip(records, found_by, strict=True):
             evaluator.add(record.image_id, one)
-        figures.append(evaluator.result().figures["AP"])
-    subject.near(figures[0], figures[1], "detections.map", "COCO mAP")
+        metrics.append(evaluator.result().metrics["AP"])
+    subject.near(metrics[0], metrics[1], "detections.map", "COCO mAP")

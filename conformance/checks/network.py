@@ -1,7 +1,7 @@
-"""Level *network*: the same parameters and pictures give the same outputs.
+"""Level *network*: the same parameters and images give the same outputs.
 
 Small detectors differ in everything that a port can get wrong: size and shape of the
-picture, width, batch normalisation or biases, classes, anchors a cell, and constants large
+image, width, batch normalisation or biases, classes, anchors a cell, and constants large
 enough to be seen.
 """
 
@@ -115,17 +115,17 @@ def detectors(draw: st.DrawFn) -> Config:
 
 
 Case = tuple[Config, int, int]
-"""A detector, the seed of its parameters and pictures, and how many pictures."""
+"""A detector, the seed of its parameters and images, and how many images."""
 
 
 def made(case: Case) -> tuple[Any, Array]:
-    """Parameters and pictures of a case."""
+    """Parameters and images of a case."""
     config, seed, count = case
-    return inputs.seeded_parameters(config, seed), inputs.seeded_pictures(config, count, seed)
+    return inputs.seeded_parameters(config, seed), inputs.seeded_images(config, count, seed)
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """Small detectors, one to three pictures."""
+    """Small detectors, one to three images."""
     return st.tuples(detectors(), st.integers(0, 2**16), st.integers(1, 3))
 
 
@@ -137,12 +137,12 @@ def cases() -> st.SearchStrategy[Case]:
     share=0.06,
 )
 def heads(subject: Subject, case: Case) -> None:
-    """The four outputs are the contract's."""
-    parameters, pictures = made(case)
-    wanted = forward(parameters, pictures, case[0])[0]
+    """The four outputs are the specification's."""
+    parameters, images = made(case)
+    expected = forward(parameters, images, case[0])[0]
     network = subject.network(case[0], parameters)
-    got = subject.sound("heads", network.heads, wanted, pictures)
-    subject.compare("heads", got, wanted)
+    got = subject.sound("heads", network.heads, expected, images)
+    subject.compare("heads", got, expected)
 
 
 @check(
@@ -151,32 +151,32 @@ def heads(subject: Subject, case: Case) -> None:
     pinned=[(config, 0, 1) for config in FULL_SIZE],
 )
 def full_size(subject: Subject, case: Case) -> None:
-    """The outputs of both families' detectors at full size are the contract's."""
+    """The outputs of both families' detectors at full size are the specification's."""
     heads(subject, case)
 
 
-@check("network", "network.blank_picture", pinned=SMALL)
+@check("network", "network.blank_image", pinned=SMALL)
 def blank(subject: Subject, config: Config) -> None:
-    """A picture of zeros, and one with a single bright pixel, give the contract's outputs."""
+    """An image of zeros, and one with a single bright pixel, give the specification's outputs."""
     parameters = inputs.seeded_parameters(config, 0)
-    pictures = np.zeros((2, 3, *config.image_size), np.float32)
-    pictures[1, 1, 9, 21] = 1000
-    wanted = forward(parameters, pictures, config)[0]
+    images = np.zeros((2, 3, *config.image_size), np.float32)
+    images[1, 1, 9, 21] = 1000
+    expected = forward(parameters, images, config)[0]
     network = subject.network(config, parameters)
-    subject.compare("heads", subject.sound("heads", network.heads, wanted, pictures), wanted)
+    subject.compare("heads", subject.sound("heads", network.heads, expected, images), expected)
 
 
-@check("network", "network.pictures_apart", pinned=[(WITH_BATCH_NORM, 0, 3)])
-def pictures_apart(subject: Subject, case: Case) -> None:
-    """What a picture gives does not depend on the others of its batch."""
-    parameters, pictures = made(case)
+@check("network", "network.images_apart", pinned=[(WITH_BATCH_NORM, 0, 3)])
+def images_apart(subject: Subject, case: Case) -> None:
+    """What an image gives does not depend on the others of its batch."""
+    parameters, images = made(case)
     network = subject.network(case[0], parameters)
-    wanted = forward(parameters, pictures, case[0])[0]
-    together = subject.sound("heads", network.heads, wanted, pictures)
-    for n in range(len(pictures)):
-        one = [np.ascontiguousarray(head[n : n + 1]) for head in wanted]
-        alone = subject.sound("heads", network.heads, type(wanted)(*one), pictures[n : n + 1])
-        subject.compare("heads", alone, type(wanted)(*(h[n : n + 1] for h in together)))
+    expected = forward(parameters, images, case[0])[0]
+    together = subject.sound("heads", network.heads, expected, images)
+    for n in range(len(images)):
+        one = [np.ascontiguousarray(head[n : n + 1]) for head in expected]
+        alone = subject.sound("heads", network.heads, type(expected)(*one), images[n : n + 1])
+        subject.compare("heads", alone, type(expected)(*(h[n : n + 1] for h in together)))
 
 
 @check(
@@ -188,19 +188,19 @@ def pictures_apart(subject: Subject, case: Case) -> None:
     masked=0.02,
 )
 def scores(subject: Subject, case: Case) -> None:
-    """Boxes and scores are those of the contract's outputs."""
+    """Boxes and scores are those of the specification's outputs."""
     config = case[0]
-    parameters, pictures = made(case)
-    outputs = forward(parameters, pictures, config)[0]
-    wanted = scored_boxes(outputs, config)
+    parameters, images = made(case)
+    outputs = forward(parameters, images, config)[0]
+    expected = scored_boxes(outputs, config)
     network = subject.network(config, parameters)
-    got = subject.sound("scored_boxes", network.scored_boxes, wanted, pictures)
+    got = subject.sound("scored_boxes", network.scored_boxes, expected, images)
     sure = is_silenced_surely(outputs, config, case[1])
     subject.cases += sure.size
     subject.masked += int((~sure).sum())
     subject.compare(
         "network scored_boxes",
         (got[0], got[1][sure]),
-        (wanted[0], wanted[1][sure]),
+        (expected[0], expected[1][sure]),
         "network.scored_boxes",
     )

@@ -1,7 +1,7 @@
-"""Level *operations*: every function of the contract, alone.
+"""Level *operations*: every function of the specification, alone.
 
-Parity: the backend gives what the contract gives, for drawn inputs and for every edge of
-the contract, pinned. Laws: what must hold whatever the numbers, so that a failure says
+Parity: the backend gives what the specification gives, for drawn inputs and for every edge of
+the specification, pinned. Laws: what must hold whatever the numbers, so that a failure says
 what is wrong and not only where.
 """
 
@@ -22,8 +22,8 @@ from refinedet.spec.boxes import box_iou, lengthened
 from refinedet.spec.config import (
     Config,
     DetectionConfig,
+    ImageConfig,
     MatchingConfig,
-    PictureConfig,
     ScheduleConfig,
     feature_sizes,
     preset,
@@ -55,23 +55,23 @@ BESIDE = (1.5, -0.5, 2, 0.25)
 def parity(
     operation: str, draws: st.SearchStrategy[Any], pinned: Sequence[Any], share: float = 1.0
 ) -> None:
-    """Register: the operation gives what the contract gives. A case is its arguments."""
+    """Register: the operation gives what the specification gives. A case is its arguments."""
 
     def law(subject: Subject, case: Any) -> None:
         subject.agrees(operation, *case)
 
-    law.__doc__ = f"{operation} gives what the contract gives."
+    law.__doc__ = f"{operation} gives what the specification gives."
     check("operations", f"{operation}.parity", draws, pinned, share)(law)
 
 
-# Pictures and anchors
+# Images and anchors
 
 parity(
     "normalise",
     inputs.eight_bit(),
     [
-        (np.arange(18, dtype=np.uint8).reshape(2, 3, 3), PictureConfig()),
-        (np.full((1, 2, 3), 255, np.uint8), PictureConfig("RGB", (0, 0, 0), (2, 4, 8))),
+        (np.arange(18, dtype=np.uint8).reshape(2, 3, 3), ImageConfig()),
+        (np.full((1, 2, 3), 255, np.uint8), ImageConfig("RGB", (0, 0, 0), (2, 4, 8))),
     ],
 )
 parity(
@@ -169,8 +169,8 @@ def iou_range(subject: Subject, pair: tuple[Array, Array]) -> None:
     subject.require(bool(((found >= 0) & (found <= 1)).all()), "an overlap outside 0 to 1", found)
     own = np.diagonal(subject.call("box_iou", first, first)).copy()
     size = first[:, 2:] - first[:, :2]
-    wanted = (size.prod(axis=1) > 0).astype(np.float32)
-    subject.compare("box_iou of boxes with themselves", own, wanted, "box_iou")
+    expected = (size.prod(axis=1) > 0).astype(np.float32)
+    subject.compare("box_iou of boxes with themselves", own, expected, "box_iou")
 
 
 # Coding
@@ -228,8 +228,8 @@ def cascade_is_two_steps(subject: Subject, case: tuple[Array, Array, Array, Any]
     """The cascade decodes against what the first step gives."""
     arm, odm, anchors, variances = case
     refined = subject.call("decode", arm, anchors, variances)
-    wanted = subject.call("decode", odm, refined, variances)
-    subject.compare("cascaded_decode", subject.call("cascaded_decode", *case), wanted)
+    expected = subject.call("decode", odm, refined, variances)
+    subject.compare("cascaded_decode", subject.call("cascaded_decode", *case), expected)
 
 
 # Matching
@@ -310,17 +310,17 @@ parity(
     masked=0.02,
 )
 def targets_on_anchors(subject: Subject, case: tuple[int, int]) -> None:
-    """On a detector's anchors and any objects, targets are the contract's, anchor by anchor."""
+    """On a detector's anchors and any objects, targets are the specification's, anchor by anchor."""
     count, seed = case
     config = replace(inputs.SMALL, image_size=(128, 64))
     anchors = all_anchors(config)
     (boxes,), (labels,) = inputs.seeded_objects(config, (count,), seed)
-    wanted = targets(anchors, boxes, labels, config)
+    expected = targets(anchors, boxes, labels, config)
     sure = is_matched_surely(anchors, boxes, config.matching, seed)
     got = subject.call("targets", anchors, boxes, labels, config)
     subject.cases += len(sure)
     subject.masked += int((~sure).sum())
-    subject.compare("targets", [part[sure] for part in got], [part[sure] for part in wanted])
+    subject.compare("targets", [part[sure] for part in got], [part[sure] for part in expected])
 
 
 # Losses
@@ -393,7 +393,7 @@ parity(
             np.ones((1, 2), bool),
             3.0,
         ),
-        (  # a picture with positives beside one without
+        (  # an image with positives beside one without
             np.full((2, 3, 4), 0.5, np.float32),
             np.arange(18, dtype=np.float32).reshape(2, 3, 3) / 4,
             np.zeros((2, 3, 4), np.float32),
@@ -433,9 +433,9 @@ def mining_counts(subject: Subject, case: tuple[Array, Array, Array, float]) -> 
     _, positive, eligible, ratio = case
     found = subject.call("hard_negatives", *case)
     there = int((eligible & ~positive).sum())
-    wanted = min(there, int(ratio * positive.sum()))
+    expected = min(there, int(ratio * positive.sum()))
     subject.require(not (found & positive).any(), "a positive is chosen as negative", found)
-    subject.require(int(found.sum()) == wanted, "another number of negatives", found, wanted)
+    subject.require(int(found.sum()) == expected, "another number of negatives", found, expected)
 
 
 def is_loss_decided(
@@ -464,7 +464,7 @@ ZOO_LOSSY = replace(
 def loss_arguments(
     counts: list[int], seed: int, like_the_zoo: bool
 ) -> tuple[Heads, list[Array], list[Array], Config]:
-    """Arguments of ``detector_loss``, for so many objects in each picture."""
+    """Arguments of ``detector_loss``, for so many objects in each image."""
     config = ZOO_LOSSY if like_the_zoo else inputs.SMALL
     boxes, labels = inputs.seeded_objects(config, tuple(counts), seed)
     return inputs.seeded_heads(config, len(counts), seed), boxes, labels, config
@@ -482,7 +482,7 @@ COUNTS = st.lists(st.integers(0, 4), min_size=1, max_size=3)
     masked=0.25,
 )
 def whole_loss(subject: Subject, case: tuple[list[int], int, bool]) -> None:
-    """The loss of both modules and its gradients by the heads are the contract's."""
+    """The loss of both modules and its gradients by the heads are the specification's."""
     heads, boxes, labels, config = loss_arguments(*case)
     seed = case[1]
     got = subject.call("detector_loss", heads, boxes, labels, config)
@@ -505,7 +505,7 @@ def whole_loss(subject: Subject, case: tuple[list[int], int, bool]) -> None:
     masked=0.01,
 )
 def scoring(subject: Subject, case: tuple[int, int, bool]) -> None:
-    """Boxes, scores, and which anchors the ARM silences, are the contract's."""
+    """Boxes, scores, and which anchors the ARM silences, are the specification's."""
     count, seed, like_the_zoo = case
     config = replace(ZOO_LOSSY if like_the_zoo else inputs.SMALL, loss={"objectness": 0.3})
     heads = inputs.seeded_heads(config, count, seed)
@@ -579,8 +579,8 @@ def nms_twice(subject: Subject, case: tuple[Array, Array, float, Any]) -> None:
     boxes, scores, iou, pixel = case
     kept = subject.call("nms", *case)
     again = subject.call("nms", boxes[kept], scores[kept], iou, pixel)
-    wanted = np.arange(len(kept))
-    subject.require(np.array_equal(again, wanted), "a survivor is suppressed", again, wanted)
+    expected = np.arange(len(kept))
+    subject.require(np.array_equal(again, expected), "a survivor is suppressed", again, expected)
 
 
 @check(
@@ -681,12 +681,12 @@ PLAIN = replace(
     share=0.1,
 )
 def update(subject: Subject, case: tuple[int, Config]) -> None:
-    """New parameters and velocities are the contract's, group by group."""
+    """New parameters and momentum buffers are the specification's, group by group."""
     seed, config = case
     rng = np.random.default_rng(seed)
     parameters = inputs.seeded_parameters(config, seed)
-    gradients, velocities = (
+    gradients, momentum_buffers = (
         {p.name: rng.normal(0, 0.1, p.shape).astype(np.float32) for p in trained_parameters(config)}
         for _ in range(2)
     )
-    subject.agrees("momentum_step", parameters, gradients, velocities, 0.25, config)
+    subject.agrees("momentum_step", parameters, gradients, momentum_buffers, 0.25, config)

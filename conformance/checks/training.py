@@ -1,6 +1,6 @@
 """Level *training*: the same parameters and batch give the same loss and the same update.
 
-The step that a check judges starts where the contract's selection of anchors is decided
+The step that a check judges starts where the specification's selection of anchors is decided
 (see ``margin``); elsewhere two right backends may part.
 """
 
@@ -69,14 +69,14 @@ ZOO_TRAINING = {
 ZOO_LIKE = replace(LIKE_THE_ZOO, **ZOO_TRAINING)
 ZOO_RESIDUAL = replace(RESNET_OF_THE_ZOO, **ZOO_TRAINING)
 PLACES = 6
-"""For objects in a picture."""
+"""For objects in an image."""
 
 Case = tuple[Config, int, tuple[int, ...]]
-"""A detector, a seed, and for each picture of the batch how many objects."""
+"""A detector, a seed, and for each image of the batch how many objects."""
 
 
 class Made(NamedTuple):
-    """A case made: parameters, batch, and the objects as the contract wants them."""
+    """A case made: parameters, batch, and the objects as the specification expected them."""
 
     parameters: Parameters
     batch: Batch
@@ -88,39 +88,39 @@ def made(case: Case) -> Made:
     """Parameters, batch and objects of a case."""
     config, seed, counts = case
     boxes, labels = inputs.seeded_objects(config, counts, seed)
-    wanted = [targets(anchors(config), b, c, config) for b, c in zip(boxes, labels, strict=True)]
+    expected = [targets(anchors(config), b, c, config) for b, c in zip(boxes, labels, strict=True)]
     objects = [padded(b, c, PLACES) for b, c in zip(boxes, labels, strict=True)]
     batch = Batch(
-        inputs.seeded_pictures(config, len(counts), seed),
+        inputs.seeded_images(config, len(counts), seed),
         np.stack([boxes for boxes, _ in objects]),
         np.stack([labels for _, labels in objects]),
-        np.stack([offsets for offsets, _ in wanted]),
-        np.stack([labels for _, labels in wanted]).astype(np.int32),
+        np.stack([offsets for offsets, _ in expected]),
+        np.stack([labels for _, labels in expected]).astype(np.int32),
     )
     return Made(inputs.seeded_parameters(config, seed), batch, boxes, labels)
 
 
 def is_decided(case: Case, m: Made) -> bool:
-    """Whether the contract takes the same step within the margin.
+    """Whether the specification takes the same step within the margin.
 
     It must select the same anchors, and have the same gradient in float32 as in float64:
     where a number lies at the kink of a ReLU or in a tie of a pooling, it has not.
     """
     config, seed, _ = case
-    heads, _ = forward(m.parameters, m.batch.pictures, config, training=True)
+    heads, _ = forward(m.parameters, m.batch.images, config, training=True)
     if not is_loss_decided(heads, m.boxes, m.labels, config, seed):
         return False
     coarse, fine = (
         loss_gradients(
             {name: p.astype(dtype) for name, p in m.parameters.items()},
-            m.batch.pictures.astype(dtype),
+            m.batch.images.astype(dtype),
             [b.astype(dtype) for b in m.boxes],
             m.labels,
             config,
         )[1]
         for dtype in (np.float32, np.float64)
     )
-    row = FLOAT32["one step velocities"]
+    row = FLOAT32["one step momentum buffers"]
     return all(
         np.abs(g - coarse[name]).max() <= (row.atol + row.rtol * np.abs(g).max()) / 2
         for name, g in fine.items()
@@ -134,22 +134,22 @@ def take_step(subject: Subject, trainer: Any, batch: Batch) -> StepLosses:
     return losses
 
 
-def wanted_losses(loss: Loss) -> StepLosses:
-    """The contract's, in the backend's shape."""
+def expected_losses(loss: Loss) -> StepLosses:
+    """The specification's, in the backend's shape."""
     arm, odm = loss
     return StepLosses(arm.offsets, arm.classes, odm.offsets, odm.classes, loss.total)
 
 
 def compare_state(
-    subject: Subject, trainer: Any, parameters: Parameters, velocities: Parameters, rule: str
+    subject: Subject, trainer: Any, parameters: Parameters, momentum_buffers: Parameters, rule: str
 ) -> None:
-    """Parameters and velocities, tensor by tensor, errors measured by each tensor's largest."""
-    for what, read, wanted in (
-        ("velocities", trainer.velocities, velocities),
+    """Parameters and momentum buffers, tensor by tensor, errors measured by each tensor's largest."""
+    for what, read, expected in (
+        ("momentum_buffers", trainer.momentum_buffers, momentum_buffers),
         ("parameters", trainer.parameters, parameters),
     ):
-        got = subject.sound(what, read, wanted)
-        subject.compare_tensors(what, got, wanted, f"{rule} {what}")
+        got = subject.sound(what, read, expected)
+        subject.compare_tensors(what, got, expected, f"{rule} {what}")
 
 
 CASES = [
@@ -163,7 +163,7 @@ CASES = [
 
 
 def drawn() -> st.SearchStrategy[Case]:
-    """Batches of one or two pictures."""
+    """Batches of one or two images."""
     return st.tuples(
         st.sampled_from([NORMALISED, BIASED, ZOO_LIKE]),
         st.integers(0, 2**16),
@@ -173,13 +173,13 @@ def drawn() -> st.SearchStrategy[Case]:
 
 @check("training", "training.loss", pinned=CASES[:1])
 def loss(subject: Subject, case: Case) -> None:
-    """The four parts of the loss are the contract's, before the update."""
+    """The four parts of the loss are the specification's, before the update."""
     m = made(case)
     trainer = subject.trainer(case[0], m.parameters)
     losses = take_step(subject, trainer, m.batch)
-    heads, _ = forward(m.parameters, m.batch.pictures, case[0], training=True)
-    wanted = wanted_losses(detector_loss(heads, m.boxes, m.labels, case[0]))
-    subject.compare("step", losses, wanted, "training.loss")
+    heads, _ = forward(m.parameters, m.batch.images, case[0], training=True)
+    expected = expected_losses(detector_loss(heads, m.boxes, m.labels, case[0]))
+    subject.compare("step", losses, expected, "training.loss")
 
 
 @check(
@@ -194,7 +194,7 @@ def nothing(subject: Subject, case: Case) -> None:
 
 @check("training", "training.update", drawn(), CASES, share=0.04, masked=0.5)
 def update(subject: Subject, case: Case) -> None:
-    """After one step parameters, running statistics and velocities are the contract's."""
+    """After one step parameters, running statistics and momentum buffers are the specification's."""
     config = case[0]
     m = made(case)
     trainer = subject.trainer(config, m.parameters)
@@ -204,31 +204,31 @@ def update(subject: Subject, case: Case) -> None:
         subject.masked += 1
         return
     zeros = {p.name: np.zeros(p.shape, np.float32) for p in trained_parameters(config)}
-    done = training_step(m.parameters, zeros, m.batch.pictures, m.boxes, m.labels, 0, config)
-    subject.compare("step", losses, wanted_losses(done.loss), "training.loss")
-    compare_state(subject, trainer, done.parameters, done.velocities, "one step")
+    done = training_step(m.parameters, zeros, m.batch.images, m.boxes, m.labels, 0, config)
+    subject.compare("step", losses, expected_losses(done.loss), "training.loss")
+    compare_state(subject, trainer, done.parameters, done.momentum_buffers, "one step")
 
 
 @check("training", "training.ten_steps", pinned=[(BIASED, 4, (2, 1))])
 def ten_steps(subject: Subject, case: Case) -> None:
-    """After ten steps on one batch, the drift from the contract is small.
+    """After ten steps on one batch, the drift from the specification is small.
 
     Without batch normalisation: with few numbers a channel it makes a training so steep
-    that the contract in float32 leaves the contract in float64 within ten steps.
+    that the specification in float32 leaves the specification in float64 within ten steps.
     """
     config = case[0]
     m = made(case)
     trainer = subject.trainer(config, m.parameters)
     parameters = m.parameters
-    velocities = {p.name: np.zeros(p.shape, np.float32) for p in trained_parameters(config)}
+    momentum_buffers = {p.name: np.zeros(p.shape, np.float32) for p in trained_parameters(config)}
     for step in range(10):
         done = training_step(
-            parameters, velocities, m.batch.pictures, m.boxes, m.labels, step, config
+            parameters, momentum_buffers, m.batch.images, m.boxes, m.labels, step, config
         )
         losses = take_step(subject, trainer, m.batch)
-        subject.compare("step", losses, wanted_losses(done.loss), "ten steps loss")
-        parameters, velocities = done.parameters, done.velocities
-    compare_state(subject, trainer, parameters, velocities, "ten steps")
+        subject.compare("step", losses, expected_losses(done.loss), "ten steps loss")
+        parameters, momentum_buffers = done.parameters, done.momentum_buffers
+    compare_state(subject, trainer, parameters, momentum_buffers, "ten steps")
 
 
 @check("training", "training.resume", pinned=[(NORMALISED, 0, (2, 1))])
@@ -239,22 +239,22 @@ def resume(subject: Subject, case: Case) -> None:
     whole = subject.trainer(config, m.parameters)
     for _ in range(4):
         take_step(subject, whole, m.batch)
-    parameters, velocities = whole.parameters(), whole.velocities()
-    taken_up = subject.trainer(config, parameters, velocities, 4)
+    parameters, momentum_buffers = whole.parameters(), whole.momentum_buffers()
+    taken_up = subject.trainer(config, parameters, momentum_buffers, 4)
     subject.compare(
         "step",
         take_step(subject, taken_up, m.batch),
         take_step(subject, whole, m.batch),
         "training.loss",
     )
-    compare_state(subject, taken_up, whole.parameters(), whole.velocities(), "one step")
+    compare_state(subject, taken_up, whole.parameters(), whole.momentum_buffers(), "one step")
 
 
 @check("training", "training.gradient", pinned=[*CASES[:2], CASES[3]])
 def gradient(subject: Subject, case: Case) -> None:
     """In random directions of every group of parameters, the gradient is the loss's slope.
 
-    The slope is taken by central differences of the contract's loss in float64. The
+    The slope is taken by central differences of the specification's loss in float64. The
     step is small: the network has many kinks, and none may lie within it.
     """
     config, seed, _ = case
@@ -264,22 +264,24 @@ def gradient(subject: Subject, case: Case) -> None:
     decay = config.optimizer.weight_decay
     table = trained_parameters(config)
     gradients = {
-        p.name: velocity
+        p.name: momentum_buffer
         - (decay * m.parameters[p.name] if p.group == "decay" or config.optimizer.decay_all else 0)
-        for p, velocity in zip(table, _ordered(trainer.velocities(), table), strict=True)
+        for p, momentum_buffer in zip(
+            table, _ordered(trainer.momentum_buffers(), table), strict=True
+        )
     }
-    heads, _ = forward(m.parameters, m.batch.pictures, config, training=True)
+    heads, _ = forward(m.parameters, m.batch.images, config, training=True)
     held = detector_targets(heads, m.boxes, m.labels, config)
     held = held._replace(
         arm_offsets=held.arm_offsets.astype(np.float64),
         odm_offsets=held.odm_offsets.astype(np.float64),
     )
     exact = {name: p.astype(np.float64) for name, p in m.parameters.items()}
-    pictures = m.batch.pictures.astype(np.float64)
+    images = m.batch.images.astype(np.float64)
 
     def total(names: list[str], directions: dict[str, Array], step: float) -> float:
         there = exact | {n: exact[n] + step * directions[n] for n in names}
-        outputs, _ = forward(there, pictures, config, training=True)
+        outputs, _ = forward(there, images, config, training=True)
         return loss_on_targets(outputs, held, config).total
 
     rng, step = np.random.default_rng([seed, 4]), 1e-8
@@ -304,7 +306,7 @@ def _ordered(tensors: Parameters, table: list[Any]) -> list[Array]:
 
 @check("training", "training.names", pinned=[NORMALISED, BIASED])
 def names(subject: Subject, config: Config) -> None:
-    """A trainer holds all parameters of the contract's table, as it was given them."""
+    """A trainer holds all parameters of the specification's table, as it was given them."""
     parameters = inputs.seeded_parameters(config, 0)
     trainer = subject.trainer(config, parameters)
     got = subject.sound("parameters", trainer.parameters, parameters)
@@ -334,16 +336,16 @@ FALLING = {
 """The loss scale begins too large, and no two steps have the same rate."""
 
 
-def first_step(config: Config, m: Made, velocities: Parameters | None = None) -> Step:
-    """The contract's."""
-    batch = m.batch.pictures, m.boxes, m.labels
+def first_step(config: Config, m: Made, momentum_buffers: Parameters | None = None) -> Step:
+    """The specification's."""
+    batch = m.batch.images, m.boxes, m.labels
     zeros = {p.name: np.zeros(p.shape, np.float32) for p in trained_parameters(config)}
-    return training_step(m.parameters, velocities or zeros, *batch, 0, config)
+    return training_step(m.parameters, momentum_buffers or zeros, *batch, 0, config)
 
 
-def require_scale(subject: Subject, trainer: Any, wanted: LossScale) -> None:
+def require_scale(subject: Subject, trainer: Any, expected: LossScale) -> None:
     """The trainer's loss scale is this one, and as old."""
-    want = astuple(wanted)
+    want = astuple(expected)
     got = subject.sound("loss_scale", lambda: astuple(trainer.loss_scale()), want)
     subject.require(got == want, "the loss scale of the next step differs", got, want)
 
@@ -363,8 +365,8 @@ def half_update(subject: Subject, case: Case) -> None:
     trainer = subject.trainer(case[0], m.parameters)
     losses = take_step(subject, trainer, m.batch)
     done = first_step(case[0], m)
-    subject.compare("step", losses, wanted_losses(done.loss), "training.loss")
-    compare_state(subject, trainer, done.parameters, done.velocities, "one step")
+    subject.compare("step", losses, expected_losses(done.loss), "training.loss")
+    compare_state(subject, trainer, done.parameters, done.momentum_buffers, "one step")
 
 
 @check("training", "training.float16_overflow", pinned=[(replace(HALF_ZOO, **FALLING), 1, (2, 1))])
@@ -376,10 +378,10 @@ def overflow(subject: Subject, case: Case) -> None:
     trainer = subject.trainer(config, m.parameters, begun)
     losses = take_step(subject, trainer, m.batch)
     done = first_step(config, m, begun)
-    skipped = wanted_losses(done.loss)._replace(skipped=True)
+    skipped = expected_losses(done.loss)._replace(skipped=True)
     subject.compare("step", losses, skipped, "training.loss")
-    compare_state(subject, trainer, done.parameters, done.velocities, "one step")
-    kept = trainer.parameters(), trainer.velocities()
+    compare_state(subject, trainer, done.parameters, done.momentum_buffers, "one step")
+    kept = trainer.parameters(), trainer.momentum_buffers()
     for entry in trained_parameters(config):
         for now, before in zip(kept, (m.parameters, begun), strict=True):
             same = np.array_equal(now[entry.name], before[entry.name])
@@ -391,18 +393,18 @@ def overflow(subject: Subject, case: Case) -> None:
         subject.require(scale > 1, "the gradient overflows with every loss scale")
         require_scale(subject, trainer, LossScale(scale))
     require_scale(subject, trainer, LossScale(scale, 1))
-    # One step moved the parameters, by the velocities times its rate.
-    wanted = learning_rate(step, config.schedule)
-    after, velocities = trainer.parameters(), trainer.velocities()
-    moved = velocity = 0.0
+    # One step moved the parameters, by the momentum buffers times its rate.
+    expected = learning_rate(step, config.schedule)
+    after, momentum_buffers = trainer.parameters(), trainer.momentum_buffers()
+    moved = momentum_buffer = 0.0
     for entry in trained_parameters(config):
         if entry.group != "bias":
-            v = velocities[entry.name].astype(np.float64)
+            v = momentum_buffers[entry.name].astype(np.float64)
             moved += float(((m.parameters[entry.name] - after[entry.name]) * v).sum())
-            velocity += float(np.square(v).sum())
-    rate = moved / velocity
-    holds = abs(rate - wanted) < 1e-3 * wanted
-    subject.require(holds, "the first step that trains has another rate", rate, wanted)
+            momentum_buffer += float(np.square(v).sum())
+    rate = moved / momentum_buffer
+    holds = abs(rate - expected) < 1e-3 * expected
+    subject.require(holds, "the first step that trains has another rate", rate, expected)
 
 
 @check(
@@ -416,16 +418,16 @@ def overflow(subject: Subject, case: Case) -> None:
 )
 def half_scale(subject: Subject, case: tuple[int | None, float, int, float, int]) -> None:
     """After a window of steps without overflow the scale doubles; without a window it stays."""
-    window, scale, good, wanted, wanted_good = case
+    window, scale, good, expected, expected_good = case
     config = replace(HALF_ZOO, optimizer={"loss_scale_window": window})
     m = made((config, 1, (2, 1)))
     trainer = subject.trainer(config, m.parameters, None, 0, LossScale(scale, good))
     require_scale(subject, trainer, LossScale(scale, good))
     losses = take_step(subject, trainer, m.batch)
-    require_scale(subject, trainer, LossScale(wanted, wanted_good))
+    require_scale(subject, trainer, LossScale(expected, expected_good))
     done = first_step(config, m)  # the same with every scale
-    subject.compare("step", losses, wanted_losses(done.loss), "training.loss")
-    compare_state(subject, trainer, done.parameters, done.velocities, "one step")
+    subject.compare("step", losses, expected_losses(done.loss), "training.loss")
+    compare_state(subject, trainer, done.parameters, done.momentum_buffers, "one step")
 
 
 @check("training", "training.float16_resume", pinned=[(HALF_ZOO, 1, (2, 1))])
@@ -437,7 +439,7 @@ def half_resume(subject: Subject, case: Case) -> None:
     for _ in range(3):
         take_step(subject, whole, m.batch)
     require_scale(subject, whole, LossScale(128.0, 1))
-    state = whole.velocities(), 3, whole.loss_scale()
+    state = whole.momentum_buffers(), 3, whole.loss_scale()
     taken_up = subject.trainer(config, whole.parameters(), *state)
     subject.compare(
         "step",
@@ -445,5 +447,5 @@ def half_resume(subject: Subject, case: Case) -> None:
         take_step(subject, whole, m.batch),
         "training.loss",
     )
-    compare_state(subject, taken_up, whole.parameters(), whole.velocities(), "one step")
+    compare_state(subject, taken_up, whole.parameters(), whole.momentum_buffers(), "one step")
     require_scale(subject, taken_up, LossScale(256.0))

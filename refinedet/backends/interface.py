@@ -1,8 +1,8 @@
 """The interface that a backend implements, and how backends are found.
 
 A backend is one framework on one device. NumPy arrays go in and come out; what they
-hold is the contract's business (``refinedet.spec``): parameters under canonical
-names, pictures (N, 3, H, W) float32 normalised, anchors in the contract's order.
+hold is the specification's business (``refinedet.spec``): parameters under canonical
+names, images (N, 3, H, W) float32 normalised, anchors in the specification's order.
 
 A backend is registered under the entry-point group ``refinedet.backends``, by any
 distribution, or named as ``module:attribute``. The object is called without arguments, or
@@ -63,9 +63,9 @@ class Limitation:
 
 
 class Batch(NamedTuple):
-    """What one training step reads. N pictures, A anchors, T places for objects."""
+    """What one training step reads. N images, A anchors, T places for objects."""
 
-    pictures: Array
+    images: Array
     """(N, 3, H, W) float32, normalised."""
     boxes: Array
     """(N, T, 4) float32, corner form, fractions; zero where ``labels`` is 0."""
@@ -86,7 +86,7 @@ class StepLosses(NamedTuple):
     odm_logits: float
     total: float
     skipped: bool = False
-    """The gradient overflowed float16: parameters and velocities stayed."""
+    """The gradient overflowed float16: parameters and momentum buffers stayed."""
 
 
 class Network(Protocol):
@@ -94,10 +94,10 @@ class Network(Protocol):
 
     config: Config
 
-    def heads(self, pictures: Array) -> Heads:
+    def heads(self, images: Array) -> Heads:
         """The raw outputs, float32: ``spec.network.forward``."""
 
-    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
+    def scored_boxes(self, images: Array) -> tuple[Array, Array]:
         """Boxes (N, A, 4) and scores (N, A, K), float32: ``spec.detection.scored_boxes``."""
 
 
@@ -110,7 +110,7 @@ class Trainer(Protocol):
     def parameters(self) -> Parameters:
         """Copies of all parameters, running statistics included, float32."""
 
-    def velocities(self) -> Parameters:
+    def momentum_buffers(self) -> Parameters:
         """Copies of the momentum of every trained parameter, float32."""
 
 
@@ -153,7 +153,7 @@ class Backend(Protocol):
     def operations(self) -> object:
         """Any object with functions of ``refinedet.backends.operations.OPERATIONS`` by their names.
 
-        Each has the arguments and results of the contract's function, which its
+        Each has the arguments and results of the specification's function, which its
         docstring gives: float32 arrays, C-contiguous and writable, new ones, in the
         same tuples. Arguments are left as they are.
         """
@@ -165,7 +165,7 @@ class Backend(Protocol):
         self,
         config: Config,
         parameters: Parameters,
-        velocities: Parameters | None = None,
+        momentum_buffers: Parameters | None = None,
         steps_done: int = 0,
         loss_scale: LossScale | None = None,
     ) -> Trainer:
@@ -218,8 +218,8 @@ def precisions(backend: Any) -> tuple[str, ...]:
 
 def require_precision(backend: Any, config: Config) -> None:
     """Raise a ``BackendError`` unless the backend trains in the precision of the config."""
-    wanted, able = config.optimizer.precision, precisions(backend)
-    if wanted not in able:
+    expected, able = config.optimizer.precision, precisions(backend)
+    if expected not in able:
         raise BackendError(
             f"backend {backend.name}: trains in {' and '.join(able)} alone; set "
             f"model.optimizer.precision={able[0]}, or use another --backend"

@@ -1,4 +1,4 @@
-"""The contract's operations: what a backend may implement one by one.
+"""The specification's operations: what a backend may implement one by one.
 
 The functions are those of ``refinedet.spec``; their docstrings say what goes in and
 comes out. A backend's ``operations`` has functions of these names.
@@ -14,10 +14,10 @@ from refinedet.spec import (
     boxes,
     coding,
     detection,
+    images,
     losses,
     matching,
     optimizer,
-    images,
     schedule,
 )
 
@@ -50,4 +50,4 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         optimizer.momentum_step,
     )
 }
-"""By name, from a picture to an update."""
+"""By name, from an image to an update."""

@@ -1,4 +1,4 @@
-"""The contract as a backend: ``spec``. Exact and slow."""
+"""The specification as a backend: ``spec``. Exact and slow."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ from refinedet.spec.training import training_step
 
 
 class SpecNetwork:
-    """``refinedet.backends.interface.Network`` by ``refinedet.spec``."""
+    """``Network`` by ``refinedet.spec``."""
 
     def __init__(self, config: Config, parameters: Parameters) -> None:
         check_parameters(parameters, config)
         self.config = config
         self.tensors = parameters
 
-    def heads(self, pictures: Array) -> Heads:
+    def heads(self, images: Array) -> Heads:
         """The raw outputs."""
-        return forward(self.tensors, pictures, self.config)[0]
+        return forward(self.tensors, images, self.config)[0]
 
-    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
+    def scored_boxes(self, images: Array) -> tuple[Array, Array]:
         """Decoded boxes and scores of every anchor."""
-        return scored_boxes(self.heads(pictures), self.config)
+        return scored_boxes(self.heads(images), self.config)
 
 
 class SpecTrainer:
-    """``refinedet.backends.interface.Trainer`` by ``refinedet.spec``."""
+    """``Trainer`` by ``refinedet.spec``."""
 
     def __init__(
         self,
         config: Config,
         parameters: Parameters,
-        velocities: Parameters | None,
+        momentum_buffers: Parameters | None,
         steps_done: int,
         loss_scale: LossScale | None = None,
     ) -> None:
         check_parameters(parameters, config)
         self.config = config
         self.tensors = parameters
-        self.moments = velocities or {
+        self.moments = momentum_buffers or {
             p.name: parameters[p.name] * 0 for p in trained_parameters(config)
         }
         self.steps_done = steps_done
@@ -65,14 +65,14 @@ class SpecTrainer:
         done = training_step(
             self.tensors,
             self.moments,
-            batch.pictures,
+            batch.images,
             [boxes[:count] for boxes, count in zip(batch.boxes, counts, strict=True)],
             [labels[:count] for labels, count in zip(batch.labels, counts, strict=True)],
             self.steps_done,
             self.config,
             self.scale,
         )
-        self.tensors, self.moments = done.parameters, done.velocities
+        self.tensors, self.moments = done.parameters, done.momentum_buffers
         self.scale = done.scale
         self.steps_done += 1
         arm, odm = done.loss
@@ -84,7 +84,7 @@ class SpecTrainer:
         """Copies of all parameters by canonical name."""
         return {name: tensor.copy() for name, tensor in self.tensors.items()}
 
-    def velocities(self) -> Parameters:
+    def momentum_buffers(self) -> Parameters:
         """Copies of the momentum by canonical name."""
         return {name: tensor.copy() for name, tensor in self.moments.items()}
 
@@ -94,7 +94,7 @@ class SpecTrainer:
 
 
 class SpecBackend:
-    """``refinedet.backends.interface.Backend`` by ``refinedet.spec``; it reads and writes no files."""
+    """``Backend`` by ``refinedet.spec``; it reads and writes no files."""
 
     name = "spec"
     precisions = PRECISIONS
@@ -109,16 +109,16 @@ class SpecBackend:
         return f"NumPy {np.__version__}"
 
     def network(self, config: Config, parameters: Parameters) -> SpecNetwork:
-        """See ``refinedet.backends.interface.Backend``."""
+        """See ``Backend``."""
         return SpecNetwork(config, parameters)
 
     def trainer(
         self,
         config: Config,
         parameters: Parameters,
-        velocities: Parameters | None = None,
+        momentum_buffers: Parameters | None = None,
         steps_done: int = 0,
         loss_scale: LossScale | None = None,
     ) -> SpecTrainer:
-        """See ``refinedet.backends.interface.Backend``."""
-        return SpecTrainer(config, parameters, velocities, steps_done, loss_scale)
+        """See ``Backend``."""
+        return SpecTrainer(config, parameters, momentum_buffers, steps_done, loss_scale)

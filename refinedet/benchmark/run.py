@@ -23,9 +23,9 @@ import numpy as np
 from refinedet.backends.interface import BackendError, Batch
 from refinedet.cli.backend_options import Choice
 from refinedet.data.augment import augment, normaliser
-from refinedet.data.images import decode_picture
-from refinedet.data.targets import ArmTargets
+from refinedet.data.images import decode_image
 from refinedet.data.samples import SampleMaker
+from refinedet.data.targets import ArmTargets
 from refinedet.inference.postprocessing import postprocess
 from refinedet.settings import InputSettings
 from refinedet.spec import config as configs
@@ -35,9 +35,9 @@ from refinedet.spec.errors import Array
 from refinedet.spec.network import initial_parameters
 
 OBJECTS = 7
-"""Objects in a picture, about COCO's mean."""
-PICTURE = (480, 640)
-"""Height and width of a picture of the input pipeline."""
+"""Objects in an image, about COCO's mean."""
+IMAGE = (480, 640)
+"""Height and width of an image of the input pipeline."""
 PLACES = 32
 """Places for objects in a training batch."""
 UNLIMITED = "ALL"
@@ -70,7 +70,7 @@ def median_seconds(work: Callable[[], object], repeat: int) -> float:
 
 
 def random_objects(rng: np.random.Generator, config: Config) -> tuple[Array, Array]:
-    """A typical picture's objects: boxes (7, 4) float32 fractions, labels (7,) int32."""
+    """A typical image's objects: boxes (7, 4) float32 fractions, labels (7,) int32."""
     size = rng.uniform(0.05, 0.5, (OBJECTS, 2))
     low = rng.uniform(0, 1 - size)
     labels = rng.integers(1, config.num_classes, OBJECTS).astype(np.int32)
@@ -83,16 +83,16 @@ def random_batch(config: Config, size: int) -> Batch:
     match = ArmTargets(config)
     rows = []
     for _ in range(size):
-        picture = rng.normal(0, 50, (3, *config.image_size)).astype(np.float32)
+        image = rng.normal(0, 50, (3, *config.image_size)).astype(np.float32)
         boxes, labels = random_objects(rng, config)
         padding = PLACES - OBJECTS
         padded = np.pad(boxes, ((0, padding), (0, 0))), np.pad(labels, (0, padding))
-        rows.append((picture, *padded, *match(boxes, labels)))
+        rows.append((image, *padded, *match(boxes, labels)))
     return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
 def network_row(work: str, chosen: Choice, config: Config, repeat: int) -> Row:
-    """``forward N`` or ``train N`` in this process, N pictures a batch."""
+    """``forward N`` or ``train N`` in this process, N images a batch."""
     kind, size = work.split()
     backend = chosen.find()
     parameters = initial_parameters(config, 0)
@@ -101,7 +101,7 @@ def network_row(work: str, chosen: Choice, config: Config, repeat: int) -> Row:
         network = backend.network(config, parameters)
 
         def run() -> object:
-            return network.scored_boxes(batch.pictures)
+            return network.scored_boxes(batch.images)
     else:
         trainer = backend.trainer(config, parameters)
 
@@ -119,22 +119,22 @@ def network_row(work: str, chosen: Choice, config: Config, repeat: int) -> Row:
 def input_rows(config: Config, repeat: int) -> Iterator[Row]:
     """The input pipeline by stage, one thread, a 640x480 JPEG with 7 objects."""
     rng = np.random.default_rng(0)
-    height, width = PICTURE
+    height, width = IMAGE
     coarse = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
     encoded = cv2.imencode(".jpg", cv2.resize(coarse, (width, height)))[1].tobytes()
-    picture = decode_picture(encoded, "benchmark")
+    image = decode_image(encoded, "benchmark")
     fractions, labels = random_objects(rng, config)
     boxes = fractions * np.array([width, height, width, height], np.float32)
     settings = InputSettings()
-    match, normalise = ArmTargets(config), normaliser(config.picture)
+    match, normalise = ArmTargets(config), normaliser(config.image)
     make = SampleMaker(config, settings, PLACES)
-    small = cv2.resize(picture, config.image_size[::-1])
+    small = cv2.resize(image, config.image_size[::-1])
     positions = iter(range(10**9))
 
     def augmented() -> object:
         seeded = np.random.default_rng(next(positions))
         return augment(
-            picture, boxes, labels, seeded, settings.augment, config.image_size, config.picture
+            image, boxes, labels, seeded, settings.augment, config.image_size, config.image
         )
 
     def sample() -> object:
@@ -142,7 +142,7 @@ def input_rows(config: Config, repeat: int) -> Iterator[Row]:
         return make(np.frombuffer(encoded, np.uint8), boxes, labels, position)
 
     stages: dict[str, Callable[[], object]] = {
-        "input: decode": lambda: decode_picture(encoded, "benchmark"),
+        "input: decode": lambda: decode_image(encoded, "benchmark"),
         "input: augment and resize": augmented,
         "input: normalise": lambda: normalise(small),
         "input: match and encode": lambda: match(fractions, labels),
@@ -153,7 +153,7 @@ def input_rows(config: Config, repeat: int) -> Iterator[Row]:
 
 
 def detection_rows(config: Config, repeat: int) -> Iterator[Row]:
-    """Post-processing of a picture with few and with many candidates.
+    """Post-processing of an image with few and with many candidates.
 
     Sparse: 200 scores above the threshold. Dense: a fifth of all scores, as early in
     training; with the preset's limit before the suppression, and without.

@@ -26,27 +26,24 @@ from refinedet.backends.interface import (
     profiler_of,
     require_precision,
 )
+from refinedet.backends.process_group import by_first, group_of
 from refinedet.benchmark.run import bench as run_bench
 from refinedet.benchmark.run import table as bench_table
-from refinedet.models.checkpoint import CheckpointError
 from refinedet.cli.backend_options import DEFAULT, Choice, chooses_backend
-from refinedet.data.findings import report
-from refinedet.data.dataset import DataError, Dataset
-from refinedet.data.images import read_picture
-from refinedet.data.source import read_dataset
 from refinedet.cli.data_options import PANEL, DataChoice, chooses_data, held_out
 from refinedet.cli.demo import STEPS as DEMO_STEPS
 from refinedet.cli.demo import demo as run_demo
-from refinedet.inference.drawing import detections_json, draw_detections, write_picture
+from refinedet.data.dataset import DataError, Dataset
+from refinedet.data.findings import report
+from refinedet.data.images import read_image
+from refinedet.data.source import read_dataset
+from refinedet.evaluation.coco_results import score_results
 from refinedet.evaluation.metrics import (
-    FIGURES,
+    METRICS,
     evaluation_table,
 )
-from refinedet.support.files import write_json
-from refinedet.backends.process_group import by_first, group_of
-from refinedet.models.open import export_model, open_model
-from refinedet.training.dry_run import plan
-from refinedet.inference.predictor import Predictor, confident
+from refinedet.evaluation.model_run import evaluate_model
+from refinedet.evaluation.modelzoo_bins import ZOO, evaluate_raw_outputs
 from refinedet.evaluation.protocols import PROTOCOLS, find_protocol
 from refinedet.evaluation.published import (
     ExpectationError,
@@ -55,21 +52,24 @@ from refinedet.evaluation.published import (
     find_published,
     require_agreement,
 )
-from refinedet.evaluation.modelzoo_bins import ZOO, evaluate_raw_outputs
-from refinedet.support.remote import RemoteError, RunCopy
-from refinedet.evaluation.model_run import evaluate_model
-from refinedet.evaluation.coco_results import score_results
+from refinedet.inference.drawing import detections_json, draw_detections, write_image
+from refinedet.inference.predictor import Predictor, confident
+from refinedet.models.checkpoint import CheckpointError
+from refinedet.models.foreign.loading import patterns, with_backbone, with_detector
+from refinedet.models.open import export_model, open_model
 from refinedet.settings import SettingsError, resolve, to_yaml
 from refinedet.spec.config import PRESETS, preset
-from refinedet.spec.errors import Array, ContractError
+from refinedet.spec.errors import Array, SpecError
 from refinedet.spec.network import parameter_count
+from refinedet.support.files import write_json
+from refinedet.support.remote import RemoteError, RunCopy
+from refinedet.training.dry_run import plan
 from refinedet.training.loop import TrainingError, scoring_bar, train
-from refinedet.models.foreign.loading import patterns, with_backbone, with_detector
 
 FAILURES = (
     BackendError,
     CheckpointError,
-    ContractError,
+    SpecError,
     DataError,
     ExpectationError,
     MemoryError,
@@ -161,12 +161,12 @@ def _say_skips(dataset: Dataset) -> Dataset:
 def demo_command(
     backend: Choice,
     run: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Of pictures, parameters and order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of images, parameters and order.")] = 0,
     steps: Annotated[
         int, typer.Option(min=1, help="Of the training; a few try all, and learn nothing.")
     ] = DEMO_STEPS,
 ) -> None:
-    """Draw pictures of shapes, train on them, evaluate, export, and run the export."""
+    """Draw images of shapes, train on them, evaluate, export, and run the export."""
     run_demo(backend.find(*TRAINS, "export", "load"), run, seed, steps)
 
 
@@ -181,8 +181,8 @@ def train_command(
         Path | None,
         typer.Option(help="As --annotations, to evaluate on.", rich_help_panel=PANEL),
     ] = None,
-    eval_pictures: Annotated[
-        Path | None, typer.Option(help="As --pictures, to evaluate on.", rich_help_panel=PANEL)
+    eval_images: Annotated[
+        Path | None, typer.Option(help="As --images, to evaluate on.", rich_help_panel=PANEL)
     ] = None,
     eval_split: Annotated[
         str | None, typer.Option(help="As --split, to evaluate on.", rich_help_panel=PANEL)
@@ -236,10 +236,10 @@ def train_command(
     training = _say_skips(read_dataset(source))
     training.require_usable()
     evaluation = None
-    if eval_annotations or eval_pictures or eval_split:
-        other = held_out(source, eval_annotations, eval_pictures, eval_split)
+    if eval_annotations or eval_images or eval_split:
+        other = held_out(source, eval_annotations, eval_images, eval_split)
         other = replace(other, class_names=training.class_names)
-        evaluation = _say_skips(read_dataset(other, check_pictures=True))
+        evaluation = _say_skips(read_dataset(other, check_images=True))
     settings = resolve(preset_name, settings_file, assignments or (), training.class_names)
     require_precision(engine, settings.model)
     profiler = None if profile is None else profiler_of(engine, profile)
@@ -322,26 +322,26 @@ def eval_command(
         str | None,
         typer.Option(
             "--protocol",
-            help=f"Pictures and detection settings: {', '.join(PROTOCOLS)}. "
-            "Without it all pictures, and the model's own settings.",
+            help=f"Images and detection settings: {', '.join(PROTOCOLS)}. "
+            "Without it all images, and the model's own settings.",
         ),
     ] = None,
     expect: Annotated[
         str | None,
-        typer.Option(help="Published figures to reach, as modelzoo-ascend910; status 1 if not."),
+        typer.Option(help="Published metrics to reach, as modelzoo-ascend910; status 1 if not."),
     ] = None,
     retrained: Annotated[
         bool,
         typer.Option("--retrained", help="--expect no more of a detector than one trained anew."),
     ] = False,
     by_class: Annotated[bool, typer.Option("--by-class", help="Show each class too.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
 ) -> None:
-    """Print COCO's twelve figures and VOC's, of a model or of result files."""
+    """Print COCO's twelve metrics and VOC's, of a model or of result files."""
     protocol = None if protocol_name is None else find_protocol(protocol_name)
     row = None if expect is None else find_published(expect)
     if retrained and row is None:
-        raise DataError("--retrained: needs --expect, the name of published figures")
+        raise DataError("--retrained: needs --expect, the name of published metrics")
     if row is not None and protocol_name != row.protocol:
         raise DataError(f"--expect {row.name}: was measured by --protocol {row.protocol}; give it")
     if resume and (output is None or model is None):
@@ -360,12 +360,12 @@ def eval_command(
         judged = _say_skips(read_dataset(data.source()))
         evaluation = evaluate_raw_outputs(results_bin, judged, preset_name or ZOO, protocol, output)
     elif results is not None:
-        truth = data.truth()
+        ground_truth = data.ground_truth()
         if output is not None:
             raise DataError("--output: is not for --results; leave it out")
-        if row is not None and row.main not in FIGURES:
+        if row is not None and row.main not in METRICS:
             raise DataError(f"--expect {row.name}: has {row.main}, --results gives COCO's alone")
-        evaluation = score_results(results, truth, scoring_bar, protocol)
+        evaluation = score_results(results, ground_truth, scoring_bar, protocol)
     elif model is not None:
         engine = backend.find("network")
         source = by_first(group_of(engine), data.source)
@@ -378,7 +378,7 @@ def eval_command(
         )
     typer.echo(evaluation_table(evaluation, by_class))
     if row is not None:
-        compared = compare(evaluation.figures, row, retrained)
+        compared = compare(evaluation.metrics, row, retrained)
         typer.echo(f"\n{comparison_table(compared, row, retrained)}")
         require_agreement(compared, row, retrained)
 
@@ -387,21 +387,21 @@ def eval_command(
 @chooses_backend
 def detect_command(
     backend: Choice,
-    paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+    paths: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     model: ModelOption,
     output: Annotated[
-        Path, typer.Option(help="Folder for drawn pictures and detections.json.")
+        Path, typer.Option(help="Folder for drawn images and detections.json.")
     ] = Path("detections"),
     score: Annotated[float, typer.Option(min=0, max=1, help="Show nothing below.")] = 0.5,
 ) -> None:
-    """Find objects in pictures; draw them, and list them as JSON in pixels."""
-    files = list(_pictures(paths))
+    """Find objects in images; draw them, and list them as JSON in pixels."""
+    files = list(_images(paths))
     counts = Counter(file.name for file in files)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise DataError(f"{twice[0]}: in several folders; detect in one after the other")
     folder = Path(os.path.realpath(output))  # resolve raises at a loop of links
     if any(Path(os.path.realpath(file)).parent == folder for file in files):
-        raise DataError(f"{output}: holds pictures to look at; choose another --output")
+        raise DataError(f"{output}: holds images to look at; choose another --output")
     opened = open_model(backend.find("network"), model)
     predictor = Predictor(opened.network, min(8, len(files)))
     rows = []
@@ -409,41 +409,39 @@ def detect_command(
     unreadable = []
 
     def read() -> Iterator[Array]:
-        for file in tqdm(files, "detecting", disable=None, delay=2, unit="picture"):
+        for file in tqdm(files, "detecting", disable=None, delay=2, unit="image"):
             try:
-                waiting.append((file, read_picture(file)))
+                waiting.append((file, read_image(file)))
             except DataError as error:
                 unreadable.append(str(error))
                 continue
             yield waiting[-1][1]
 
     for found in predictor.predict(read()):
-        file, picture = waiting.popleft()
+        file, image = waiting.popleft()
         output.mkdir(parents=True, exist_ok=True)
         found = confident(found, score)
-        drawn = draw_detections(
-            picture, found.boxes, found.labels, found.scores, opened.class_names
-        )
-        write_picture(output / f"{file.name}.png", drawn)
-        rows.append((str(file), picture.shape[1], picture.shape[0], found))
+        drawn = draw_detections(image, found.boxes, found.labels, found.scores, opened.class_names)
+        write_image(output / f"{file.name}.png", drawn)
+        rows.append((str(file), image.shape[1], image.shape[0], found))
     if rows:
         write_json(output / "detections.json", detections_json(rows, opened.class_names))
     if unreadable:
-        raise DataError(f"left out {len(unreadable)} of {len(files)} pictures: {unreadable[0]}")
+        raise DataError(f"left out {len(unreadable)} of {len(files)} images: {unreadable[0]}")
     count = sum(len(row[3].labels) for row in rows)
-    typer.echo(f"{count} objects in {len(files)} pictures; see {output}")
+    typer.echo(f"{count} objects in {len(files)} images; see {output}")
 
 
-def _pictures(paths: Iterable[Path]) -> Iterator[Path]:
+def _images(paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
         if not path.exists():
-            raise DataError(f"{path}: no such picture or folder")
+            raise DataError(f"{path}: no such image or folder")
         if path.is_file():
             yield path
             continue
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
         if not found:
-            raise DataError(f"{path}: no picture in this folder")
+            raise DataError(f"{path}: no image in this folder")
         yield from found
 
 
@@ -473,7 +471,7 @@ def check_command(
     data: DataChoice,
 ) -> None:
     """List everything that is wrong with a data set; status 1 if training would refuse it."""
-    dataset = read_dataset(data.source(), check_pictures=True)
+    dataset = read_dataset(data.source(), check_images=True)
     typer.echo(report(dataset))
     if dataset.refusals() or not dataset.records:
         raise typer.Exit(1)
@@ -532,8 +530,8 @@ def backends_command(
         typer.echo(f"{known:24}{lacking(known) or 'ready'}")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(expected: bool) -> None:
+    if expected:
         typer.echo(f"refinedet {__version__}")
         raise typer.Exit
 

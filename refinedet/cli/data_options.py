@@ -9,9 +9,9 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from refinedet.cli.option_groups import Command, gathered
 from refinedet.data.dataset import DataError
 from refinedet.data.source import DataSource
-from refinedet.cli.option_groups import Command, gathered
 from refinedet.support.remote import CACHE, copy_data
 
 PANEL = "Data set"
@@ -31,7 +31,7 @@ class DataChoice(NamedTuple):
     layout: Layout | None
     root: Path | None
     annotations: Path | None
-    pictures: Path | None
+    images: Path | None
     split: str | None
     classes: str | None
     url: str | None
@@ -46,7 +46,7 @@ class DataChoice(NamedTuple):
         """
         if self.layout is None:
             raise DataError("--layout: say how the data set lies on the disk: coco, voc or text")
-        _require_fit(self.layout.value, "--", self.annotations, self.pictures, self.split)
+        _require_fit(self.layout.value, "--", self.annotations, self.images, self.split)
         root = self.root
         if self.url is not None:
             if root is not None and (root.is_absolute() or ".." in root.parts):
@@ -57,11 +57,9 @@ class DataChoice(NamedTuple):
         elif self.cache is not None:
             raise DataError("--data-cache: is for copies of --data-url; give that too")
         names = tuple(name.strip() for name in self.classes.split(",")) if self.classes else ()
-        return DataSource(
-            self.layout.value, root, self.annotations, self.pictures, self.split, names
-        )
+        return DataSource(self.layout.value, root, self.annotations, self.images, self.split, names)
 
-    def truth(self) -> Path:
+    def ground_truth(self) -> Path:
         """COCO's annotations alone, for ``--results``.
 
         Raises:
@@ -70,7 +68,7 @@ class DataChoice(NamedTuple):
         if self.url is not None:
             raise DataError("--data-url: is for --model; --results takes files of this machine")
         if self.annotations is None:
-            raise DataError("--results: needs --annotations, the COCO JSON with the truth")
+            raise DataError("--results: needs --annotations, the COCO JSON with the ground truth")
         if self.layout not in (None, Layout.coco):
             raise DataError(f"--layout {self.layout.value}: --results is scored with COCO's JSON")
         for name, value in self._asdict().items():
@@ -81,31 +79,31 @@ class DataChoice(NamedTuple):
 
 
 def held_out(
-    source: DataSource, annotations: Path | None, pictures: Path | None, split: str | None
+    source: DataSource, annotations: Path | None, images: Path | None, split: str | None
 ) -> DataSource:
-    """The pictures to evaluate a training on: of ``source``, but for what is given.
+    """The images to evaluate a training on: of ``source``, but for what is given.
 
     Raises:
         DataError: options of another layout, or the annotations are missing.
     """
-    _require_fit(source.layout, "--eval-", annotations, pictures, split)
+    _require_fit(source.layout, "--eval-", annotations, images, split)
     if source.layout != "voc" and annotations is None:  # the training's would be judged
         raise DataError(f"--eval-annotations: --layout {source.layout} needs it, to evaluate")
     return replace(
         source,
         annotations=annotations or source.annotations,
-        pictures=pictures or source.pictures,
+        images=images or source.images,
         split=split or source.split,
     )
 
 
 def _require_fit(
-    layout: str, prefix: str, annotations: Path | None, pictures: Path | None, split: str | None
+    layout: str, prefix: str, annotations: Path | None, images: Path | None, split: str | None
 ) -> None:
     """Refuse options of another layout: nobody reads them."""
     of_others: dict[str, object] = {"split": split}
     if layout == "voc":
-        of_others = {"annotations": annotations, "pictures": pictures}
+        of_others = {"annotations": annotations, "images": images}
     for name, value in of_others.items():
         if value is not None:
             raise DataError(f"{prefix}{name}: is not for --layout {layout}; leave it out")
@@ -119,7 +117,7 @@ OPTIONS: dict[str, Any] = {
     "layout": _option(Layout, "--layout", "Layout of the data set."),
     "root": _option(Path, "--root", "Folder of the data set."),
     "annotations": _option(Path, "--annotations", "COCO's JSON or the text list."),
-    "pictures": _option(Path, "--pictures", "Folder of the pictures."),
+    "images": _option(Path, "--images", "Folder of the images."),
     "split": _option(
         str,
         "--split",

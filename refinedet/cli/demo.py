@@ -17,10 +17,10 @@ from refinedet.training.loop import TrainingError, evaluate, train, write_evalua
 
 PRESET = "refinedet_eighth_128"
 TRAINING, HELD_OUT = 400, 80
-"""Pictures to train and to evaluate on."""
+"""Images to train and to evaluate on."""
 STEPS = 400
 CHANGES = (
-    "input.augment.crop=false",  # drawn pictures are all alike: nothing to prepare for
+    "input.augment.crop=false",  # drawn images are all alike: nothing to prepare for
     "input.augment.expand=0",
     "input.augment.distort=0",
 )
@@ -29,7 +29,7 @@ CHANGES = (
 def demo(backend: Backend, run: Path, seed: int, steps: int = STEPS) -> None:
     """Generate shapes, train, evaluate, export, run the export, and compare.
 
-    The same seed gives the same figures again.
+    The same seed gives the same metrics again.
 
     Args:
         steps: of the training; with few of them it learns nothing, and all is tried.
@@ -65,7 +65,7 @@ def demo(backend: Backend, run: Path, seed: int, steps: int = STEPS) -> None:
     evaluation = write_evaluation(run, again)
     for image_id, found in before.found.items():
         if not all(map(np.array_equal, found, again.found[image_id])):
-            raise BackendError(f"{exported}: finds something else in picture {image_id}")
+            raise BackendError(f"{exported}: finds something else in image {image_id}")
     typer.echo(evaluation_table(evaluation, by_class=True))
     minutes = (time.monotonic() - began) / 60
     typer.echo(f"run from {exported}, same detections; {minutes:.1f} minutes; see {run}")

@@ -10,19 +10,19 @@ import numpy as np
 import typer
 from safetensors.numpy import save
 
+from refinedet.data.dataset import DataError
 from refinedet.models.checkpoint import (
     CheckpointError,
     load_checkpoint,
     newest_checkpoint,
     write_checkpoint,
 )
-from refinedet.data.dataset import DataError
-from refinedet.support.files import write_atomically
-from refinedet.settings import to_yaml
-from refinedet.models.foreign.mindspore_ckpt import written_ckpt
 from refinedet.models.foreign.errors import brief
 from refinedet.models.foreign.loading import import_weights, patterns, renamed
+from refinedet.models.foreign.mindspore_ckpt import written_ckpt
 from refinedet.models.foreign.reading import read_weights
+from refinedet.settings import to_yaml
+from refinedet.support.files import write_atomically
 
 app = typer.Typer(
     no_args_is_help=True, help="Weights of other programs: import, export, look into a file."

@@ -1,17 +1,17 @@
-"""Augmentation: one training picture and its objects, changed at random.
+"""Augmentation: one training image and its objects, changed at random.
 
 In the order of the authors' release (SSD's, arXiv:1512.02325, section 2.2):
 
 1. Distort: brightness, contrast, saturation, hue.
-2. Expand: place the picture on a larger canvas of the mean colour.
+2. Expand: place the image on a larger canvas of the mean colour.
 3. Crop: whole canvas, or a part that overlaps some object enough.
 4. Resize to the network's input. 5. Mirror, and flip.
 
 Steps 2 to 5 only move pixels, so they are first composed on paper: the part of the
-picture that stays visible, in whole pixels, is stretched once onto its place in the
+image that stays visible, in whole pixels, is stretched once onto its place in the
 output, in whole pixels, and boxes follow by the same stretch. Step 1 then acts on the
 few pixels of that place, never on the fill. Brightness and contrast are linear, so that
-this order gives the same picture but for rounding and clipping; saturation and hue
+this order gives the same image but for rounding and clipping; saturation and hue
 differ from the paper's order only where neighbouring pixels of different colour blend.
 """
 
@@ -26,25 +26,25 @@ import numpy as np
 
 from refinedet.settings import AugmentSettings
 from refinedet.spec.boxes import area
-from refinedet.spec.config import PictureConfig
-from refinedet.spec.errors import Array, ContractError, check_shape
+from refinedet.spec.config import ImageConfig
+from refinedet.spec.errors import Array, SpecError, check_shape
 from refinedet.spec.images import normalise
 
 BRIGHTNESS = 32.0
 """Largest change, of 0 to 255. This and the next: the authors' ``distort_param``."""
 CONTRAST = SATURATION = (0.5, 1.5)
-"""Factors of the picture, and of the saturation in HSV."""
+"""Factors of the image, and of the saturation in HSV."""
 HUE = 18.0
 """Largest shift in OpenCV's units of 2 degrees. It wraps around the circle."""
 HUE_CIRCLE = 180
 """The same units for the whole circle."""
 
 CROP_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
-"""Least overlap of a crop with some object; one sampler each, beside the whole picture."""
+"""Least overlap of a crop with some object; one sampler each, beside the whole image."""
 CROP_SCALE = (0.3, 1.0)
-"""Root of a crop's share of the picture."""
+"""Root of a crop's share of the image."""
 CROP_RATIO = (0.5, 2.0)
-"""Width over height, both as shares of the picture."""
+"""Width over height, both as shares of the image."""
 CROP_TRIALS = 50
 
 INTERPOLATIONS = (
@@ -54,11 +54,11 @@ INTERPOLATIONS = (
     cv2.INTER_CUBIC,
     cv2.INTER_LANCZOS4,
 )
-"""One of these, each as likely, resizes a training picture."""
+"""One of these, each as likely, resizes a training image."""
 
 
 class Window(NamedTuple):
-    """A rectangle in whole pixels; may reach outside the picture whose pixels they are."""
+    """A rectangle in whole pixels; may reach outside the image whose pixels they are."""
 
     x_min: int
     y_min: int
@@ -67,37 +67,37 @@ class Window(NamedTuple):
 
 
 def augment(
-    picture: Array,
+    image: Array,
     boxes: Array,
     labels: Array,
     rng: np.random.Generator,
     settings: AugmentSettings,
     size: tuple[int, int],
-    config: PictureConfig,
+    config: ImageConfig,
 ) -> tuple[Array, Array, Array]:
-    """A changed picture of the network's size, and the objects still in it.
+    """A changed image of the network's size, and the objects still in it.
 
     A function of its arguments and of the generator's state alone. An object whose
     centre is outside the crop is dropped, the others are clipped. A crop that would
-    leave no object is not taken; a picture without objects is not cropped. With every
+    leave no object is not taken; an image without objects is not cropped. With every
     change turned off this is ``resize_only``.
 
     Args:
-        picture: (H, W, 3) uint8, R, G, B.
-        boxes: (T, 4) float32, pixels, corner form, within the picture, sides above 0.
+        image: (H, W, 3) uint8, R, G, B.
+        boxes: (T, 4) float32, pixels, corner form, within the image, sides above 0.
         labels: (T,) integers.
         size: height and width of the result.
         config: its mean fills the canvas.
     Returns:
-        Picture (height, width, 3) uint8, boxes (T', 4) float32, corner form, fractions,
+        Image (height, width, 3) uint8, boxes (T', 4) float32, corner form, fractions,
         sides above 0, and labels (T',).
     Raises:
-        ContractError: shape or dtype of the picture.
+        SpecError: shape or dtype of the image.
     Source: SSD, arXiv:1512.02325, section 2.2, and the numbers of the authors' release.
     """
-    _check_picture(picture)
+    _check_image(image)
     exact = boxes.astype(np.float64)
-    window = Window(0, 0, picture.shape[1], picture.shape[0])
+    window = Window(0, 0, image.shape[1], image.shape[0])
     if rng.random() < settings.expand:
         window = expanded(window, settings.expand_ratio, rng)
     if settings.crop and len(boxes):
@@ -105,9 +105,9 @@ def augment(
     interpolation = cv2.INTER_LINEAR
     if settings.crop or any((settings.distort, settings.expand, settings.mirror, settings.flip)):
         interpolation = INTERPOLATIONS[rng.integers(len(INTERPOLATIONS))]
-    part, place = _visible(picture, window, size)
+    part, place = _visible(image, window, size)
     pixels = _resize(
-        picture[part.y_min : part.y_max, part.x_min : part.x_max],
+        image[part.y_min : part.y_max, part.x_min : part.x_max],
         (place.y_max - place.y_min, place.x_max - place.x_min),
         interpolation,
     )
@@ -130,36 +130,36 @@ def augment(
     return pixels, result[solid], labels[inside][solid]
 
 
-def resize_only(picture: Array, size: tuple[int, int]) -> Array:
-    """The whole picture stretched to a size, as in evaluation.
+def resize_only(image: Array, size: tuple[int, int]) -> Array:
+    """The whole image stretched to a size, as in evaluation.
 
     Args:
-        picture: (H, W, 3) uint8.
+        image: (H, W, 3) uint8.
         size: height and width of the result.
     Returns:
         (height, width, 3) uint8; bilinear, pixel centres at halves.
     Raises:
-        ContractError: shape or dtype of the picture.
+        SpecError: shape or dtype of the image.
     """
-    _check_picture(picture)
-    return _resize(picture, size, cv2.INTER_LINEAR)
+    _check_image(image)
+    return _resize(image, size, cv2.INTER_LINEAR)
 
 
-def normaliser(config: PictureConfig) -> Callable[[Array], Array]:
-    """``spec.pictures.normalise`` for one config, as a table of 256 values a channel.
+def normaliser(config: ImageConfig) -> Callable[[Array], Array]:
+    """``spec.images.normalise`` for one config, as a table of 256 values a channel.
 
     Returns:
         A function from (H, W, 3) uint8, R, G, B, to (3, H, W) float32; the same bits as
-        the contract's. Threads may share it.
+        the specification's. Threads may share it.
     """
     grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
     tables = normalise(grey, config)  # (3, 1, 256), channels in the config's order
     order = (2, 1, 0) if config.channels == "BGR" else (0, 1, 2)
 
-    def apply(picture: Array) -> Array:
-        _check_picture(picture)
-        result = np.empty((3, *picture.shape[:2]), np.float32)
-        channels = cv2.split(picture)
+    def apply(image: Array) -> Array:
+        _check_image(image)
+        result = np.empty((3, *image.shape[:2]), np.float32)
+        channels = cv2.split(image)
         for plane, table, channel in zip(result, tables, order, strict=True):
             cv2.LUT(channels[channel], table, plane)
         return result
@@ -235,12 +235,12 @@ def _best_iou(boxes: Array, crops: Array) -> Array:
     return best
 
 
-def _visible(picture: Array, window: Window, size: tuple[int, int]) -> tuple[Window, Window]:
-    """The part of the picture in the window, and its place in the output; never empty."""
+def _visible(image: Array, window: Window, size: tuple[int, int]) -> tuple[Window, Window]:
+    """The part of the image in the window, and its place in the output; never empty."""
     spans = []
     for low, high, length, out in (
-        (window.x_min, window.x_max, picture.shape[1], size[1]),
-        (window.y_min, window.y_max, picture.shape[0], size[0]),
+        (window.x_min, window.x_max, image.shape[1], size[1]),
+        (window.y_min, window.y_max, image.shape[0], size[0]),
     ):
         start = min(max(low, 0), length - 1)
         stop = max(min(high, length), start + 1)
@@ -253,7 +253,7 @@ def _visible(picture: Array, window: Window, size: tuple[int, int]) -> tuple[Win
 
 
 def _move(boxes: Array, part: Window, place: Window, size: tuple[int, int]) -> Array:
-    """Boxes (T, 4) float64 in the picture's pixels, as fractions of the output, clipped."""
+    """Boxes (T, 4) float64 in the image's pixels, as fractions of the output, clipped."""
     moved = np.empty_like(boxes)
     for axis, out in ((0, size[1]), (1, size[0])):
         scale = (place[axis + 2] - place[axis]) / (part[axis + 2] - part[axis])
@@ -300,26 +300,26 @@ def _turn_colours(pixels: Array, strength: float, turn: int) -> Array:
     return turned
 
 
-def _resize(picture: Array, size: tuple[int, int], interpolation: int) -> Array:
-    """A picture stretched to a size, (height, width, 3) uint8."""
+def _resize(image: Array, size: tuple[int, int], interpolation: int) -> Array:
+    """An image stretched to a size, (height, width, 3) uint8."""
     resized: Array
     if interpolation == cv2.INTER_LANCZOS4:  # OpenCV is three times as fast in float32
-        rough = cv2.resize(picture.astype(np.float32), size[::-1], interpolation=interpolation)
+        rough = cv2.resize(image.astype(np.float32), size[::-1], interpolation=interpolation)
         resized = cv2.convertScaleAbs(np.maximum(rough, 0, out=rough))  # rounds, clips at 255
     else:
-        resized = cv2.resize(picture, size[::-1], interpolation=interpolation)
+        resized = cv2.resize(image, size[::-1], interpolation=interpolation)
     return resized
 
 
-def _fill(config: PictureConfig) -> tuple[int, ...]:
+def _fill(config: ImageConfig) -> tuple[int, ...]:
     """The mean colour, rounded: R, G, B."""
     mean = tuple(round(value) for value in config.mean)
     return mean[::-1] if config.channels == "BGR" else mean
 
 
-def _check_picture(picture: Array) -> None:
-    check_shape(picture, "picture", None, None, 3)
-    if picture.dtype != np.uint8:
-        raise ContractError(f"picture: wants uint8, got {picture.dtype}")
-    if picture.size == 0:
-        raise ContractError(f"picture: wants pixels, got shape {picture.shape}")
+def _check_image(image: Array) -> None:
+    check_shape(image, "image", None, None, 3)
+    if image.dtype != np.uint8:
+        raise SpecError(f"image: expected uint8, got {image.dtype}")
+    if image.size == 0:
+        raise SpecError(f"image: expected pixels, got shape {image.shape}")

@@ -1,6 +1,6 @@
 """Batches in NumPy, for every backend whose framework needs no input pipeline of its own.
 
-The pictures are looked through once: those that cannot be read are left out. Then threads
+The images are looked through once: those that cannot be read are left out. Then threads
 make the samples of ``refinedet.data.samples``, a little ahead of the reader.
 """
 
@@ -20,17 +20,17 @@ import numpy as np
 from tqdm import tqdm
 
 from refinedet.backends.interface import Batch
-from refinedet.data.findings import sizes
 from refinedet.data.dataset import DataError, Dataset
-from refinedet.data.images import decode_picture
+from refinedet.data.findings import sizes
+from refinedet.data.images import decode_image
 from refinedet.data.samples import SampleMaker, places, reading_order, training_objects
-from refinedet.support.files import write_json
 from refinedet.settings import InputSettings
 from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
+from refinedet.support.files import write_json
 
 NOTE = "readable.json"
-"""In the cache: which pictures can be read."""
+"""In the cache: which images can be read."""
 AHEAD = 2
 """Batches that are made before they are read."""
 
@@ -39,7 +39,7 @@ R = TypeVar("R")
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """The state of a data set: the pictures' files, by name, size and time, and all objects.
+    """The state of a data set: the images' files, by name, size and time, and all objects.
 
     Raises:
         DataError: a file that is not there.
@@ -55,21 +55,21 @@ def fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def training_pictures(dataset: Dataset) -> Iterator[tuple[int, bytes | None]]:
+def training_images(dataset: Dataset) -> Iterator[tuple[int, bytes | None]]:
     """Every record with an object to train on: its index and its file, None if unreadable.
 
     Raises:
-        DataError: a picture of another size than annotated, or, at the end, none readable.
+        DataError: an image of another size than annotated, or, at the end, none readable.
     """
     readable = False
     rows = list(zip(dataset.records, training_objects(dataset), strict=True))
-    bar = tqdm(rows, "reading pictures", disable=None, delay=2)
+    bar = tqdm(rows, "reading images", disable=None, delay=2)
     for index, (record, (_, labels)) in enumerate(bar):
         if len(labels) == 0:
             continue
         try:
             encoded = record.path.read_bytes()
-            height, width = decode_picture(encoded, str(record.path)).shape[:2]
+            height, width = decode_image(encoded, str(record.path)).shape[:2]
         except (OSError, DataError):
             yield index, None
             continue
@@ -79,22 +79,20 @@ def training_pictures(dataset: Dataset) -> Iterator[tuple[int, bytes | None]]:
         readable = True
         yield index, encoded
     if not readable:
-        raise DataError(f"{dataset.name}: no readable picture with an object to train on")
+        raise DataError(f"{dataset.name}: no readable image with an object to train on")
 
 
 def tell_left_out(dataset: Dataset, unreadable: int) -> None:
-    """Say on standard error how many pictures are not trained on, if any."""
+    """Say on standard error how many images are not trained on, if any."""
     if unreadable:
-        print(
-            f"{dataset.name}: left out {unreadable} pictures that cannot be read", file=sys.stderr
-        )
+        print(f"{dataset.name}: left out {unreadable} images that cannot be read", file=sys.stderr)
 
 
-def readable_pictures(dataset: Dataset, cache: Path) -> list[int]:
+def readable_images(dataset: Dataset, cache: Path) -> list[int]:
     """Indices of the records to train on; noted in the cache until the data set changes.
 
     Raises:
-        DataError: as ``fingerprint`` and ``training_pictures``.
+        DataError: as ``fingerprint`` and ``training_images``.
         OSError: the cache cannot be written.
     """
     mark, note = fingerprint(dataset), cache / NOTE
@@ -104,7 +102,7 @@ def readable_pictures(dataset: Dataset, cache: Path) -> list[int]:
             raise ValueError
         readable, unreadable = list(known["readable"]), int(known["unreadable"])
     except (OSError, ValueError, KeyError, TypeError):
-        found = [(index, encoded is not None) for index, encoded in training_pictures(dataset)]
+        found = [(index, encoded is not None) for index, encoded in training_images(dataset)]
         readable = [index for index, good in found if good]
         unreadable = len(found) - len(readable)
         cache.mkdir(parents=True, exist_ok=True)
@@ -116,10 +114,10 @@ def readable_pictures(dataset: Dataset, cache: Path) -> list[int]:
 def batches(
     dataset: Dataset, config: Config, settings: InputSettings, cache: Path, first_step: int = 0
 ) -> Iterator[Batch]:
-    """See ``refinedet.backends.interface.Backend.batches``; ``cache`` is a folder with one small file."""
+    """See ``Backend.batches``; ``cache`` is a folder with one small file."""
     objects = training_objects(dataset)
     make = SampleMaker(config, settings, places(objects, settings.max_objects))
-    readable = readable_pictures(dataset, cache)
+    readable = readable_images(dataset, cache)
     cv2.setNumThreads(1)  # the workers are the threads
 
     def sample(place: tuple[int, int]) -> tuple[Array, ...]:

@@ -1,4 +1,4 @@
-"""A data set in memory: which pictures, which objects, and what is wrong with it.
+"""A data set in memory: which images, which objects, and what is wrong with it.
 
 Every layout (COCO, PASCAL VOC, text list, generated shapes) is read into the same
 ``Dataset``. Reading never stops at the first fault: each becomes a ``Finding``,
@@ -51,16 +51,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Record:
-    """One picture and its objects."""
+    """One image and its objects."""
 
     image_id: int
     """Unique in the data set; COCO's own id, elsewhere 1, 2, ..."""
     path: Path
     width: int
     height: int
-    """Pixels of the picture as it is shown, that is after EXIF rotation."""
+    """Pixels of the image as it is shown, that is after EXIF rotation."""
     boxes: Array
-    """(T, 4) float32, pixels, corner form, within the picture, sides above 0."""
+    """(T, 4) float32, pixels, corner form, within the image, sides above 0."""
     labels: Array
     """(T,) int64, from 1: position in ``Dataset.class_names`` plus 1."""
     difficult: Array
@@ -73,7 +73,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures with their objects, in a fixed order."""
+    """Images with their objects, in a fixed order."""
 
     name: str
     """What to call it: layout and place, for logs and for the cache."""
@@ -103,7 +103,7 @@ class Dataset:
             raise DataError(f"{refusals[0]}{more if len(refusals) > 1 else ''}")
         if not self.records:
             reason = f"; {self.findings[0]}" if self.findings else ""
-            raise DataError(f"{self.name}: no usable picture{reason}")
+            raise DataError(f"{self.name}: no usable image{reason}")
 
 
 class Object(NamedTuple):

@@ -21,13 +21,13 @@ import numpy as np
 from tqdm import tqdm
 
 from refinedet.data.dataset import DataError, Dataset, Finding, is_class_name
-from refinedet.data.images import read_picture
+from refinedet.data.images import read_image
 from refinedet.spec.errors import Array
 
 POLICY: dict[str, Literal["refuse", "skip"]] = {
     "malformed annotation": "refuse",
     "duplicate id": "refuse",
-    "unknown picture": "refuse",
+    "unknown image": "refuse",
     "unknown class": "refuse",
     "non-finite box": "refuse",
     "crossed box": "refuse",
@@ -38,13 +38,13 @@ POLICY: dict[str, Literal["refuse", "skip"]] = {
     "zero-area box": "skip",
     "class not chosen": "skip",
     "missing annotation": "skip",
-    "missing picture": "skip",
-    "unreadable picture": "skip",
+    "missing image": "skip",
+    "unreadable image": "skip",
 }
 """Every kind of finding and its level."""
 
 ROUNDING = 1.0
-"""Pixels by which a box may leave the picture without a finding: coordinates are
+"""Pixels by which a box may leave the image without a finding: coordinates are
 rounded, and count from 0 or from 1. It is clipped all the same."""
 
 LONGEST = 300
@@ -59,7 +59,7 @@ class Findings:
     def __init__(self) -> None:
         self._all: list[Finding] = []
         self.listed: dict[str, str] = {}
-        """Where each picture is listed, by its real path."""
+        """Where each image is listed, by its real path."""
 
     def add(self, kind: str, where: str, what: str) -> None:
         """Note a fault. ``kind`` is one of ``POLICY``; the texts may quote the file."""
@@ -70,14 +70,14 @@ class Findings:
         return tuple(self._all)
 
     def box(self, where: str, corners: Sequence[float], size: tuple[int, int]) -> Box | None:
-        """The part of a box within the picture, or None and a finding.
+        """The part of a box within the image, or None and a finding.
 
         Args:
             where: file and row.
             corners: x_min, y_min, x_max, y_max in pixels; any floats.
-            size: width and height of the picture.
+            size: width and height of the image.
         Returns:
-            Corners within the picture, sides above 0 in float32.
+            Corners within the image, sides above 0 in float32.
         """
         x_min, y_min, x_max, y_max = corners
         shown = "[" + ", ".join(f"{c:g}" for c in corners) + "]"
@@ -107,8 +107,8 @@ class Findings:
 class Folder:
     """A folder whose files are found by names in annotations, which may not leave it."""
 
-    def __init__(self, root: Path, findings: Findings, what: str = "picture") -> None:
-        """Args: what: ``picture`` or ``annotation``, for the findings.
+    def __init__(self, root: Path, findings: Findings, what: str = "image") -> None:
+        """Args: what: ``image`` or ``annotation``, for the findings.
 
         Raises:
             DataError: no such folder.
@@ -122,7 +122,7 @@ class Folder:
     def find(self, where: str, name: str) -> Path | None:
         """The file of that name, which exists; or None and a finding.
 
-        A picture is not empty, and was not found before: not by another name either.
+        An image is not empty, and was not found before: not by another name either.
         """
         try:
             path = self.root / name
@@ -139,11 +139,11 @@ class Folder:
             return self._no(f"missing {self._what}", where, f"{name}: {reason}")
         if not stat.S_ISREG(status.st_mode):
             return self._no(f"missing {self._what}", where, f"{path} is not a file")
-        if self._what == "picture":
+        if self._what == "image":
             if not status.st_size:
-                return self._no("unreadable picture", where, f"{path} is empty")
+                return self._no("unreadable image", where, f"{path} is empty")
             if first := self._findings.listed.get(real):
-                what = f"{name} is the picture of {first}; list each picture once"
+                what = f"{name} is the image of {first}; list each image once"
                 self._findings.add("duplicate id", where, what)
                 return None
             self._findings.listed[real] = where
@@ -219,22 +219,22 @@ def require_names(class_names: Sequence[str]) -> None:
             raise DataError(f"class_names: {name!r:.40} is not a name of one line")
 
 
-def check_pictures(dataset: Dataset, progress: bool = False) -> Dataset:
-    """The data set without the pictures that cannot be decoded, and with findings for them.
+def check_images(dataset: Dataset, progress: bool = False) -> Dataset:
+    """The data set without the images that cannot be decoded, and with findings for them.
 
-    Also finds pictures of another size than the annotations say.
+    Also finds images of another size than the annotations say.
 
     Args:
         progress: show a bar.
     """
     findings = Findings()
     kept = []
-    for record in tqdm(dataset.records, "pictures", disable=None if progress else True, delay=2):
+    for record in tqdm(dataset.records, "images", disable=None if progress else True, delay=2):
         try:
-            height, width = read_picture(record.path).shape[:2]
+            height, width = read_image(record.path).shape[:2]
         except DataError as error:
             reason = str(error).removeprefix(f"{record.path}: ")
-            findings.add("unreadable picture", str(record.path), f"{reason}: left out")
+            findings.add("unreadable image", str(record.path), f"{reason}: left out")
             continue
         said = (record.width, record.height)
         if said != (width, height):
@@ -244,11 +244,11 @@ def check_pictures(dataset: Dataset, progress: bool = False) -> Dataset:
 
 
 def sizes(said: tuple[int, int], real: tuple[int, int]) -> str:
-    """The words for a picture of another size than its annotation's."""
+    """The words for an image of another size than its annotation's."""
     turned = ", turned as its EXIF data say" if said == real[::-1] else ""
     return (
         f"annotated as {said[0]}x{said[1]}, but the file has {real[0]}x{real[1]} pixels"
-        f"{turned}; its boxes may belong to another picture"
+        f"{turned}; its boxes may belong to another image"
     )
 
 
@@ -260,7 +260,7 @@ def report(dataset: Dataset, examples: int = 5) -> str:
     """
     records = dataset.records
     counts = np.array([len(r.labels) for r in records], np.int64)
-    lines = [f"{dataset.name}: {_many(len(records), 'picture')}, {_many(counts.sum(), 'object')}"]
+    lines = [f"{dataset.name}: {_many(len(records), 'image')}, {_many(counts.sum(), 'object')}"]
     crowds = sum(int(r.crowd.sum()) for r in records)
     difficult = sum(int(r.difficult.sum()) for r in records)
     if crowds:
@@ -268,7 +268,7 @@ def report(dataset: Dataset, examples: int = 5) -> str:
     if difficult:
         lines.append(f"  {difficult:,} difficult: ignored by VOC evaluation")
     if empty := int((counts == 0).sum()):
-        lines.append(f"  {_many(empty, 'picture')} without objects: evaluated, not trained on")
+        lines.append(f"  {_many(empty, 'image')} without objects: evaluated, not trained on")
     if len(records):
         lines += ["", *_ranges(dataset, counts)]
     lines += ["", *_classes(dataset)]
@@ -291,9 +291,9 @@ def _many(count: int, thing: str) -> str:
 def _ranges(dataset: Dataset, counts: Array) -> list[str]:
     boxes = np.concatenate([r.boxes for r in dataset.records])
     rows = [
-        ("picture width", np.array([r.width for r in dataset.records])),
-        ("picture height", np.array([r.height for r in dataset.records])),
-        ("objects a picture", counts),
+        ("image width", np.array([r.width for r in dataset.records])),
+        ("image height", np.array([r.height for r in dataset.records])),
+        ("objects an image", counts),
         ("object width", boxes[:, 2] - boxes[:, 0]),
         ("object height", boxes[:, 3] - boxes[:, 1]),
     ]
@@ -307,16 +307,16 @@ def _ranges(dataset: Dataset, counts: Array) -> list[str]:
 
 def _classes(dataset: Dataset) -> list[str]:
     objects: Counter[int] = Counter()
-    pictures: Counter[int] = Counter()
+    images: Counter[int] = Counter()
     for record in dataset.records:
         labels = record.labels.tolist()
         objects.update(labels)
-        pictures.update(set(labels))
+        images.update(set(labels))
     names = [one_line(name) for name in dataset.class_names]
     width = max([len("class"), *map(len, names)])
-    lines = [f"{'class':<{width}}{'objects':>10}{'pictures':>10}"]
+    lines = [f"{'class':<{width}}{'objects':>10}{'images':>10}"]
     for label, name in enumerate(names, start=1):
-        lines.append(f"{name:<{width}}{objects[label]:>10,}{pictures[label]:>10,}")
+        lines.append(f"{name:<{width}}{objects[label]:>10,}{images[label]:>10,}")
     return lines
 
 

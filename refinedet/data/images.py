@@ -1,6 +1,6 @@
-"""Picture files: from JPEG, PNG or BMP to rows of red, green and blue.
+"""Image files: from JPEG, PNG or BMP to rows of red, green and blue.
 
-Whatever the file holds, a reader gets (H, W, 3) uint8, R, G, B, as the picture is
+Whatever the file holds, a reader gets (H, W, 3) uint8, R, G, B, as the image is
 shown:
 
 - grey and palette become R, G, B; CMYK too, by simple complement, without a profile;
@@ -14,7 +14,7 @@ and makes the orientation the same in every version of OpenCV.
 
 A file that breaks off is refused: a JPEG without its end marker, a PNG without its
 last chunk. So is a PNG with a wrong checksum. Damage inside a complete JPEG cannot be
-told from an ugly picture; libjpeg may print a line of its own about it.
+told from an ugly image; libjpeg may print a line of its own about it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ import numpy as np
 from refinedet.data.dataset import DataError
 from refinedet.spec.errors import Array
 
-# A picture that cannot be decoded is one line of ours. OpenCV 5 has the switch elsewhere.
+# An image that cannot be decoded is one line of ours. OpenCV 5 has the switch elsewhere.
 getattr(cv2.utils, "logging", cv2).setLogLevel(0)
 
 MAX_PIXELS = 100_000_000
-"""Largest picture that is unpacked: 300 MB as eight bits a channel."""
+"""Largest image that is unpacked: 300 MB as eight bits a channel."""
 
 ORIENTATIONS = {
     1: (False, False, False),
@@ -75,8 +75,8 @@ class _Header(NamedTuple):
     """JPEG: bytes up to the end of the frame header."""
 
 
-def read_picture(path: Path) -> Array:
-    """The picture in a file.
+def read_image(path: Path) -> Array:
+    """The image in a file.
 
     Returns:
         (H, W, 3) uint8, R, G, B, contiguous; turned as it is to be shown.
@@ -86,23 +86,23 @@ def read_picture(path: Path) -> Array:
     """
     try:
         with _opened(path) as stream:
-            _header(stream)  # a file of any length is read only if it is a picture
+            _header(stream)  # a file of any length is read only if it is an image
             stream.seek(0)
             return _decode(stream.read())
     except _BrokenError as reason:
         raise DataError(f"{path}: {reason}") from None
 
 
-def decode_picture(data: bytes, name: str) -> Array:
-    """The picture in the bytes of a file.
+def decode_image(data: bytes, name: str) -> Array:
+    """The image in the bytes of a file.
 
     Args:
         data: the whole file.
         name: what to call it in an error.
     Returns:
-        As ``read_picture``.
+        As ``read_image``.
     Raises:
-        DataError: as ``read_picture``.
+        DataError: as ``read_image``.
     """
     try:
         return _decode(data)
@@ -110,11 +110,11 @@ def decode_picture(data: bytes, name: str) -> Array:
         raise DataError(f"{name}: {reason}") from None
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height of the picture in a file as it is shown, from its header alone.
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of the image in a file as it is shown, from its header alone.
 
     Raises:
-        DataError: as ``read_picture``, but for what only the whole file tells.
+        DataError: as ``read_image``, but for what only the whole file tells.
     """
     try:
         with _opened(path) as stream:
@@ -148,37 +148,37 @@ def _decode(data: bytes) -> Array:
     if not header.transparent:
         mode |= cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        picture: Array | None = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
+        image: Array | None = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
     except cv2.error:
-        picture = None
-    if picture is None:
+        image = None
+    if image is None:
         raise _BrokenError(f"damaged {header.kind}: cannot be decoded; replace it by a whole file")
     if header.transparent:
-        picture = _on_white(picture)
+        image = _on_white(image)
     if header.orientation != 1:
-        picture = _turn(picture, header.orientation)
-    rgb: Array = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        image = _turn(image, header.orientation)
+    rgb: Array = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     return rgb
 
 
-def _on_white(picture: Array) -> Array:
+def _on_white(image: Array) -> Array:
     """(H, W), (H, W, 3) or (H, W, 4) uint8 or uint16 to (H, W, 3) uint8."""
-    if picture.dtype == np.uint16:
-        picture = (picture >> 8).astype(np.uint8)
-    if picture.ndim == 2:
-        picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
-    if picture.shape[2] == 3:
-        return picture
-    colour, alpha = picture[..., :3].astype(np.uint16), picture[..., 3:].astype(np.uint16)
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    if image.ndim == 2:
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    if image.shape[2] == 3:
+        return image
+    colour, alpha = image[..., :3].astype(np.uint16), image[..., 3:].astype(np.uint16)
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
-def _turn(picture: Array, orientation: int) -> Array:
+def _turn(image: Array, orientation: int) -> Array:
     exchange, rows, columns = ORIENTATIONS[orientation]
     if exchange:
-        picture = picture.swapaxes(0, 1)
-    picture = picture[:: -1 if rows else 1, :: -1 if columns else 1]
-    return np.ascontiguousarray(picture)
+        image = image.swapaxes(0, 1)
+    image = image[:: -1 if rows else 1, :: -1 if columns else 1]
+    return np.ascontiguousarray(image)
 
 
 def _header(stream: BinaryIO) -> _Header:
@@ -196,7 +196,7 @@ def _header(stream: BinaryIO) -> _Header:
             width, height = struct.unpack_from("<ii", start, 18)
             header = _Header("BMP", width, abs(height))  # below 0: rows from the top
         else:
-            raise _BrokenError("not a JPEG, PNG or BMP picture; convert it, or leave it out")
+            raise _BrokenError("not a JPEG, PNG or BMP image; convert it, or leave it out")
     except (struct.error, IndexError):
         raise _BrokenError("cut off in its header; replace it by a whole file") from None
     if header.width < 1 or header.height < 1:

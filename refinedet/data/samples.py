@@ -1,7 +1,7 @@
-"""From annotated pictures to the samples of a training, as pure functions of a position.
+"""From annotated images to the samples of a training, as pure functions of a position.
 
 A training reads an endless row of positions 0, 1, 2, ...; step ``s`` reads the
-``batch_size`` positions from ``s * batch_size``. Which picture stands at a position,
+``batch_size`` positions from ``s * batch_size``. Which image stands at a position,
 and how it is augmented, depends on the seed and the position alone. A training
 that goes on from step ``s`` therefore needs no other state than ``s``, and any number
 of workers gives the same batches.
@@ -14,29 +14,29 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refinedet.backends.process_group import Group, share
 from refinedet.data.augment import augment, normaliser
 from refinedet.data.dataset import DataError, Dataset
-from refinedet.data.images import decode_picture
+from refinedet.data.images import decode_image
 from refinedet.data.targets import ArmTargets
-from refinedet.backends.process_group import Group, share
 from refinedet.settings import InputSettings
 from refinedet.spec.config import Config
 from refinedet.spec.errors import Array
 
 
 class Slice(NamedTuple):
-    """Some pictures in the order in which a training reads them."""
+    """Some images in the order in which a training reads them."""
 
     indices: Array
-    """(M,) int64, positions in the list of pictures; distinct."""
+    """(M,) int64, positions in the list of images; distinct."""
     positions: Array
     """(M,) int64, where in the endless row they stand; rising."""
 
 
 def reading_order(count: int, seed: int, first: int, last: int) -> Iterator[Slice]:
-    """The pictures at positions ``first`` to ``last`` - 1, one slice an epoch.
+    """The images at positions ``first`` to ``last`` - 1, one slice an epoch.
 
-    An epoch is ``count`` positions; each shows every picture once, in a new order.
+    An epoch is ``count`` positions; each shows every image once, in a new order.
     """
     while first < last:
         epoch, start = divmod(first, count)
@@ -61,25 +61,25 @@ def training_objects(dataset: Dataset) -> list[tuple[Array, Array]]:
     ]
 
 
-def places(objects: list[tuple[Array, Array]], wanted: int) -> int:
+def places(objects: list[tuple[Array, Array]], expected: int) -> int:
     """Places for objects in a batch: the largest count, in steps of 8.
 
     Args:
-        wanted: at least so many; fewer than a picture has is an error, as objects
+        expected: at least so many; fewer than an image has is an error, as objects
             would be lost.
     Raises:
-        DataError: no object at all, or more than ``wanted``.
+        DataError: no object at all, or more than ``expected``.
     """
     most = max((len(labels) for _, labels in objects), default=0)
     if most == 0:
-        raise DataError("no picture has an object to train on")
-    if wanted and wanted < most:
-        raise DataError(f"input.max_objects: {wanted}, but a picture has {most} objects")
-    return wanted or -(-most // 8) * 8
+        raise DataError("no image has an object to train on")
+    if expected and expected < most:
+        raise DataError(f"input.max_objects: {expected}, but an image has {most} objects")
+    return expected or -(-most // 8) * 8
 
 
 def padded(boxes: Array, labels: Array, places: int) -> tuple[Array, Array]:
-    """The objects of one picture as a ``refinedet.backends.interface.Batch`` has them.
+    """The objects of one image as a ``refinedet.backends.interface.Batch`` has them.
 
     Args:
         boxes: (C, 4). labels: (C,), from 1. places: T, at least C.
@@ -96,10 +96,10 @@ class SampleMaker:
 
     def __init__(self, config: Config, settings: InputSettings, max_objects: int) -> None:
         self.size = config.image_size
-        self.picture = config.picture
+        self.image = config.image
         self.settings = settings
         self.max_objects = max_objects
-        self.normalise = normaliser(config.picture)
+        self.normalise = normaliser(config.image)
         self.targets = ArmTargets(config)
 
     def __call__(
@@ -108,15 +108,15 @@ class SampleMaker:
         """The rows of a ``refinedet.backends.interface.Batch`` for one position.
 
         Args:
-            encoded: the picture's file, bytes.
+            encoded: the image's file, bytes.
             boxes: (T, 4) float32, pixels, corner form.
             labels: (T,) int32.
             position: () int64.
         """
         rng = np.random.default_rng((self.settings.seed, int(position), 1))
-        picture = decode_picture(encoded.tobytes(), f"picture at position {int(position)}")
-        picture, boxes, labels = augment(
-            picture, boxes, labels, rng, self.settings.augment, self.size, self.picture
+        image = decode_image(encoded.tobytes(), f"image at position {int(position)}")
+        image, boxes, labels = augment(
+            image, boxes, labels, rng, self.settings.augment, self.size, self.image
         )
         objects = padded(boxes, labels, self.max_objects)
-        return self.normalise(picture), *objects, *self.targets(boxes, labels)
+        return self.normalise(image), *objects, *self.targets(boxes, labels)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from refinedet.data.findings import check_pictures as decode_pictures
-from refinedet.data.formats.coco import read_coco
 from refinedet.data.dataset import DataError, Dataset
+from refinedet.data.findings import check_images as decode_images
+from refinedet.data.formats.coco import read_coco
 from refinedet.data.formats.text_list import read_text_list
 from refinedet.data.formats.voc import read_voc
 
@@ -20,25 +20,25 @@ class DataSource:
         layout: ``coco``, ``voc`` or ``text``.
         root: VOC's folder; for the others the folder from which the next two start.
         annotations: COCO's JSON file, or the text list.
-        pictures: folder of the pictures.
+        images: folder of the images.
         split: VOC's lists.
-        class_names: of the classes wanted, in the order of their labels; empty takes
+        class_names: of the classes expected, in the order of their labels; empty takes
             those of the data set.
     """
 
     layout: str
     root: Path | None = None
     annotations: Path | None = None
-    pictures: Path | None = None
+    images: Path | None = None
     split: str | None = None
     class_names: tuple[str, ...] = ()
 
 
-def read_dataset(source: DataSource, *, check_pictures: bool = False) -> Dataset:
+def read_dataset(source: DataSource, *, check_images: bool = False) -> Dataset:
     """Read a data set; all that is wrong with it is in its findings.
 
     Args:
-        check_pictures: decode every picture too; takes about a millisecond each.
+        check_images: decode every image too; takes about a millisecond each.
     Raises:
         DataError: an option is missing, or there is nothing to read.
     """
@@ -51,16 +51,14 @@ def read_dataset(source: DataSource, *, check_pictures: bool = False) -> Dataset
     else:
         base = source.root or Path()
         annotations = base / _given(source, "annotations")
-        pictures = base / (
-            source.pictures or (Path() if source.root else _given(source, "pictures"))
-        )
+        images = base / (source.images or (Path() if source.root else _given(source, "images")))
         if source.layout == "coco":
-            dataset = read_coco(annotations, pictures, names)
+            dataset = read_coco(annotations, images, names)
         elif names is None:
             raise DataError("--classes: --layout text needs the names of class 1, 2, ...")
         else:
-            dataset = read_text_list(annotations, pictures, names)
-    return decode_pictures(dataset, progress=True) if check_pictures else dataset
+            dataset = read_text_list(annotations, images, names)
+    return decode_images(dataset, progress=True) if check_images else dataset
 
 
 def _given(source: DataSource, name: str) -> Path:

@@ -1,11 +1,11 @@
-"""What the ARM should say for each anchor of a training picture, fast.
+"""What the ARM should say for each anchor of a training image, fast.
 
 The result is that of ``spec.matching.targets`` on the config's anchors. Anchors lie on
 grids, so that along each axis there are few different intervals: the overlaps of all
 pairs are products of short tables. They are found roughly, in float32. Only the pairs
 that could matter, those near the threshold or above it and those near the best of
-their object, are then computed as the contract does. Ties and thresholds thus fall as in
-the contract. That is the rule ``bipartite``; ``in_order`` is left to the contract.
+their object, are then computed as the specification does. Ties and thresholds thus fall as in
+the specification. That is the rule ``bipartite``; ``in_order`` is left to the specification.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.boxes import area, corners_to_centres
 from refinedet.spec.config import Config, feature_sizes
-from refinedet.spec.errors import Array, ContractError, check_boxes, check_labels, check_shape
+from refinedet.spec.errors import Array, SpecError, check_boxes, check_labels, check_shape
 from refinedet.spec.matching import targets
 
 DOUBT = np.float32(0.999)
@@ -26,7 +26,7 @@ Float32 anchors of one level differ in area by up to 1e-4 where they are smalles
 
 
 class ArmTargets:
-    """Matches and encodes the objects of one picture; threads may share it."""
+    """Matches and encodes the objects of one image; threads may share it."""
 
     def __init__(self, config: Config) -> None:
         self.anchors = all_anchors(config)
@@ -43,17 +43,17 @@ class ArmTargets:
         """Offsets and classes of every anchor.
 
         Args:
-            boxes: (T, 4) float32, corner form, fractions of the picture. T may be 0.
+            boxes: (T, 4) float32, corner form, fractions of the image. T may be 0.
             labels: (T,) integers from 1 to ``num_classes`` - 1.
         Returns:
             Offsets (A, 4) float32, zero where unmatched; and classes (A,) int32, 0
             where unmatched.
         Raises:
-            ContractError: shapes, dtypes, crossed corners, or a label out of range.
+            SpecError: shapes, dtypes, crossed corners, or a label out of range.
         """
         check_boxes(boxes=boxes)
         if boxes.dtype != np.float32:
-            raise ContractError(f"boxes: wants float32, got {boxes.dtype}")
+            raise SpecError(f"boxes: expected float32, got {boxes.dtype}")
         check_shape(labels, "labels", len(boxes))
         check_labels(labels, "labels", self._classes, lowest=1)
         if self._matching.rule == "in_order":

@@ -17,12 +17,12 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from refinedet.data.findings import read_bytes
 from refinedet.data.dataset import DataError, is_class_name
-from refinedet.evaluation.metrics import Evaluation, Found, Progress, Truths, coco_figures
-from refinedet.support.files import replacing
+from refinedet.data.findings import read_bytes
+from refinedet.evaluation.metrics import Evaluation, Found, GroundTruth, Progress, coco_metrics
 from refinedet.evaluation.protocols import Protocol, chosen_ids
 from refinedet.spec.detection import Detections
+from refinedet.support.files import replacing
 
 MAX_COORDINATE = 1e100
 """Pixels, in a file: larger numbers overflow when areas are computed."""
@@ -59,7 +59,7 @@ def write_results(path: Path, category_ids: Sequence[int], found: Mapping[int, D
 def _result_entries(
     image_id: int, category_ids: Sequence[int], found: Detections
 ) -> Iterator[dict[str, Any]]:
-    """The entries of one picture in a results file."""
+    """The entries of one image in a results file."""
     corners = found.boxes.astype(np.float64)
     boxes = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]]).tolist()
     for box, score, label in zip(boxes, found.scores.tolist(), found.labels.tolist(), strict=True):
@@ -77,9 +77,9 @@ def score_results(
     progress: Progress = iter,
     protocol: Protocol | None = None,
 ) -> Evaluation:
-    """COCO's figures of a results file against an annotation file, without pictures.
+    """COCO's metrics of a results file against an annotation file, without images.
 
-    A results file with an empty list is legal: nothing was found, all figures are 0.
+    A results file with an empty list is legal: nothing was found, all metrics are 0.
 
     Args:
         progress: is shown the classes.
@@ -87,17 +87,17 @@ def score_results(
             fields are not read.
         annotations: COCO's ``instances`` file. "area" may be missing (then it is the
             box's), "iscrowd" too (then 0).
-        protocol: says which pictures count; None is all. The results are taken as they are.
+        protocol: says which images count; None is all. The results are taken as they are.
     Raises:
         DataError: one line, the first fault: unreadable, not JSON, not a list, a field
             that is missing or of another kind, unknown or repeated ids, numbers that are
-            not finite, boxes beyond any picture, negative sides. Scores are any finite
+            not finite, boxes beyond any image, negative sides. Scores are any finite
             numbers: COCO ranks by them.
     """
     content = _read_json(annotations)
     images = _ids(annotations, content, "images")
     categories = _ids(annotations, content, "categories")
-    truths = _read_truths(annotations, content, images, categories)
+    ground_truth = _read_ground_truth(annotations, content, images, categories)
     names = tuple(
         _class_name(entry, where) for where, entry in _entries(annotations, content, "categories")
     )
@@ -105,28 +105,30 @@ def score_results(
     found = _read_found(results, images, categories)
     if protocol is not None:
         ids = np.asarray(list(images), np.int64)
-        chosen = chosen_ids(protocol, ids, truths.pictures, truths.crowd, str(annotations))
-        real, claimed = np.isin(truths.pictures, chosen), np.isin(found.pictures, chosen)
-        truths = Truths(*(column[real] for column in truths))
+        chosen = chosen_ids(
+            protocol, ids, ground_truth.image_ids, ground_truth.crowd, str(annotations)
+        )
+        real, claimed = np.isin(ground_truth.image_ids, chosen), np.isin(found.image_ids, chosen)
+        ground_truth = GroundTruth(*(column[real] for column in ground_truth))
         found = Found(*(column[claimed] for column in found))
-    return Evaluation(names, *coco_figures(truths, found, len(names), progress))
+    return Evaluation(names, *coco_metrics(ground_truth, found, len(names), progress))
 
 
-def _read_truths(
+def _read_ground_truth(
     path: Path, content: Any, images: Mapping[int, int], categories: Mapping[int, int]
-) -> Truths:
-    pictures, classes, boxes, areas, crowd = [], [], [], [], []
+) -> GroundTruth:
+    image_ids, classes, boxes, areas, crowd = [], [], [], [], []
     for where, entry in _entries(path, content, "annotations"):
-        pictures.append(_known_id(entry, "image_id", images, where))
+        image_ids.append(_known_id(entry, "image_id", images, where))
         classes.append(categories[_known_id(entry, "category_id", categories, where)])
         boxes.append(_box(entry, where))
         area = _number(entry["area"], where, "area") if "area" in entry else None
         areas.append(boxes[-1][2] * boxes[-1][3] if area is None else area)
         crowd.append(entry.get("iscrowd", 0))
         if crowd[-1] not in (0, 1):
-            raise DataError(f"{where}: iscrowd is {_short(crowd[-1])}; 0 or 1 is wanted")
-    return Truths(
-        np.asarray(pictures, np.int64),
+            raise DataError(f"{where}: iscrowd is {_short(crowd[-1])}; 0 or 1 is expected")
+    return GroundTruth(
+        np.asarray(image_ids, np.int64),
         np.asarray(classes, np.int64),
         np.asarray(boxes, np.float64).reshape(-1, 4),
         np.asarray(areas, np.float64),
@@ -136,17 +138,17 @@ def _read_truths(
 
 
 def _read_found(path: Path, images: Mapping[int, int], categories: Mapping[int, int]) -> Found:
-    pictures, classes, boxes, scores = array("q"), array("q"), array("d"), array("d")
+    image_ids, classes, boxes, scores = array("q"), array("q"), array("d"), array("d")
     for i, entry in enumerate(_results(path)):
         where = f"{path}: entry[{i}]"
         if not isinstance(entry, dict):
             raise DataError(f"{where}: {_short(entry)} is not an object")
-        pictures.append(_known_id(entry, "image_id", images, where))
+        image_ids.append(_known_id(entry, "image_id", images, where))
         classes.append(categories[_known_id(entry, "category_id", categories, where)])
         boxes.extend(_box(entry, where))
         scores.append(_number(_field(entry, "score", where), where, "score"))
     return Found(
-        np.asarray(pictures),
+        np.asarray(image_ids),
         np.asarray(classes),
         np.asarray(boxes).reshape(-1, 4),
         np.asarray(scores),
@@ -220,7 +222,7 @@ def _entries(path: Path, content: Any, name: str | None) -> Iterator[tuple[str, 
     """Each object of a list (``name`` of an object, or the whole), and where it stands."""
     if name is not None:
         if not isinstance(content, dict) or name not in content:
-            raise DataError(f'{path}: no "{name}"; COCO\'s "instances" format is wanted')
+            raise DataError(f'{path}: no "{name}"; COCO\'s "instances" format is expected')
         content = content[name]
     if not isinstance(content, list):
         what = f'"{name}"' if name else "the content"
@@ -270,7 +272,7 @@ def _box(entry: dict[str, Any], where: str) -> list[float]:
     if min(box[2:]) < 0:
         raise DataError(f"{where}: bbox {_short(value)} has a negative side")
     if max(map(abs, box)) > MAX_COORDINATE:
-        raise DataError(f"{where}: bbox {_short(value)} is beyond any picture")
+        raise DataError(f"{where}: bbox {_short(value)} is beyond any image")
     return box
 
 
@@ -285,7 +287,7 @@ def _number(value: Any, where: str, field: str) -> float:
         with contextlib.suppress(OverflowError):
             if math.isfinite(number := float(value)):
                 return number
-    raise DataError(f"{where}: {field} holds {_short(value)}; a finite number is wanted")
+    raise DataError(f"{where}: {field} holds {_short(value)}; a finite number is expected")
 
 
 def _short(value: Any) -> str:

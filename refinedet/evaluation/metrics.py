@@ -1,21 +1,21 @@
-"""Evaluation: how good detections are, by COCO's figures and by PASCAL VOC's.
+"""Evaluation: how good detections are, by COCO's metrics and by PASCAL VOC's.
 
-An ``Evaluator`` is given the final detections of one picture after another and keeps
+An ``Evaluator`` is given the final detections of one image after another and keeps
 nothing else. At the end:
 
-1. COCO's twelve figures, computed by pycocotools. It runs class by class, so that its
-   memory is that of one class, and sees only the pictures that matter to the class.
+1. COCO's twelve metrics, computed by pycocotools. It runs class by class, so that its
+   memory is that of one class, and sees only the images that matter to the class.
 2. PASCAL VOC's average precision at an overlap of 0.5: of 2007 (mean of the precision
    at eleven recalls) and of 2010 and later (area under the curve).
 
-A figure with nothing to measure (no truth of that class or size) is nan here, null in
+A metric with nothing to measure (no ground truth of that class or size) is nan here, null in
 JSON, "-" in a table; the COCO API prints -1. A mean leaves such classes out.
 
-COCO knows crowds and no difficult objects, VOC the reverse. So COCO's figures count a
+COCO knows crowds and no difficult objects, VOC the reverse. So COCO's metrics count a
 difficult object as any other, and VOC's treat a crowd as a difficult object.
 
-Figures do not depend on the order in which pictures are added. Equal scores are ranked
-by rising image id, then in the order of the detections, which the contract fixes.
+Metrics do not depend on the order in which images are added. Equal scores are ranked
+by rising image id, then in the order of the detections, which the specification fixes.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from refinedet.data.dataset import DataError, Dataset
 from refinedet.spec.detection import Detections
 from refinedet.spec.errors import (
     Array,
-    ContractError,
+    SpecError,
     check_boxes,
     check_float,
     check_labels,
     check_shape,
 )
 
-FIGURES = {
+METRICS = {
     "AP": ("0.50:0.95", "all", "100"),
     "AP50": ("0.50", "all", "100"),
     "AP75": ("0.75", "all", "100"),
@@ -56,18 +56,18 @@ FIGURES = {
     "ARm": ("0.50:0.95", "medium", "100"),
     "ARl": ("0.50:0.95", "large", "100"),
 }
-"""COCO's figures in the API's order: overlaps, sizes of objects, detections a picture
+"""COCO's metrics in the API's order: overlaps, sizes of objects, detections an image
 and class. Small is an area up to 32 x 32 square pixels, large is one from 96 x 96."""
 
 Progress = Callable[[range], Iterable[int]]
 """Passes the classes on while it shows how far one is, as ``tqdm.tqdm`` does. COCO's
-figures of 5,000 pictures with 80 classes take a minute."""
+metrics of 5,000 images with 80 classes take a minute."""
 
 
-class Truths(NamedTuple):
+class GroundTruth(NamedTuple):
     """The objects of a data set; M rows."""
 
-    pictures: Array
+    image_ids: Array
     """(M,) int64, image ids."""
     classes: Array
     """(M,) int64, from 0."""
@@ -82,9 +82,9 @@ class Truths(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Detections of many pictures; M rows, each picture's in their order."""
+    """Detections of many images; M rows, each image's in their order."""
 
-    pictures: Array
+    image_ids: Array
     """(M,) int64, image ids."""
     classes: Array
     """(M,) int64, from 0."""
@@ -96,11 +96,11 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures, each from 0 to 1 or nan; by class in the order of ``class_names``."""
+    """The metrics, each from 0 to 1 or nan; by class in the order of ``class_names``."""
 
     class_names: tuple[str, ...]
     coco: Mapping[str, float]
-    """The twelve of ``FIGURES``."""
+    """The twelve of ``METRICS``."""
     coco_classes: tuple[float, ...]
     """COCO's AP of every class."""
     voc07_classes: tuple[float, ...] = ()
@@ -109,7 +109,7 @@ class Evaluation:
     """The same for VOC 2010 and later."""
 
     @property
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """COCO's twelve, then VOC07 and VOC12 (means over the classes) if computed."""
         found = dict(self.coco)
         if self.voc07_classes:
@@ -118,11 +118,11 @@ class Evaluation:
         return found
 
     def as_dict(self, by_class: bool = False) -> dict[str, Any]:
-        """For JSON: ``figures`` by name, None for nan; ``by_class`` adds "classes"."""
-        known: dict[str, Any] = {name: _or_none(x) for name, x in self.figures.items()}
+        """For JSON: ``metrics`` by name, None for nan; ``by_class`` adds "classes"."""
+        known: dict[str, Any] = {name: _or_none(x) for name, x in self.metrics.items()}
         if by_class:
             known["classes"] = [
-                {"class": name, **{figure: _or_none(x) for figure, x in row.items()}}
+                {"class": name, **{metric: _or_none(x) for metric, x in row.items()}}
                 for name, row in self.rows_by_class()
             ]
         return known
@@ -133,16 +133,16 @@ class Evaluation:
         if self.voc07_classes:
             columns |= {"VOC07": self.voc07_classes, "VOC12": self.voc12_classes}
         for row, name in enumerate(self.class_names):
-            yield name, {figure: column[row] for figure, column in columns.items()}
+            yield name, {metric: column[row] for metric, column in columns.items()}
 
 
 class Evaluator:
-    """Collects the detections of every picture of a data set, then judges them."""
+    """Collects the detections of every image of a data set, then judges them."""
 
     def __init__(self, dataset: Dataset) -> None:
-        """Evaluate on all pictures of ``dataset``; DataError where there is none."""
+        """Evaluate on all images of ``dataset``; DataError where there is none."""
         if not dataset.records:
-            raise DataError(f"{dataset.name}: no usable picture to evaluate on")
+            raise DataError(f"{dataset.name}: no usable image to evaluate on")
         self.dataset = dataset
         self.found: dict[int, Detections] = {}
         """Image id to its detections, boxes in pixels: all that is kept."""
@@ -150,21 +150,21 @@ class Evaluator:
         self._expected = frozenset(self._image_ids)
 
     def add(self, image_id: int, detections: Detections) -> None:
-        """Take the detections of one picture.
+        """Take the detections of one image.
 
         Args:
-            image_id: ``Record.image_id``; every picture is added once.
+            image_id: ``Record.image_id``; every image is added once.
             detections: boxes (D, 4) float32 or float64 in PIXELS of the original
-                picture, corner form; scores (D,), same dtype; labels (D,) integers,
+                image, corner form; scores (D,), same dtype; labels (D,) integers,
                 from 1. D may be 0. Copied.
         Raises:
-            ContractError: unknown image id, or one that was added before; shapes,
+            SpecError: unknown image id, or one that was added before; shapes,
                 dtypes, non-finite values, crossed corners, labels out of range.
         """
         if image_id not in self._expected:
-            raise ContractError(f"image_id: {image_id} is not in {self.dataset.name}")
+            raise SpecError(f"image_id: {image_id} is not in {self.dataset.name}")
         if image_id in self.found:
-            raise ContractError(f"image_id: {image_id} was added before")
+            raise SpecError(f"image_id: {image_id} was added before")
         check_boxes(boxes=detections.boxes)
         check_float(boxes=detections.boxes, scores=detections.scores)
         count = len(detections.boxes)
@@ -176,20 +176,20 @@ class Evaluator:
         )
 
     def result(self, progress: Progress = iter) -> Evaluation:
-        """All figures; ``progress`` is shown the classes.
+        """All metrics; ``progress`` is shown the classes.
 
         Raises:
-            ContractError: some picture was not added; it would silently count as missed.
+            SpecError: some image was not added; it would silently count as missed.
         """
         if missing := self._expected - self.found.keys():
-            raise ContractError(
-                f"evaluation: {len(missing)} of {len(self._expected)} pictures were not "
+            raise SpecError(
+                f"evaluation: {len(missing)} of {len(self._expected)} images were not "
                 f"added, the first has image id {min(missing)}"
             )
         names = self.dataset.class_names
-        truths, found = dataset_truths(self.dataset), self._rows()
-        coco, coco_classes = coco_figures(truths, found, len(names), progress)
-        voc07, voc12 = voc_figures(truths, found, len(names))
+        ground_truth, found = dataset_ground_truth(self.dataset), self._rows()
+        coco, coco_classes = coco_metrics(ground_truth, found, len(names), progress)
+        voc07, voc12 = voc_metrics(ground_truth, found, len(names))
         return Evaluation(names, coco, coco_classes, voc07, voc12)
 
     def _rows(self) -> Found:
@@ -203,11 +203,11 @@ class Evaluator:
         )
 
 
-def dataset_truths(dataset: Dataset) -> Truths:
-    """All objects of a data set of at least one picture, by rising image id."""
+def dataset_ground_truth(dataset: Dataset) -> GroundTruth:
+    """All objects of a data set of at least one image, by rising image id."""
     records = sorted(dataset.records, key=lambda record: record.image_id)
     boxes = np.concatenate([record.boxes for record in records]).astype(np.float64)
-    return Truths(
+    return GroundTruth(
         np.repeat([record.image_id for record in records], [len(r.boxes) for r in records]),
         np.concatenate([record.labels for record in records]).astype(np.int64) - 1,
         np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]),
@@ -220,21 +220,21 @@ def dataset_truths(dataset: Dataset) -> Truths:
 # COCO ------------------------------------------------------------------------------
 
 
-def coco_figures(
-    truths: Truths, found: Found, classes: int, progress: Progress = iter
+def coco_metrics(
+    ground_truth: GroundTruth, found: Found, classes: int, progress: Progress = iter
 ) -> tuple[dict[str, float], tuple[float, ...]]:
-    """COCO's twelve figures and the AP of every class, by pycocotools.
+    """COCO's twelve metrics and the AP of every class, by pycocotools.
 
-    A figure is a mean over classes, so one class at a time gives the same numbers.
+    A metric is a mean over classes, so one class at a time gives the same numbers.
 
     Args:
-        truths, found: of all pictures; either may have no rows.
+        ground_truth, found: of all images; either may have no rows.
         classes: how many classes there are, C from 1.
         progress: is shown the classes.
     Returns:
-        The figures by name, and C numbers.
+        The metrics by name, and C numbers.
     """
-    curves = [_coco_curves(truths, found, c) for c in progress(range(classes))]
+    curves = [_coco_curves(ground_truth, found, c) for c in progress(range(classes))]
     judge = COCOeval(iouType="bbox")
     judge.eval = {
         "precision": np.concatenate([precision for precision, _ in curves], axis=2),
@@ -242,27 +242,31 @@ def coco_figures(
     }
     with _silence():
         judge.summarize()
-    figures = {
-        name: float(x) if x >= 0 else math.nan for name, x in zip(FIGURES, judge.stats, strict=True)
+    metrics = {
+        name: float(x) if x >= 0 else math.nan for name, x in zip(METRICS, judge.stats, strict=True)
     }
     by_class = tuple(
         _mean(precision[:, :, 0, 0, -1][precision[:, :, 0, 0, -1] > -1]) for precision, _ in curves
     )
-    return figures, by_class
+    return metrics, by_class
 
 
-def _coco_curves(truths: Truths, found: Found, wanted: int) -> tuple[Array, Array]:
+def _coco_curves(ground_truth: GroundTruth, found: Found, expected: int) -> tuple[Array, Array]:
     """Precision (T, R, 1, A, M) and recall (T, 1, A, M) of one class, as COCOeval's."""
-    t = np.flatnonzero(truths.classes == wanted)
-    f = np.flatnonzero(found.classes == wanted)
-    pictures = np.union1d(truths.pictures[t], found.pictures[f]).tolist()
+    t = np.flatnonzero(ground_truth.classes == expected)
+    f = np.flatnonzero(found.classes == expected)
+    image_ids = np.union1d(ground_truth.image_ids[t], found.image_ids[f]).tolist()
     areas = found.boxes[f, 2:].prod(axis=1)
     with _silence():
         real = _coco_set(
-            pictures, truths.pictures[t], truths.boxes[t], truths.areas[t], iscrowd=truths.crowd[t]
+            image_ids,
+            ground_truth.image_ids[t],
+            ground_truth.boxes[t],
+            ground_truth.areas[t],
+            iscrowd=ground_truth.crowd[t],
         )
         claimed = _coco_set(
-            pictures, found.pictures[f], found.boxes[f], areas, score=found.scores[f]
+            image_ids, found.image_ids[f], found.boxes[f], areas, score=found.scores[f]
         )
         judge = COCOeval(real, claimed, "bbox")
         judge.evaluate()
@@ -271,7 +275,7 @@ def _coco_curves(truths: Truths, found: Found, wanted: int) -> tuple[Array, Arra
 
 
 def _coco_set(
-    pictures: Sequence[int], image_ids: Array, boxes: Array, areas: Array, **extra: Array
+    listed: Sequence[int], image_ids: Array, boxes: Array, areas: Array, **extra: Array
 ) -> Any:
     """A COCO object of one class. Ids run from 1: COCOeval reads 0 as "unmatched"."""
     rows = zip(image_ids.tolist(), boxes.tolist(), areas.tolist(), strict=True)
@@ -284,7 +288,7 @@ def _coco_set(
             annotation[name] = x
     made = COCO()
     made.dataset = {
-        "images": [{"id": i} for i in pictures],
+        "images": [{"id": i} for i in listed],
         "categories": [{"id": 1}],
         "annotations": annotations,
     }
@@ -300,61 +304,61 @@ def _silence() -> contextlib.AbstractContextManager[Any]:
 # PASCAL VOC --------------------------------------------------------------------------
 
 
-def voc_figures(
-    truths: Truths, found: Found, classes: int, iou: float = 0.5, pixel: float = 1.0
+def voc_metrics(
+    ground_truth: GroundTruth, found: Found, classes: int, iou: float = 0.5, pixel: float = 1.0
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """VOC's average precision of every class: of 2007, and of 2010 and later.
 
     Args:
-        truths, found: of all pictures; ``found`` by rising image id within equal scores.
+        ground_truth, found: of all images; ``found`` by rising image id within equal scores.
         classes: how many classes there are.
         iou: an overlap of exactly this is enough.
         pixel: added to every side. The devkit's corners are whole pixels that belong
             to the box, so it adds 1; 0 is for corners that are edges.
     Returns:
-        Twice ``classes`` numbers; nan for a class without a truth that counts.
+        Twice ``classes`` numbers; nan for a class without a ground truth that counts.
     Source: VOCdevkit, VOCevaldet.m (2007 and 2012) and VOCap.m. As there, a
-        detection answers for its most overlapping truth only: where a better scored
-        one was first, it is false, though another truth be free.
+        detection is assigned to its most overlapping ground-truth box only: where a better scored
+        one was first, it is a false positive, even if another box is still unmatched.
     """
     voc07, voc12 = [], []
     for c in range(classes):
-        t = np.flatnonzero(truths.classes == c)
+        t = np.flatnonzero(ground_truth.classes == c)
         f = np.flatnonzero(found.classes == c)
         f = f[np.argsort(-found.scores[f], kind="stable")]
-        ignored = (truths.difficult | truths.crowd)[t]
-        truth, overlap = _best_truths(truths, t, found, f, pixel)
+        ignored = (ground_truth.difficult | ground_truth.crowd)[t]
+        best, overlap = _best_ground_truth(ground_truth, t, found, f, pixel)
         matched = overlap >= iou
-        counted = ~(matched & ignored[truth]) if t.size else np.ones(f.size, bool)
+        counted = ~(matched & ignored[best]) if t.size else np.ones(f.size, bool)
         hits = np.zeros(f.size, bool)
         rows = np.flatnonzero(matched & counted)
-        hits[rows[np.unique(truth[rows], return_index=True)[1]]] = True  # the first of each
+        hits[rows[np.unique(best[rows], return_index=True)[1]]] = True  # the first of each
         positives = int((~ignored).sum())
         voc07.append(voc07_average_precision(hits[counted], positives))
         voc12.append(voc12_average_precision(hits[counted], positives))
     return tuple(voc07), tuple(voc12)
 
 
-def _best_truths(
-    truths: Truths, t: Array, found: Found, f: Array, pixel: float
+def _best_ground_truth(
+    ground_truth: GroundTruth, t: Array, found: Found, f: Array, pixel: float
 ) -> tuple[Array, Array]:
-    """For the rows ``f``: position in ``t`` of the most overlapping truth, and overlap.
+    """For the rows ``f``: position in ``t`` of the most overlapping ground truth, and overlap.
 
-    Ties go to the first truth. Without a truth in its picture: position 0, overlap 0.
+    Ties go to the first ground truth. Without a ground truth in its image: position 0, overlap 0.
     """
     best, overlap = np.zeros(f.size, np.int64), np.zeros(f.size)
-    for picture in np.intersect1d(truths.pictures[t], found.pictures[f]):
-        here = np.flatnonzero(truths.pictures[t] == picture)
-        rows = np.flatnonzero(found.pictures[f] == picture)
-        table = voc_overlap(found.boxes[f[rows]], truths.boxes[t[here]], pixel)
+    for image_id in np.intersect1d(ground_truth.image_ids[t], found.image_ids[f]):
+        here = np.flatnonzero(ground_truth.image_ids[t] == image_id)
+        rows = np.flatnonzero(found.image_ids[f] == image_id)
+        table = voc_overlap(found.boxes[f[rows]], ground_truth.boxes[t[here]], pixel)
         best[rows] = here[table.argmax(axis=1)]
         overlap[rows] = table.max(axis=1)
     return best, overlap
 
 
-def voc_overlap(boxes: Array, truths: Array, pixel: float = 1.0) -> Array:
+def voc_overlap(boxes: Array, ground_truth: Array, pixel: float = 1.0) -> Array:
     """The devkit's overlap (D, T) of x_min, y_min, width, height; (D, 4) and (T, 4)."""
-    a, t = boxes[:, None], truths[None]
+    a, t = boxes[:, None], ground_truth[None]
     low = np.maximum(a[..., :2], t[..., :2])
     high = np.minimum(a[..., :2] + a[..., 2:], t[..., :2] + t[..., 2:])
     shared = (high - low + pixel).clip(0).prod(axis=-1)
@@ -371,7 +375,7 @@ def voc07_average_precision(hits: Array, positives: int) -> float:
 
     Args:
         hits: (D,) bool, best score first: true or false positive.
-        positives: truths that count. Without any, the figure is nan.
+        positives: ground truth that count. Without any, the metric is nan.
     Source: Everingham and others, The PASCAL VOC Challenge, 2010, section 4.2.
     """
     if positives == 0:
@@ -403,14 +407,14 @@ def _best_precision(hits: Array) -> Array:
 
 
 def evaluation_table(evaluation: Evaluation, by_class: bool = False) -> str:
-    """The figures as aligned lines of text, without a line end at the end.
+    """The metrics as aligned lines of text, without a line end at the end.
 
     Args:
         by_class: adds a second table with a row for every class.
     """
-    rows = [("figure", "IoU", "size", "detections", "value")]
-    for name, x in evaluation.figures.items():
-        rows.append((name, *FIGURES.get(name, ("0.50", "all", "all")), _cell(x)))
+    rows = [("metric", "IoU", "size", "detections", "value")]
+    for name, x in evaluation.metrics.items():
+        rows.append((name, *METRICS.get(name, ("0.50", "all", "all")), _cell(x)))
     table = aligned(rows, left=3)
     if by_class:
         classes = [(name, row) for name, row in evaluation.rows_by_class()]

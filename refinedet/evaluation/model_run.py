@@ -1,4 +1,4 @@
-"""A detector evaluated by a protocol, and by that of its published figures."""
+"""A detector evaluated by a protocol, and by that of its published metrics."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from refinedet.backends.interface import Backend
+from refinedet.backends.process_group import group_of
 from refinedet.data.dataset import DataError, Dataset
 from refinedet.data.source import DataSource, read_dataset
-from refinedet.evaluation.metrics import FIGURES, Evaluation
-from refinedet.backends.process_group import group_of
+from refinedet.evaluation.coco_results import write_results
+from refinedet.evaluation.metrics import METRICS, Evaluation
+from refinedet.evaluation.protocols import Protocol, chosen_images, find_protocol, under
+from refinedet.evaluation.published import Published
 from refinedet.evaluation.resume_journal import Ledger, describe
-from refinedet.models.open import Model, open_model
 from refinedet.inference.multiscale import MultiScalePredictor
 from refinedet.inference.predictor import Predictor
-from refinedet.evaluation.protocols import Protocol, chosen_pictures, find_protocol, under
-from refinedet.evaluation.published import Published
-from refinedet.evaluation.coco_results import write_results
+from refinedet.models.open import Model, open_model
 from refinedet.training.loop import collect, scoring_bar, write_evaluation
 
-LEFT_OUT = ("missing picture", "unreadable picture")
-"""Findings that change the figures of a data set whose pictures are all known to be there."""
+LEFT_OUT = ("missing image", "unreadable image")
+"""Findings that change the metrics of a data set whose images are all known to be there."""
 
 
 def evaluate_model(
@@ -40,7 +40,7 @@ def evaluate_model(
 
     Args:
         path: as ``open_model`` takes it.
-        protocol: None takes all pictures, and the model's own detection settings.
+        protocol: None takes all images, and the model's own detection settings.
         resume: go on with the interrupted evaluation of ``output``.
         tell: is called with the data set once it is read.
     Raises:
@@ -53,7 +53,7 @@ def evaluate_model(
     dataset.require_usable()
     network, fusion = opened.network, None
     if protocol is not None:
-        network, dataset = under(protocol, network), chosen_pictures(protocol, dataset)
+        network, dataset = under(protocol, network), chosen_images(protocol, dataset)
         fusion = protocol.fusion(network.config)
     count = min(batch_size, len(dataset))
     if fusion is None:
@@ -79,10 +79,10 @@ def evaluate_model(
 
 
 def _data_of(opened: Model, path: Path, source: DataSource) -> Dataset:
-    """The data set, its classes those of the model and every picture decoded."""
+    """The data set, its classes those of the model and every image decoded."""
     names = source.class_names or opened.class_names
     try:
-        dataset = read_dataset(replace(source, class_names=names), check_pictures=True)
+        dataset = read_dataset(replace(source, class_names=names), check_images=True)
     except DataError as error:
         shown = ", ".join(opened.class_names)
         raise DataError(f"{error} ({path} detects {shown})") from error
@@ -96,14 +96,14 @@ def _data_of(opened: Model, path: Path, source: DataSource) -> Dataset:
 
 @dataclass(frozen=True)
 class Reported:
-    """Published figures, and the files from which a backend is to reach them."""
+    """Published metrics, and the files from which a backend is to reach them."""
 
     model: Path
     """As ``open_model`` takes it."""
     annotations: Path
     """COCO's JSON file."""
-    pictures: Path
-    """Folder of its pictures."""
+    images: Path
+    """Folder of its images."""
     row: Published
     retrained: bool = False
     """Ask no more than of a detector trained anew: see ``published.compare``."""
@@ -116,23 +116,23 @@ class Reported:
     @property
     def source(self) -> DataSource:
         """Where the data set is."""
-        return DataSource("coco", annotations=self.annotations, pictures=self.pictures)
+        return DataSource("coco", annotations=self.annotations, images=self.images)
 
     def require_usable(self) -> None:
         """Read all that is given, and compute nothing.
 
         Raises:
             CheckpointError, DataError, SettingsError: see ``evaluate_model``; a row
-                without COCO's figures; a picture that is missing or damaged.
+                without COCO's metrics; an image that is missing or damaged.
         """
-        if self.row.main not in FIGURES:
+        if self.row.main not in METRICS:
             raise DataError(f"--expect {self.row.name}: has {self.row.main}, give a row of COCO's")
         dataset = _data_of(open_model(_NO_BACKEND, self.model), self.model, self.source)
         dataset.require_usable()
         for finding in dataset.findings:
             if finding.kind in LEFT_OUT:
-                raise DataError(f"{finding}; the published figures are of all pictures")
-        chosen_pictures(self.protocol, dataset)
+                raise DataError(f"{finding}; the published metrics are of all images")
+        chosen_images(self.protocol, dataset)
 
     def evaluate(self, backend: Backend) -> Evaluation:
         """What ``eval --protocol`` measures, by the row's protocol."""

@@ -1,12 +1,12 @@
-"""Raw outputs as files: what the model zoo's program for Ascend 310 leaves of every picture.
+"""Raw outputs as files: what the model zoo's program for Ascend 310 leaves of every image.
 
-Two files a picture, numbers of 4 bytes (float32, low byte first) and nothing else. With A
+Two files an image, numbers of 4 bytes (float32, low byte first) and nothing else. With A
 anchors and K classes, the background included:
 
-    NAME_0.bin    (A, 4) boxes: y_min, x_min, y_max, x_max as fractions of the picture
+    NAME_0.bin    (A, 4) boxes: y_min, x_min, y_max, x_max as fractions of the image
     NAME_1.bin    (A, K) scores
 
-NAME is the picture's, up to its first dot. One picture's files are in memory at a time.
+NAME is the image's, up to its first dot. One image's files are in memory at a time.
 
 Source: MindSpore model zoo, research/cv/RefineDet: ascend310_infer/src/utils.cc (WriteResult),
 postprocess.py, src/box_utils.py.
@@ -20,16 +20,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from refinedet.data.findings import read_bytes
 from refinedet.data.dataset import DataError, Dataset, Record
+from refinedet.data.findings import read_bytes
+from refinedet.evaluation.coco_results import write_results
 from refinedet.evaluation.metrics import Evaluation, Evaluator
+from refinedet.evaluation.protocols import Protocol, chosen_images, detection_under
 from refinedet.inference.postprocessing import postprocess
 from refinedet.inference.predictor import in_pixels
-from refinedet.evaluation.protocols import Protocol, chosen_pictures, detection_under
-from refinedet.evaluation.coco_results import write_results
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import preset, replace
-from refinedet.spec.errors import Array, ContractError
+from refinedet.spec.errors import Array, SpecError
 from refinedet.training.loop import scoring_bar, write_evaluation
 
 ZOO = "modelzoo_vgg16_320"
@@ -48,15 +48,15 @@ def evaluate_raw_outputs(
     """Evaluate result files; write tables and detections if there is an output folder.
 
     Args:
-        folder: with two files of every picture that counts.
+        folder: with two files of every image that counts.
         dataset: its classes are the detector's, in their order.
         preset_name: of the detector; says how many anchors there are, and how boxes become
             detections.
-        protocol: None takes all pictures, and the preset's own detection settings.
+        protocol: None takes all images, and the preset's own detection settings.
     Raises:
-        ContractError: no such preset.
+        SpecError: no such preset.
         DataError: no folder; a file that is missing, of another size or with wrong numbers;
-            pictures that share files; a protocol that looks at a picture several times; an
+            images that share files; a protocol that looks at an image several times; an
             output that is a file.
     """
     config = replace(preset(preset_name), num_classes=len(dataset.class_names) + 1)
@@ -69,7 +69,7 @@ def evaluate_raw_outputs(
             )
         detection, dataset = (
             detection_under(protocol, detection),
-            chosen_pictures(protocol, dataset),
+            chosen_images(protocol, dataset),
         )
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -77,7 +77,7 @@ def evaluate_raw_outputs(
         raise DataError(f"--output {output}: is a file; choose a folder")
     count, evaluator = len(anchors(config)), Evaluator(dataset)
     paths = list(_paths(folder, dataset))
-    bar = tqdm(paths, "evaluating", disable=None, delay=2, unit="picture", leave=False)
+    bar = tqdm(paths, "evaluating", disable=None, delay=2, unit="image", leave=False)
     for record, (boxes_file, scores_file) in zip(dataset.records, bar, strict=True):
         boxes = _read(boxes_file, count, 4, config.num_classes, preset_name)
         scores = _read(scores_file, count, config.num_classes, config.num_classes, preset_name)
@@ -86,7 +86,7 @@ def evaluate_raw_outputs(
         corners = np.ascontiguousarray(boxes[:, [1, 0, 3, 2]])
         try:
             found = postprocess(corners, scores, detection, size)
-        except ContractError as error:
+        except SpecError as error:
             raise DataError(f"{boxes_file}: {error}") from error
         evaluator.add(record.image_id, in_pixels(found, size))
     if output is None:
@@ -97,7 +97,7 @@ def evaluate_raw_outputs(
 
 
 def _paths(folder: Path, dataset: Dataset) -> Iterator[tuple[Path, Path]]:
-    """The files of every picture."""
+    """The files of every image."""
     names: dict[str, Record] = {}
     for record in dataset.records:
         name = record.path.name.split(".")[0]
@@ -105,25 +105,25 @@ def _paths(folder: Path, dataset: Dataset) -> Iterator[tuple[Path, Path]]:
         if other is not record:
             raise DataError(
                 f"{folder}: {other.path.name} and {record.path.name} share the files {name}_0.bin "
-                f"and {name}_1.bin; keep the pictures in two data sets, or rename one"
+                f"and {name}_1.bin; keep the images in two data sets, or rename one"
             )
         yield folder / f"{name}_0.bin", folder / f"{name}_1.bin"
 
 
 def _require_plausible(boxes_file: Path, boxes: Array, scores_file: Path, scores: Array) -> None:
-    """Refuse numbers of another kind, of which figures would come out that mean nothing."""
+    """Refuse numbers of another kind, of which metrics would come out that mean nothing."""
     wrong = np.flatnonzero((scores < -ROUNDING).any(axis=1) | (scores > 1 + ROUNDING).any(axis=1))
     if wrong.size:
         raise DataError(
             f"{scores_file}: row {int(wrong[0])} holds a number that is not from 0 to 1; scores "
-            "are wanted, after sigmoid or softmax"
+            "are expected, after sigmoid or softmax"
         )
-    # A decoder need not clip, but where anchors see nothing boxes stay near them: in the picture.
+    # A decoder need not clip, but where anchors see nothing boxes stay near them: in the image.
     outside = (boxes[:, :2] > 1).any(axis=1) | (boxes[:, 2:] < 0).any(axis=1)
     if 2 * np.count_nonzero(outside) > len(boxes):
         raise DataError(
             f"{boxes_file}: {np.count_nonzero(outside)} of {len(boxes)} boxes are outside the "
-            "picture; fractions of it are wanted, not pixels"
+            "image; fractions of it are expected, not pixels"
         )
 
 
@@ -132,7 +132,7 @@ def _read(path: Path, rows: int, columns: int, classes: int, preset_name: str) -
     data = read_bytes(path)
     if len(data) != rows * columns * 4:
         raise DataError(
-            f"{path}: has {len(data)} bytes, {rows} x {columns} numbers of 4 bytes are wanted; is "
+            f"{path}: has {len(data)} bytes, {rows} x {columns} numbers of 4 bytes are expected; is "
             f"{preset_name} the detector, with {classes - 1} classes?"
         )
     numbers: Array = np.frombuffer(data, "<f4").astype(np.float32).reshape(rows, columns)

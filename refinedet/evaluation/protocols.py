@@ -1,11 +1,11 @@
-"""Evaluation protocols: which pictures count, and from which boxes detections are made.
+"""Evaluation protocols: which images count, and from which boxes detections are made.
 
-The same network has another mAP where other pictures, thresholds and caps are used, so a
-published figure is compared with one that was measured as it was. What the network itself
+The same network has another mAP where other images, thresholds and caps are used, so a
+published metric is compared with one that was measured as it was. What the network itself
 computes (classes by softmax or sigmoid, the ARM's filter, one step of decoding or two)
 belongs to the detector's settings and not to a protocol.
 
-Some protocols look at a picture several times and fuse what they see; the views and rules
+Some protocols look at an image several times and fuse what they see; the views and rules
 are those of the authors' test (sfzhang15/RefineDet, test/lib/fast_rcnn/test.py).
 """
 
@@ -25,7 +25,7 @@ from refinedet.spec.errors import Array
 from refinedet.spec.fusion import FusionConfig, View
 from refinedet.spec.network import Heads
 
-Pictures = Literal["all", "with boxes and without crowds"]
+Images = Literal["all", "with boxes and without crowds"]
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Protocol:
     """One way to evaluate."""
 
     name: str
-    pictures: Pictures
-    """``with boxes and without crowds``: only pictures that have an object, and none that
+    images: Images
+    """``with boxes and without crowds``: only images that have an object, and none that
     is a crowd; of the classes that are evaluated."""
     detection: Mapping[str, Any]
     """Every field of ``spec.config.DetectionConfig`` that decides which boxes count."""
     source: str
     fusions: Mapping[int, FusionConfig] = field(default_factory=dict)
-    """How to look at a picture, by the side of the network's input in the source; empty
+    """How to look at an image, by the side of the network's input in the source; empty
     where a plain look is all."""
 
     def fusion(self, config: Config) -> FusionConfig | None:
@@ -155,7 +155,7 @@ PROTOCOLS = {
 """By name, as users type it."""
 
 NEUTRAL = {"clip_first": False, "pixel": 0.0}
-"""What a contract without these fields does."""
+"""What a specification without these fields does."""
 
 
 def find_protocol(name: str) -> Protocol:
@@ -169,41 +169,43 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def chosen_pictures(protocol: Protocol, dataset: Dataset) -> Dataset:
-    """The data set with only the pictures that count.
+def chosen_images(protocol: Protocol, dataset: Dataset) -> Dataset:
+    """The data set with only the images that count.
 
     Raises:
         DataError: none does.
     """
     records = list(dataset.records)
-    if protocol.pictures != "all":
+    if protocol.images != "all":
         records = [r for r in records if r.crowd.size and not r.crowd.any()]
     if not records and dataset.records:
         raise _none_left(protocol, dataset.name)
     return dataclasses.replace(dataset, records=records)
 
 
-def chosen_ids(protocol: Protocol, ids: Array, pictures: Array, crowd: Array, name: str) -> Array:
+def chosen_ids(
+    protocol: Protocol, ids: Array, object_image_ids: Array, crowd: Array, name: str
+) -> Array:
     """The image ids that count, rising.
 
     Args:
-        ids: (N,) int64, of all pictures.
-        pictures, crowd: (M,) int64 and bool: of every object its image id, and whether it
+        ids: (N,) int64, of all images.
+        object_image_ids, crowd: (M,) int64 and bool: of every object its image id, and whether it
             is a crowd.
         name: of the data set, for the error.
     Raises:
         DataError: none does.
     """
     chosen = np.unique(ids)
-    if protocol.pictures != "all":
-        chosen = np.setdiff1d(np.intersect1d(chosen, pictures), pictures[crowd])
+    if protocol.images != "all":
+        chosen = np.setdiff1d(np.intersect1d(chosen, object_image_ids), object_image_ids[crowd])
     if not chosen.size:
         raise _none_left(protocol, name)
     return chosen
 
 
 def _none_left(protocol: Protocol, name: str) -> DataError:
-    return DataError(f"--protocol {protocol.name}: {name} has no picture {protocol.pictures}")
+    return DataError(f"--protocol {protocol.name}: {name} has no image {protocol.images}")
 
 
 class _Under:
@@ -213,20 +215,20 @@ class _Under:
         self._network = network
         self.config = config
 
-    def heads(self, pictures: Array) -> Heads:
+    def heads(self, images: Array) -> Heads:
         """The network's own."""
-        return self._network.heads(pictures)
+        return self._network.heads(images)
 
-    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
+    def scored_boxes(self, images: Array) -> tuple[Array, Array]:
         """The network's own."""
-        return self._network.scored_boxes(pictures)
+        return self._network.scored_boxes(images)
 
 
 def detection_under(protocol: Protocol, detection: DetectionConfig) -> DetectionConfig:
     """The detection settings with the protocol's.
 
     Raises:
-        DataError: the contract installed lacks one of these settings.
+        DataError: the specification installed lacks one of these settings.
     """
     known = {field.name for field in dataclasses.fields(detection)}
     settings = {}
@@ -236,7 +238,7 @@ def detection_under(protocol: Protocol, detection: DetectionConfig) -> Detection
         elif value != NEUTRAL.get(name):
             raise DataError(
                 f"--protocol {protocol.name}: needs detection.{name}={value}, "
-                "which this version of the contract does not have"
+                "which this version of the specification does not have"
             )
     return dataclasses.replace(detection, **settings)
 

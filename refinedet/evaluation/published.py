@@ -1,8 +1,8 @@
-"""Published figures, and whether what was measured agrees with them.
+"""Published metrics, and whether what was measured agrees with them.
 
-The figures are the JSON files of ``published_tables``: each a table with its source, what
+The metrics are the JSON files of ``published_tables``: each a table with its source, what
 it was measured on and by which protocol (``refinedet.evaluation.protocols``), and rows by name. A
-figure that its table calls unverified is shown beside the measured one, and never judged.
+metric that its table calls unverified is shown beside the measured one, and never judged.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import NamedTuple
 from refinedet.evaluation.metrics import aligned
 
 TOLERANCE = 0.0015
-"""Between a figure of the published detector and one measured here. Half a thousandth of
+"""Between a metric of the published detector and one measured here. Half a thousandth of
 it is the rounding of what was printed."""
 
 RETRAINED = 0.005
-"""By how much a detector trained anew may fall short in the main figure."""
+"""By how much a detector trained anew may fall short in the main metric."""
 
 ROUNDING = 1e-9
 """Of the comparison itself: exactly as far away as allowed is near enough."""
 
 
 class ExpectationError(ValueError):
-    """Measured figures that are not the published ones; one line."""
+    """Measured metrics that are not the published ones; one line."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Published:
     name: str
     what: str
     """The detector, in words."""
-    figures: Mapping[str, float]
-    """Some of ``refinedet.evaluation.metrics.FIGURES``, VOC07 and VOC12; the first is the main one."""
+    metrics: Mapping[str, float]
+    """Some of ``refinedet.evaluation.metrics.METRICS``, VOC07 and VOC12; the first is the main one."""
     unverified: frozenset[str]
     """Those recalled from memory."""
     retrained_at_least: float
-    """What a detector trained anew must reach in the main figure."""
+    """What a detector trained anew must reach in the main metric."""
     protocol: str
     """Name of the protocol it was measured by."""
     measured_on: str
@@ -52,14 +52,14 @@ class Published:
 
     @property
     def main(self) -> str:
-        """The figure by which detectors are compared: AP, VOC07 or VOC12."""
-        return next(iter(self.figures))
+        """The metric by which detectors are compared: AP, VOC07 or VOC12."""
+        return next(iter(self.metrics))
 
 
 class Comparison(NamedTuple):
-    """One figure beside its published value."""
+    """One metric beside its published value."""
 
-    figure: str
+    metric: str
     measured: float
     published: float
     verdict: str
@@ -75,11 +75,11 @@ def published() -> dict[str, Published]:
         if file.name.endswith(".json"):
             table = json.loads(file.read_text("utf-8"))
             for name, row in table["rows"].items():
-                main = next(iter(row["figures"].values()))
+                main = next(iter(row["metrics"].values()))
                 rows[name] = Published(
                     name=name,
                     what=row["what"],
-                    figures=row["figures"],
+                    metrics=row["metrics"],
                     unverified=frozenset(row.get("unverified", ())),
                     retrained_at_least=table.get("retrained_at_least", main - RETRAINED),
                     protocol=row.get("protocol", table["protocol"]),
@@ -103,11 +103,11 @@ def find_published(name: str) -> Published:
 def compare(
     measured: Mapping[str, float], row: Published, retrained: bool = False
 ) -> list[Comparison]:
-    """Every figure of the row beside the measured one, in the row's order.
+    """Every metric of the row beside the measured one, in the row's order.
 
     Args:
-        measured: figures by name; nan, and one that is not there, is outside.
-        retrained: judge the main figure alone, and only that it is not too low.
+        measured: metrics by name; nan, and one that is not there, is outside.
+        retrained: judge the main metric alone, and only that it is not too low.
     """
     return list(_compared(measured, row, retrained))
 
@@ -115,32 +115,34 @@ def compare(
 def _compared(
     measured: Mapping[str, float], row: Published, retrained: bool
 ) -> Iterator[Comparison]:
-    for figure, wanted in row.figures.items():
-        x = measured.get(figure, math.nan)
-        if retrained and figure != row.main:
+    for metric, expected in row.metrics.items():
+        x = measured.get(metric, math.nan)
+        if retrained and metric != row.main:
             verdict = "not judged"
-        elif figure in row.unverified:
+        elif metric in row.unverified:
             verdict = "not judged: unverified"
         elif retrained:
             verdict = "within" if x >= row.retrained_at_least - ROUNDING else "outside"
         else:
-            verdict = "within" if abs(x - wanted) <= TOLERANCE + ROUNDING else "outside"
-        yield Comparison(figure, x, wanted, verdict)
+            verdict = "within" if abs(x - expected) <= TOLERANCE + ROUNDING else "outside"
+        yield Comparison(metric, x, expected, verdict)
 
 
 def comparison_table(compared: list[Comparison], row: Published, retrained: bool = False) -> str:
-    """The comparison as lines of text: what is published, then a row for every figure."""
+    """The comparison as lines of text: what is published, then a row for every metric."""
     allowed = (
         f"{row.main} at least {row.retrained_at_least:.4f}"
         if retrained
         else f"within {TOLERANCE:.4f}"
     )
-    rows = [("figure", "measured", "published", "difference", "verdict")]
-    for figure, x, wanted, verdict in compared:
-        difference = "-" if math.isnan(x) else f"{x - wanted:+.4f}"
+    rows = [("metric", "measured", "published", "difference", "verdict")]
+    for metric, x, expected, verdict in compared:
+        difference = "-" if math.isnan(x) else f"{x - expected:+.4f}"
         shown = "-" if math.isnan(x) else f"{x:.4f}"
-        rows.append((figure, shown, f"{wanted:.4f}", difference, verdict))
-    return f"{row.name}: {row.what}; {row.measured_on}\nwanted: {allowed}\n{aligned(rows, left=1)}"
+        rows.append((metric, shown, f"{expected:.4f}", difference, verdict))
+    return (
+        f"{row.name}: {row.what}; {row.measured_on}\nexpected: {allowed}\n{aligned(rows, left=1)}"
+    )
 
 
 def require_agreement(
@@ -148,16 +150,18 @@ def require_agreement(
     row: Published,
     retrained: bool = False,
 ) -> None:
-    """Nothing, if no figure is outside.
+    """Nothing, if no metric is outside.
 
     Raises:
-        ExpectationError: the first figure outside, and how many there are.
+        ExpectationError: the first metric outside, and how many there are.
     """
     outside = [c for c in compared if c.verdict == "outside"]
     if not outside:
         return
-    figure, x, wanted, _ = outside[0]
+    metric, x, expected, _ = outside[0]
     shown = "has no value" if math.isnan(x) else f"is {x:.4f}"
-    limit = f"at least {row.retrained_at_least:.4f}" if retrained else f"{wanted:.4f} ± {TOLERANCE}"
+    limit = (
+        f"at least {row.retrained_at_least:.4f}" if retrained else f"{expected:.4f} ± {TOLERANCE}"
+    )
     more = f" (and {len(outside) - 1} more)" if len(outside) > 1 else ""
-    raise ExpectationError(f"--expect {row.name}: {figure} {shown}, wanted {limit}{more}")
+    raise ExpectationError(f"--expect {row.name}: {metric} {shown}, expected {limit}{more}")

@@ -1,9 +1,9 @@
 """The ledger of an evaluation: what was found so far, on the disk.
 
 A file of JSON lines. The first says what is evaluated: the digests of the model's file, of
-the settings and of the data. Each other line holds the detections of one picture, and is
+the settings and of the data. Each other line holds the detections of one image, and is
 written when they are known, so that an evaluation that was killed goes on where it was.
-From the first line on that is not whole, a ledger is cut off: those pictures run again.
+From the first line on that is not whole, a ledger is cut off: those images run again.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import BinaryIO
 import numpy as np
 
 from refinedet import __version__
-from refinedet.models.checkpoint import checkpoints
 from refinedet.data.dataset import DataError, Dataset
-from refinedet.support.files import WriteError
+from refinedet.models.checkpoint import checkpoints
 from refinedet.settings import Settings, to_yaml
 from refinedet.spec.config import Config
 from refinedet.spec.detection import Detections
 from refinedet.spec.fusion import FusionConfig
+from refinedet.support.files import WriteError
 
 FORMAT = "refinedet ledger 1"
 
 
 class Ledger:
-    """The pictures that are done. Not for two processes at once."""
+    """The images that are done. Not for two processes at once."""
 
     def __init__(self, path: Path, subject: Mapping[str, str], resume: bool = False) -> None:
         """Begin a ledger, or go on with it.
@@ -85,7 +85,7 @@ class Ledger:
                 )
 
     def finished(self) -> Iterator[tuple[int, Detections]]:
-        """Image id and detections of every picture that was done when it was opened."""
+        """Image id and detections of every image that was done when it was opened."""
         with self.path.open("rb") as file:
             left = self._done - len(file.readline())
             while left > 0:
@@ -96,7 +96,7 @@ class Ledger:
                     yield done
 
     def add(self, image_id: int, found: Detections) -> None:
-        """Note that a picture is done.
+        """Note that an image is done.
 
         Raises:
             WriteError: the disk is full.
@@ -159,7 +159,7 @@ def describe(
         model: as ``refinedet.models.open.open_model`` takes it.
         config: of the network, with its detection settings as they are used.
         backend: its name.
-        fusion: of several views of a picture; told apart by the digest of the settings.
+        fusion: of several views of an image; told apart by the digest of the settings.
     """
     settings = to_yaml(Settings(model=config))
     if fusion is not None:
@@ -184,7 +184,7 @@ def model_digest(path: Path) -> str:
 
 
 def data_digest(dataset: Dataset) -> str:
-    """SHA-256 of a data set: classes, pictures with their content, objects. Not of places."""
+    """SHA-256 of a data set: classes, images with their content, objects. Not of places."""
     digest = hashlib.sha256(
         json.dumps([dataset.class_names, dataset.category_ids, len(dataset)]).encode()
     )

@@ -1,7 +1,7 @@
-"""Pictures of results: detections drawn, sheets of samples, curves of a run.
+"""Images of results: detections drawn, sheets of samples, curves of a run.
 
-All pictures are (H, W, 3) uint8 in the order R, G, B. Files are written whole or not
-at all. The same input gives the same picture.
+All images are (H, W, 3) uint8 in the order R, G, B. Files are written whole or not
+at all. The same input gives the same image.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 
 from refinedet.data.dataset import DataError
-from refinedet.support.files import write_atomically
 from refinedet.spec.detection import Detections
-from refinedet.spec.errors import Array, ContractError, check_boxes, check_labels, check_shape
+from refinedet.spec.errors import Array, SpecError, check_boxes, check_labels, check_shape
+from refinedet.support.files import write_atomically
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 FONT_HEIGHT = 22.0
@@ -29,7 +29,7 @@ LUMA = (0.299, 0.587, 0.114)
 """Weights of R, G and B in the brightness that the eye sees (ITU-R BT.601)."""
 GREY = 64
 GAP = 4
-"""Pixels between the pictures of a sheet."""
+"""Pixels between the images of a sheet."""
 
 LOSSES = ("total", "arm_offsets", "arm_logits", "odm_offsets", "odm_logits")
 RATES = ("learning_rate",)
@@ -37,7 +37,7 @@ PRECISIONS = ("AP", "AP50", "VOC07", "VOC12")
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
-    """R, G, B of a class, from 1; bright and saturated, the same in every picture."""
+    """R, G, B of a class, from 1; bright and saturated, the same in every image."""
     hue = (label - 1) * GOLDEN % 1
     pixel = np.array([[[round(hue * 179), 200, 255]]], np.uint8)
     r, g, b = cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0].tolist()
@@ -45,35 +45,35 @@ def class_colour(label: int) -> tuple[int, int, int]:
 
 
 def draw_detections(
-    picture: Array,
+    image: Array,
     boxes: Array,
     labels: Array,
     scores: Array | None,
     class_names: Sequence[str],
 ) -> Array:
-    """A copy of the picture with a box, a name and a score for every object.
+    """A copy of the image with a box, a name and a score for every object.
 
-    Line and letters grow with the picture. The best are drawn last, on top. Letters
+    Line and letters grow with the image. The best are drawn last, on top. Letters
     outside ASCII, which OpenCV's fonts lack, show as "?".
 
     Args:
-        picture: (H, W, 3) uint8.
-        boxes: (D, 4) float32 or float64, pixels, corner form; cut at the picture's edges.
+        image: (H, W, 3) uint8.
+        boxes: (D, 4) float32 or float64, pixels, corner form; cut at the image's edges.
         labels: (D,) integers from 1.
-        scores: (D,), or None, for truths.
+        scores: (D,), or None, for ground truth.
         class_names: without the background; label 1 is the first.
     Returns:
         (H, W, 3) uint8.
     Raises:
-        ContractError: shapes, dtypes, crossed corners, labels out of range.
+        SpecError: shapes, dtypes, crossed corners, labels out of range.
     """
-    _check_picture(picture)
+    _check_image(image)
     check_boxes(boxes=boxes)
     check_shape(labels, "labels", len(boxes))
     check_labels(labels, "labels", len(class_names) + 1, lowest=1)
     if scores is not None:
         check_shape(scores, "scores", len(boxes))
-    drawn: Array = np.ascontiguousarray(picture).copy()
+    drawn: Array = np.ascontiguousarray(image).copy()
     height, width = drawn.shape[:2]
     line = max(1, round(min(height, width) / 250))
     corners = np.rint(boxes.clip(0, [width - 1, height - 1] * 2)).astype(int)
@@ -89,32 +89,32 @@ def draw_detections(
     return drawn
 
 
-def _write(picture: Array, text: str, corner: Sequence[int], colour: tuple[int, int, int]) -> None:
+def _write(image: Array, text: str, corner: Sequence[int], colour: tuple[int, int, int]) -> None:
     """Letters on the class's colour, above the corner where there is room."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     scale = max(0.35, min(height, width) / 40 / FONT_HEIGHT)
     weight = max(1, round(scale * 1.5))
     shown = text.encode("ascii", "replace").decode()
     (wide, tall), below = cv2.getTextSize(shown, FONT, scale, weight)
     x = max(0, min(corner[0], width - wide))
     top = max(0, corner[1] - tall - below)
-    cv2.rectangle(picture, (x, top), (x + wide, top + tall + below), colour, cv2.FILLED)
+    cv2.rectangle(image, (x, top), (x + wide, top + tall + below), colour, cv2.FILLED)
     bright = np.dot(colour, LUMA) > 110
     ink = (0, 0, 0) if bright else (255, 255, 255)
-    cv2.putText(picture, shown, (x, top + tall), FONT, scale, ink, weight, cv2.LINE_AA)
+    cv2.putText(image, shown, (x, top + tall), FONT, scale, ink, weight, cv2.LINE_AA)
 
 
 def detections_json(
-    pictures: Iterable[tuple[str, int, int, Detections]], class_names: Sequence[str]
+    images: Iterable[tuple[str, int, int, Detections]], class_names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Detections of many pictures as plain values, ready for ``json.dumps``.
+    """Detections of many images as plain values, ready for ``json.dumps``.
 
     Args:
-        pictures: file name, width and height in pixels, and the detections with boxes
+        images: file name, width and height in pixels, and the detections with boxes
             in pixels.
         class_names: label 1 is the first.
     Returns:
-        For each picture "file", "width", "height" and "objects", best first; for each
+        For each image "file", "width", "height" and "objects", best first; for each
         object "label", "class", "score" (6 places) and "box": x_min, y_min, x_max,
         y_max in pixels (2 places).
     """
@@ -135,64 +135,64 @@ def detections_json(
                 )
             ],
         }
-        for file, width, height, found in pictures
+        for file, width, height, found in images
     ]
 
 
-def write_picture(path: Path, picture: Array) -> None:
-    """Write a picture in the format that the path's suffix names (.png, .jpg, ...).
+def write_image(path: Path, image: Array) -> None:
+    """Write an image in the format that the path's suffix names (.png, .jpg, ...).
 
     Raises:
-        ContractError: shape or dtype, or a suffix that OpenCV does not know.
+        SpecError: shape or dtype, or a suffix that OpenCV does not know.
         WriteError: the file cannot be written.
     """
-    _check_picture(picture)
+    _check_image(image)
     try:
-        done, data = cv2.imencode(path.suffix.lower(), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        done, data = cv2.imencode(path.suffix.lower(), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     except cv2.error:
         done = False
     if not done:
-        raise ContractError(f"{path}: no picture format of that name; use .png or .jpg")
+        raise SpecError(f"{path}: no image format of that name; use .png or .jpg")
     write_atomically(path, data.tobytes())
 
 
-def sheet(pictures: Sequence[Array], columns: int, path: Path, cell: int = 320) -> None:
-    """Write one picture that shows many, row by row on grey.
+def sheet(images: Sequence[Array], columns: int, path: Path, cell: int = 320) -> None:
+    """Write one image that shows many, row by row on grey.
 
     Args:
-        pictures: at least one, of any sizes; each is fitted, undistorted, into its place;
+        images: at least one, of any sizes; each is fitted, undistorted, into its place;
             places are as high and wide as the largest needs.
-        columns: from 1; fewer pictures take fewer.
+        columns: from 1; fewer images take fewer.
         path: a PNG.
-        cell: the longer side of every picture, pixels.
+        cell: the longer side of every image, pixels.
     Raises:
-        ContractError: no picture, or not a picture; columns or cell below 1.
+        SpecError: no image, or not an image; columns or cell below 1.
         WriteError: the file cannot be written.
     """
-    if not pictures or columns < 1 or cell < 1:
-        raise ContractError("sheet: wants a picture, a column and a cell size, at least 1 each")
-    fitted = [_fit(picture, cell) for picture in pictures]
+    if not images or columns < 1 or cell < 1:
+        raise SpecError("sheet: expected an image, a column and a cell size, at least 1 each")
+    fitted = [_fit(image, cell) for image in images]
     columns = min(columns, len(fitted))
-    wide = max(picture.shape[1] for picture in fitted)
-    tall = max(picture.shape[0] for picture in fitted)
+    wide = max(image.shape[1] for image in fitted)
+    tall = max(image.shape[0] for image in fitted)
     shape = (math.ceil(len(fitted) / columns) * (tall + GAP) + GAP, columns * (wide + GAP) + GAP, 3)
     canvas = np.full(shape, GREY, np.uint8)
-    for place, picture in enumerate(fitted):
-        height, width = picture.shape[:2]
+    for place, image in enumerate(fitted):
+        height, width = image.shape[:2]
         top = GAP + place // columns * (tall + GAP) + (tall - height) // 2
         left = GAP + place % columns * (wide + GAP) + (wide - width) // 2
-        canvas[top : top + height, left : left + width] = picture
-    write_picture(path, canvas)
+        canvas[top : top + height, left : left + width] = image
+    write_image(path, canvas)
 
 
-def _fit(picture: Array, cell: int) -> Array:
-    """The picture with its longer side ``cell``, undistorted."""
-    _check_picture(picture)
-    height, width = picture.shape[:2]
+def _fit(image: Array, cell: int) -> Array:
+    """The image with its longer side ``cell``, undistorted."""
+    _check_image(image)
+    height, width = image.shape[:2]
     ratio = cell / max(height, width)
     size = max(1, round(width * ratio)), max(1, round(height * ratio))
     method = cv2.INTER_AREA if ratio < 1 else cv2.INTER_LINEAR
-    resized: Array = cv2.resize(picture, size, interpolation=method)
+    resized: Array = cv2.resize(image, size, interpolation=method)
     return resized
 
 
@@ -206,7 +206,7 @@ def curves(metrics: Path | Sequence[Mapping[str, Any]], path: Path) -> None:
         path: a PNG. A panel with nothing to show says so.
     Raises:
         DataError: the file cannot be read, or a line is not such an object.
-        WriteError: the picture cannot be written.
+        WriteError: the image cannot be written.
     """
     # Slow to import, and only needed at the end of a run. No pyplot: its state is global.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -234,7 +234,7 @@ def curves(metrics: Path | Sequence[Mapping[str, Any]], path: Path) -> None:
         else:
             axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center")
     canvas.draw()
-    write_picture(path, np.asarray(canvas.buffer_rgba())[..., :3])
+    write_image(path, np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -258,7 +258,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: line {number}: not JSON: {error}") from error
         if not isinstance(row, dict) or type(row.get("step")) is not int:
-            raise DataError(f'{path}: line {number}: wants an object with a whole "step"')
+            raise DataError(f'{path}: line {number}: expected an object with a whole "step"')
         rows.append(row)
     return rows
 
@@ -274,7 +274,7 @@ def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Array, Array]
     return steps, np.where(np.isfinite(values), values, math.nan)
 
 
-def _check_picture(picture: Array) -> None:
-    check_shape(picture, "picture", None, None, 3)
-    if picture.dtype != np.uint8 or not picture.size:
-        raise ContractError(f"picture: wants uint8 pixels, got {picture.shape} {picture.dtype}")
+def _check_image(image: Array) -> None:
+    check_shape(image, "image", None, None, 3)
+    if image.dtype != np.uint8 or not image.size:
+        raise SpecError(f"image: expected uint8 pixels, got {image.shape} {image.dtype}")

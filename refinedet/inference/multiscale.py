@@ -3,7 +3,7 @@
 A network is made for each size that the views want, with the same parameters. Anchors keep
 their sides in pixels of the input, also where another preset's would grow with it, as the
 model zoo's do: offsets were learnt against anchors of these sides, on features of this
-scale. So a picture twice as large shows objects of half the size.
+scale. So an image twice as large shows objects of half the size.
 
 Networks of all sizes stay in memory, each with its own copy of the parameters if the
 backend makes one. A batch is held while all views look at it.
@@ -25,7 +25,7 @@ from refinedet.spec.fusion import FusionConfig, View, fuse
 
 
 class MultiScalePredictor:
-    """As ``refinedet.inference.predictor.Predictor``, by several looks at each picture."""
+    """As ``refinedet.inference.predictor.Predictor``, by several looks at each image."""
 
     def __init__(
         self,
@@ -45,32 +45,32 @@ class MultiScalePredictor:
         self.remade = remade
         self.batch_size = batch_size
         self._predictors = {self.config.image_size: Predictor(network, batch_size)}
-        for view in fusion.views:  # now, not when half of the pictures are done
-            for picture in ((1, 1), (1, 2)):
-                self._predictor(view.input_size(self.config.image_size, picture))
+        for view in fusion.views:  # now, not when half of the images are done
+            for image in ((1, 1), (1, 2)):
+                self._predictor(view.input_size(self.config.image_size, image))
 
-    def predict(self, pictures: Iterable[Array]) -> Iterator[Detections]:
+    def predict(self, images: Iterable[Array]) -> Iterator[Detections]:
         """See ``Predictor.predict``."""
-        remaining = iter(pictures)
+        remaining = iter(images)
         while group := list(itertools.islice(remaining, self.batch_size)):
             looks = [self._look(view, group) for view in self.fusion.views]
-            for picture, found in zip(group, zip(*looks, strict=True), strict=True):
-                height, width = picture.shape[:2]
+            for image, found in zip(group, zip(*looks, strict=True), strict=True):
+                height, width = image.shape[:2]
                 fused = fuse(found, self.fusion, (height, width))
                 yield in_pixels(fused, (height, width))
 
     def _look(self, view: View, group: list[Array]) -> list[Detections]:
-        """What each picture shows in a view: boxes as fractions, in that view."""
+        """What each image shows in a view: boxes as fractions, in that view."""
         rows: dict[tuple[int, int], list[int]] = {}
-        for row, picture in enumerate(group):
-            height, width = picture.shape[:2]
+        for row, image in enumerate(group):
+            height, width = image.shape[:2]
             size = view.input_size(self.config.image_size, (height, width))
             rows.setdefault(size, []).append(row)
         found: dict[int, Detections] = {}
         for size, mine in rows.items():
             shown = (group[row] for row in mine)
             if view.mirrored:
-                shown = (np.ascontiguousarray(picture[:, ::-1]) for picture in shown)
+                shown = (np.ascontiguousarray(image[:, ::-1]) for image in shown)
             seen = self._predictor(size).detect(shown)
             found |= {row: detections for row, (_, detections) in zip(mine, seen, strict=True)}
         return [found[row] for row in range(len(group))]

@@ -13,7 +13,7 @@ import numpy as np
 from refinedet.spec.boxes import area, lengthened
 from refinedet.spec.config import DetectionConfig
 from refinedet.spec.detection import Detections, pixel_sides
-from refinedet.spec.errors import Array, ContractError, check_boxes, check_float, check_shape
+from refinedet.spec.errors import Array, SpecError, check_boxes, check_float, check_shape
 
 BLOCK = 64
 """Candidates of a class that one round compares."""
@@ -24,20 +24,20 @@ GROUP = 4096
 def postprocess(
     boxes: Array, scores: Array, config: DetectionConfig, size: tuple[int, int] | None = None
 ) -> Detections:
-    """The detections of one picture; see ``spec.detection``, steps 3 to 5.
+    """The detections of one image; see ``spec.detection``, steps 3 to 5.
 
     Args:
         boxes: (A, 4) float32, corner form, one box an anchor for all classes.
         scores: (A, K) float32; column 0 is the background and is not read.
-        size: height and width of the original picture; see ``spec.detection.detect``.
+        size: height and width of the original image; see ``spec.detection.detect``.
     Raises:
-        ContractError: shapes, dtypes, crossed corners.
+        SpecError: shapes, dtypes, crossed corners.
     """
     check_boxes(boxes=boxes)
     check_float(boxes=boxes, scores=scores)
     check_shape(scores, "scores", len(boxes), None)
     if scores.shape[1] < 2:
-        raise ContractError("scores: want a column for the background and one a class")
+        raise SpecError("scores: want a column for the background and one a class")
     pixel = pixel_sides(config, size)
     if config.clip_first:
         boxes = boxes.clip(0, 1)
@@ -74,7 +74,7 @@ def _rank(label: Array) -> Array:
 
 
 def _largest_kept(iou: float) -> float:
-    """The largest float64 that is at most ``iou`` after the contract's rounding to float32."""
+    """The largest float64 that is at most ``iou`` after the specification's rounding to float32."""
     exact = np.float32(iou)
     middle = (float(exact) + float(np.nextafter(exact, np.float32(2)))) / 2
     return middle if np.float32(middle) == exact else float(np.nextafter(middle, 0))

@@ -1,4 +1,4 @@
-"""Prediction: pictures of any size in, detections in their own pixels out."""
+"""Prediction: images of any size in, detections in their own pixels out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from refinedet.backends.interface import BackendError, Network
 from refinedet.data.augment import normaliser, resize_only
 from refinedet.inference.postprocessing import postprocess
 from refinedet.spec.detection import Detections
-from refinedet.spec.errors import Array, ContractError
+from refinedet.spec.errors import Array, SpecError
 
 
 def confident(found: Detections, score: float) -> Detections:
@@ -21,13 +21,13 @@ def confident(found: Detections, score: float) -> Detections:
 
 
 def in_pixels(found: Detections, size: tuple[int, int]) -> Detections:
-    """Detections as fractions of a picture in its pixels; ``size`` is height and width."""
+    """Detections as fractions of an image in its pixels; ``size`` is height and width."""
     height, width = size
     return found._replace(boxes=found.boxes * np.array([width, height, width, height], np.float32))
 
 
 class Predictor:
-    """Runs a network over pictures, a fixed number at a time.
+    """Runs a network over images, a fixed number at a time.
 
     The last batch is filled up, so that a backend that compiles for a shape compiles
     once.
@@ -36,33 +36,33 @@ class Predictor:
     def __init__(self, network: Network, batch_size: int = 8) -> None:
         self.network = network
         self.batch_size = batch_size
-        self.normalise = normaliser(network.config.picture)
+        self.normalise = normaliser(network.config.image)
 
-    def predict(self, pictures: Iterable[Array]) -> Iterator[Detections]:
-        """The detections of each picture, in order; reads ahead one batch at most.
+    def predict(self, images: Iterable[Array]) -> Iterator[Detections]:
+        """The detections of each image, in order; reads ahead one batch at most.
 
         Args:
-            pictures: each (H, W, 3) uint8, RGB, of any size.
+            images: each (H, W, 3) uint8, RGB, of any size.
         Returns:
-            For each the ``Detections``, boxes in pixels of that picture.
+            For each the ``Detections``, boxes in pixels of that image.
         """
-        for size, found in self.detect(pictures):
+        for size, found in self.detect(images):
             yield in_pixels(found, size)
 
-    def detect(self, pictures: Iterable[Array]) -> Iterator[tuple[tuple[int, int], Detections]]:
+    def detect(self, images: Iterable[Array]) -> Iterator[tuple[tuple[int, int], Detections]]:
         """As ``predict``: for each its height and width, and boxes as fractions of it."""
         config = self.network.config
-        remaining = iter(pictures)
+        remaining = iter(images)
         while group := list(itertools.islice(remaining, self.batch_size)):
             batch = np.zeros((self.batch_size, 3, *config.image_size), np.float32)
-            for row, picture in zip(batch, group, strict=False):
-                row[...] = self.normalise(resize_only(picture, config.image_size))
+            for row, image in zip(batch, group, strict=False):
+                row[...] = self.normalise(resize_only(image, config.image_size))
             boxes, scores = self.network.scored_boxes(batch)
-            for picture, b, s in zip(group, boxes, scores, strict=False):
-                height, width = picture.shape[:2]
+            for image, b, s in zip(group, boxes, scores, strict=False):
+                height, width = image.shape[:2]
                 try:
                     found = postprocess(b, s, config.detection, (height, width))
-                except ContractError as error:
+                except SpecError as error:
                     raise BackendError(
                         f"--model: its outputs are no detections: {error}; its parameters are "
                         "damaged, or its training has diverged"

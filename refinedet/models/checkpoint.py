@@ -1,9 +1,9 @@
 """Checkpoints: everything a training needs to go on, in one file that runs no code.
 
 A checkpoint is a safetensors file: parameters as ``parameter/NAME``, momentum as
-``velocity/NAME``, and in its metadata the settings, the step, in float16 the loss scale and the
-steps it has been good for, the versions that wrote it and a digest of all of this. The order of
-the pictures, their augmentation and the learning rate are functions of the seed and the step
+``momentum_buffer/NAME``, and in its metadata the settings, the step, in float16 the loss scale
+and the steps it has been good for, the versions that wrote it and a digest of all of this. The order of
+the images, their augmentation and the learning rate are functions of the seed and the step
 (``refinedet.data.samples``, ``refinedet.spec.schedule``): the seed is in the settings and the
 step is here, so there is no further state. Weights for deployment are the same without momentum.
 
@@ -30,14 +30,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from refinedet import __version__
-from refinedet.support.files import replacing
 from refinedet.settings import Settings, SettingsError, differences, from_yaml, shown, to_yaml
 from refinedet.spec.config import Config
-from refinedet.spec.errors import Array, ContractError
+from refinedet.spec.errors import Array, SpecError
 from refinedet.spec.network import Parameters, check_parameters, parameter_table
 from refinedet.spec.optimizer import LossScale
+from refinedet.support.files import replacing
 
-FORMAT = "refinedet checkpoint 2"
+FORMAT = "refinedet checkpoint 3"
 NAME = re.compile(r"step-(\d{8,})\.safetensors")
 LARGEST_HEADER = 8 << 20
 """Bytes of a header that are believed; a real one has some 50,000."""
@@ -53,7 +53,7 @@ class Checkpoint:
 
     settings: Settings
     parameters: Parameters
-    velocities: Parameters | None
+    momentum_buffers: Parameters | None
     """Momentum by canonical name; None at the start, and in weights for deployment."""
     steps_done: int
     loss_scale: LossScale | None = None
@@ -88,21 +88,25 @@ def _versions() -> str:
 def _check(checkpoint: Checkpoint) -> None:
     """Exactly the parameters of the network and their momentum, float32 and finite."""
     check_parameters(checkpoint.parameters, checkpoint.config)
-    parts = {"parameter": checkpoint.parameters, "velocity": checkpoint.velocities or {}}
+    parts = {
+        "parameter": checkpoint.parameters,
+        "momentum buffer": checkpoint.momentum_buffers or {},
+    }
     for part, tensors in parts.items():
         for name, tensor in tensors.items():
             if tensor.dtype != np.float32:
-                raise ContractError(f"{part} {name}: wants float32, got {tensor.dtype}")
+                raise SpecError(f"{part} {name}: expected float32, got {tensor.dtype}")
             if not np.isfinite(tensor).all():
-                raise ContractError(f"{part} {name}: not finite")
-    if checkpoint.velocities is not None:
+                raise SpecError(f"{part} {name}: not finite")
+    if checkpoint.momentum_buffers is not None:
         table = parameter_table(checkpoint.config)
-        wanted = {p.name: p.shape for p in table if p.group != "statistic"}
-        got = {name: v.shape for name, v in checkpoint.velocities.items()}
-        for name in sorted(wanted.keys() | got.keys()):
-            if wanted.get(name) != got.get(name):
-                raise ContractError(
-                    f"velocity {name}: wants shape {wanted.get(name)}, got {got.get(name)}"
+        expected = {p.name: p.shape for p in table if p.group != "statistic"}
+        got = {name: v.shape for name, v in checkpoint.momentum_buffers.items()}
+        for name in sorted(expected.keys() | got.keys()):
+            if expected.get(name) != got.get(name):
+                raise SpecError(
+                    f"momentum buffer {name}: expected shape {expected.get(name)}, "
+                    f"got {got.get(name)}"
                 )
 
 
@@ -138,10 +142,12 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """
     try:
         _check(checkpoint)
-    except ContractError as error:
+    except SpecError as error:
         raise CheckpointError(f"{path}: not written: {error}") from error
     tensors = {f"parameter/{name}": p for name, p in checkpoint.parameters.items()}
-    tensors |= {f"velocity/{name}": v for name, v in (checkpoint.velocities or {}).items()}
+    tensors |= {
+        f"momentum_buffer/{name}": v for name, v in (checkpoint.momentum_buffers or {}).items()
+    }
     # What lies in memory as the file wants it is not copied.
     tensors = {name: np.ascontiguousarray(tensors[name], "<f4") for name in sorted(tensors)}
     metadata = {
@@ -181,7 +187,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             metadata = stored.metadata() or {}
             if metadata.get("format") != FORMAT:
                 found = shown(metadata.get("format"))
-                raise CheckpointError(f"{path}: wants the format {FORMAT!r}, got {found}")
+                raise CheckpointError(f"{path}: expected the format {FORMAT!r}, got {found}")
             tensors = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
     except (OSError, SafetensorError, AttributeError, TypeError, ValueError) as error:
         # The last three: a dtype that NumPy does not have, a shape that it refuses.
@@ -193,14 +199,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         checkpoint = Checkpoint(
             from_yaml(metadata["settings"]),
             _part(tensors, "parameter/"),
-            _part(tensors, "velocity/") or None,
+            _part(tensors, "momentum_buffer/") or None,
             int(metadata["steps_done"]),
             _loss_scale(metadata),
         )
         _check(checkpoint)
     except KeyError as error:
         raise CheckpointError(f"{path}: its metadata has no {error}") from error
-    except (ContractError, SettingsError, ValueError) as error:
+    except (SpecError, SettingsError, ValueError) as error:
         author = metadata.get("versions", "another program")
         raise CheckpointError(f"{path}: written by {author}, not usable here: {error}") from error
     return checkpoint

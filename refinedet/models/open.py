@@ -1,6 +1,6 @@
 """Trained detectors as files: a run, a checkpoint, weights, or an export of a backend.
 
-An export has its settings beside it, as ``NAME.yaml``: classes, preparation of pictures
+An export has its settings beside it, as ``NAME.yaml``: classes, preparation of images
 and all else that not every backend's kind of file has a place for. MindIR and ONNX hold them
 too, and are refused beside others; a file that stands alone is run by those in it.
 
@@ -20,14 +20,14 @@ from pathlib import Path
 
 from refinedet import __version__
 from refinedet.backends.interface import Backend, BackendError, Network
-from refinedet.models.checkpoint import CheckpointError, newest_checkpoint
 from refinedet.data.dataset import DataError
-from refinedet.support.files import write_atomically
-from refinedet.settings import Settings, SettingsError, differences, from_yaml, shown, to_yaml
-from refinedet.spec.config import Config
+from refinedet.models.checkpoint import CheckpointError, newest_checkpoint
 from refinedet.models.foreign.errors import FormatError
 from refinedet.models.foreign.loading import import_weights
 from refinedet.models.foreign.protobuf import fields, message, written_field
+from refinedet.settings import Settings, SettingsError, differences, from_yaml, shown, to_yaml
+from refinedet.spec.config import Config
+from refinedet.support.files import write_atomically
 
 HOLDING = (".mindir", ".onnx")
 """Kinds of files that hold their settings."""
@@ -180,7 +180,7 @@ def export_model(backend: Backend, model: Model, path: Path, *, heads: bool = Fa
     if heads and "heads" not in inspect.signature(backend.export).parameters:
         raise BackendError(f"backend {backend.name}: takes no --heads; leave it out")
     if path.is_dir() or not path.parent.is_dir():
-        raise DataError(f"{path}: wants the name of a file in a folder that exists")
+        raise DataError(f"{path}: expected the name of a file in a folder that exists")
     if path.suffix == ".safetensors":  # as which it would be read, and may replace one
         raise DataError(f"{path}: is the name of a checkpoint; choose another suffix")
     settings = Settings(model=model.network.config, class_names=model.class_names)

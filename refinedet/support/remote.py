@@ -218,7 +218,7 @@ def _connection(url: str, scheme: str) -> dict[str, Any]:
     if "://" not in endpoint:
         endpoint = f"https://{endpoint}"
     config |= {
-        "s3": {"addressing_style": "virtual"},  # OBS wants the bucket in the host's name,
+        "s3": {"addressing_style": "virtual"},  # OBS expected the bucket in the host's name,
         "request_checksum_calculation": "when_required",  # and knows none of Amazon's newer
         "response_checksum_validation": "when_required",  # checksums
     }
@@ -314,7 +314,7 @@ def copy_data(url: str, cache: Path, say: Callable[[str], None]) -> Path:
 
 
 class RunCopy:
-    """A run's copy at a URL: all of its folder but the cache of pictures, which it can remake."""
+    """A run's copy at a URL: all of its folder but the cache of images, which it can remake."""
 
     def __init__(self, url: str, run: Path, *, resume: bool) -> None:
         """Look at the URL; a run to resume that is not on this machine is copied in.

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from refinedet.models.checkpoint import Checkpoint
 from refinedet.data.dataset import Dataset
 from refinedet.data.samples import training_objects
+from refinedet.models.checkpoint import Checkpoint
 from refinedet.settings import Settings
 from refinedet.spec.config import NETWORK_STRIDES, Config, ScheduleConfig, replace
 from refinedet.spec.network import Parameters, forward_and_back, parameter_count
@@ -44,7 +44,7 @@ def plan(
     )
     objects = zip(training.records, training_objects(training), strict=True)
     paths = [record.path for record, (_, labels) in objects if len(labels)]
-    shown = f"{len(paths):,} pictures with objects of {len(training.class_names)} classes"
+    shown = f"{len(paths):,} images with objects of {len(training.class_names)} classes"
     rows = [
         ("training", f"{training.name}: {shown}"),
         ("evaluation", _evaluation(evaluation, settings.train.evaluate_every)),
@@ -58,15 +58,15 @@ def _evaluation(evaluation: Dataset | None, every: int) -> str:
     if evaluation is None:
         return "none"
     when = f"every {every:,} steps and after the last" if every else "after the last step"
-    return f"{evaluation.name}: {len(evaluation):,} pictures, {when}"
+    return f"{evaluation.name}: {len(evaluation):,} images, {when}"
 
 
 def _steps(
-    backend_name: str, pictures: int, settings: Settings, start: Checkpoint, workers: int
+    backend_name: str, images: int, settings: Settings, start: Checkpoint, workers: int
 ) -> Iterator[tuple[str, str]]:
     schedule, batch = settings.model.schedule, settings.input.batch_size
-    epochs = schedule.steps * batch / pictures
-    many = f"{batch:,} picture{'s' if batch > 1 else ''}"
+    epochs = schedule.steps * batch / images
+    many = f"{batch:,} image{'s' if batch > 1 else ''}"
     on = f"{workers} devices" if workers > 1 else "one device"
     yield (
         "steps",
@@ -100,41 +100,41 @@ def _needs(
     held = sum(parameter.size for parameter in start.parameters.values())
     yield "parameters", f"{trained:,} trained; with running statistics {held:,}"
     fixed = NUMBER * (held + 2 * trained)
-    picture = activation_bytes(config, start.parameters)
+    image = activation_bytes(config, start.parameters)
     half = config.optimizer.precision == "float16"
     least = "about" if half else "at least"
     each = " a device" if workers > 1 else ""
     saved = ", float16 takes less" if half else ""
-    yield "memory", f"{least} {_bytes(fixed + batch * picture)}{each}, in float32{saved}:"
+    yield "memory", f"{least} {_bytes(fixed + batch * image)}{each}, in float32{saved}:"
     yield "", f"{_bytes(fixed)} for parameters, gradients and momentum, and"
-    yield "", f"{_bytes(picture)} a picture for the activations that the way back needs,"
-    yield "", "as the contract's forward pass keeps them. Buffers of a framework come on top:"
+    yield "", f"{_bytes(image)} an image for the activations that the way back needs,"
+    yield "", "as the specification's forward pass keeps them. Buffers of a framework come on top:"
     yield "", "refinedet_vgg16_320 at batch 8 was seen to peak at 8.1 GB, with MindSpore on a CPU"
     # While one is written, all that are kept are still there.
     file, files = NUMBER * (held + trained), settings.train.keep + 1
     cache = sum(path.stat().st_size for path in paths)
     free = shutil.disk_usage(place).free
     enough = "" if files * file + cache <= free else ": not enough"
-    yield "disk", f"{_bytes(files * file + cache)}: {_bytes(cache)} for the cache of the pictures,"
+    yield "disk", f"{_bytes(files * file + cache)}: {_bytes(cache)} for the cache of the images,"
     yield "", f"{_bytes(file)} for each of {files} checkpoints, one of them being written;"
     yield "", f"{_bytes(free)} are free in {place}{enough}"
 
 
 def activation_bytes(config: Config, parameters: Parameters) -> int:
-    """Bytes that a training keeps of one picture, in float32, to find the gradients.
+    """Bytes that a training keeps of one image, in float32, to find the gradients.
 
-    Counted while the contract's forward pass runs on the smallest picture: every feature
-    map grows with the picture's area, as its sides are multiples of the coarsest stride.
+    Counted while the specification's forward pass runs on the smallest image: every feature
+    map grows with the image's area, as its sides are multiples of the coarsest stride.
 
     Args:
         parameters: any, of this config.
     """
     side = NETWORK_STRIDES[-1]
     small = replace(config, image_size=(side, side))
-    picture = np.zeros((1, 3, side, side), np.float32)
+    image = np.zeros((1, 3, side, side), np.float32)
     tracemalloc.start()
     try:
-        kept = forward_and_back(parameters, picture, small)
+        kept = forward_and_back(parameters, image, small)
         counted = tracemalloc.get_traced_memory()[0]
         del kept
     finally:

@@ -7,15 +7,15 @@ A run is a folder:
     metrics.jsonl     a JSON object for every step and every evaluation
     checkpoints/      the newest few, each complete
     curves.png        losses, learning rate and average precision over the steps
-    detections.png    some pictures of the evaluation set with what was found
+    detections.png    some images of the evaluation set with what was found
     evaluation.json   the last evaluation; evaluation.txt shows it as a table
-    cache/            the training pictures, gathered
+    cache/            the training images, gathered
 
 What a step computes depends on its number, the data set and the settings alone (see
 ``refinedet.data.samples``): a training that was interrupted and goes on from a
 checkpoint arrives where an undisturbed one does.
 
-Of several workers each trains and evaluates on its share of the pictures. The first alone
+Of several workers each trains and evaluates on its share of the images. The first alone
 writes to the folder; the others read there what they go on from.
 """
 
@@ -42,6 +42,14 @@ from refinedet.backends.interface import (
     Network,
     require_precision,
 )
+from refinedet.backends.process_group import ALONE, Group, by_first, group_of, share
+from refinedet.data.dataset import DataError, Dataset, Record
+from refinedet.data.images import read_image
+from refinedet.data.samples import places, training_objects
+from refinedet.evaluation.metrics import Evaluation, Evaluator, evaluation_table
+from refinedet.evaluation.resume_journal import Ledger
+from refinedet.inference.drawing import curves, draw_detections, read_metrics, sheet
+from refinedet.inference.predictor import Predictor, confident
 from refinedet.models.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -50,26 +58,18 @@ from refinedet.models.checkpoint import (
     require_match,
     save_checkpoint,
 )
-from refinedet.data.dataset import DataError, Dataset, Record
-from refinedet.data.images import read_picture
-from refinedet.data.samples import places, training_objects
-from refinedet.inference.drawing import curves, draw_detections, read_metrics, sheet
-from refinedet.evaluation.metrics import Evaluation, Evaluator, evaluation_table
-from refinedet.support.files import write_atomically, write_json
-from refinedet.backends.process_group import ALONE, Group, by_first, group_of, share
-from refinedet.evaluation.resume_journal import Ledger
-from refinedet.inference.predictor import Predictor, confident
 from refinedet.settings import Settings, to_yaml
 from refinedet.spec.detection import Detections
 from refinedet.spec.errors import Array
 from refinedet.spec.network import Parameters, initial_parameters
 from refinedet.spec.schedule import learning_rate
+from refinedet.support.files import write_atomically, write_json
 
 Predict = Callable[[Iterable[Array]], Iterator[Detections]]
-"""Pictures in, detections in their own pixels out; one for each, in order."""
+"""Images in, detections in their own pixels out; one for each, in order."""
 
 SAMPLES = 12
-"""Pictures on the sheet of sample detections."""
+"""Images on the sheet of sample detections."""
 SAMPLE_SCORE = 0.5
 """Detections below this are not drawn on it."""
 PATIENCE = 15.0
@@ -133,7 +133,7 @@ class Journal(Silence):
 def evaluate(
     network: Network, dataset: Dataset, batch_size: int = 8, group: Group = ALONE
 ) -> Evaluator:
-    """Detect on every picture of a data set by the network's own settings."""
+    """Detect on every image of a data set by the network's own settings."""
     predict = Predictor(network, min(batch_size, len(dataset))).predict
     return collect(predict, dataset, group=group)
 
@@ -141,11 +141,11 @@ def evaluate(
 def collect(
     predict: Predict, dataset: Dataset, ledger: Ledger | None = None, group: Group = ALONE
 ) -> Evaluator:
-    """Detect on every picture of a data set; keeps the final detections alone.
+    """Detect on every image of a data set; keeps the final detections alone.
 
     Args:
         predict: as ``Predictor.predict``.
-        ledger: pictures that are done according to it are not run again; is told the others.
+        ledger: images that are done according to it are not run again; is told the others.
         group: each worker detects on its share; all get what all have found.
     """
     evaluator = Evaluator(dataset)
@@ -154,7 +154,7 @@ def collect(
     done = len(evaluator.found)
     mine = dataset.records[share(len(dataset), group)]
     remaining = [record for record in mine if record.image_id not in evaluator.found]
-    found = predict(read_picture(record.path) for record in remaining)
+    found = predict(read_image(record.path) for record in remaining)
     bar = tqdm(
         remaining,
         "evaluating",
@@ -162,7 +162,7 @@ def collect(
         initial=done,
         disable=None,
         delay=2,
-        unit="picture",
+        unit="image",
         leave=False,
     )
     for record, detections in zip(bar, found, strict=True):
@@ -196,8 +196,8 @@ def write_evaluation(folder: Path, evaluator: Evaluator) -> Evaluation:
 def _drawn(record: Record, evaluator: Evaluator) -> Array:
     found = confident(evaluator.found[record.image_id], SAMPLE_SCORE)
     names = evaluator.dataset.class_names
-    picture = read_picture(record.path)
-    return draw_detections(picture, found.boxes, found.labels, found.scores, names)
+    image = read_image(record.path)
+    return draw_detections(image, found.boxes, found.labels, found.scores, names)
 
 
 def train(
@@ -215,8 +215,8 @@ def train(
     """Train to the end of the schedule, or from the newest checkpoint on.
 
     Args:
-        training: pictures with objects to train on.
-        evaluation: pictures to evaluate on, or None.
+        training: images with objects to train on.
+        evaluation: images to evaluate on, or None.
         settings: ``model.num_classes`` is that of ``training``.
         folder: of the run; new or empty unless ``resume``.
         initial: parameters to begin with; None for fresh ones. They are kept as the
@@ -292,7 +292,7 @@ def starting_point(
     places(training_objects(training), settings.input.max_objects)
     if settings.input.batch_size % workers:
         raise TrainingError(
-            f"input.batch_size: {settings.input.batch_size} pictures cannot be shared among "
+            f"input.batch_size: {settings.input.batch_size} images cannot be shared among "
             f"{workers} workers alike; make it a multiple"
         )
     if resume:
@@ -356,7 +356,9 @@ def _train(
     config, steps = settings.model, settings.model.schedule.steps
     half = config.optimizer.precision == "float16"
     begun = [start.loss_scale] if half else []
-    trainer = backend.trainer(config, start.parameters, start.velocities, start.steps_done, *begun)
+    trainer = backend.trainer(
+        config, start.parameters, start.momentum_buffers, start.steps_done, *begun
+    )
     group = group_of(backend)
     first = group.rank == 0
     step = start.steps_done
@@ -375,7 +377,9 @@ def _train(
 
     def save() -> Checkpoint:
         scale = cast(HalfTrainer, trainer).loss_scale() if half else None
-        checkpoint = Checkpoint(settings, trainer.parameters(), trainer.velocities(), step, scale)
+        checkpoint = Checkpoint(
+            settings, trainer.parameters(), trainer.momentum_buffers(), step, scale
+        )
         try:
             if first:
                 save_checkpoint(folder / "checkpoints", checkpoint, settings.train.keep)
@@ -389,12 +393,12 @@ def _train(
         if not first:
             return
         result = write_evaluation(folder, found)
-        figures = {name: None if math.isnan(x) else x for name, x in result.figures.items()}
-        journal.note({"step": step, **figures})
-        shown = "  ".join(f"{name} {result.figures[name]:.4f}" for name in ("AP", "AP50", "VOC07"))
+        metrics = {name: None if math.isnan(x) else x for name, x in result.metrics.items()}
+        journal.note({"step": step, **metrics})
+        shown = "  ".join(f"{name} {result.metrics[name]:.4f}" for name in ("AP", "AP50", "VOC07"))
         journal.say(f"step {step}: {shown}")
 
-    journal.say(f"training on {training.name}, {len(training)} pictures, from step {step}")
+    journal.say(f"training on {training.name}, {len(training)} images, from step {step}")
     batches = backend.batches(training, config, settings.input, folder / "cache", step)
     if profiler is not None:
         batches = _profiled(batches, profiler)

@@ -1,4 +1,4 @@
-"""Workers share pictures out without loss, and tell each other objects."""
+"""Workers share images out without loss, and tell each other objects."""
 
 import threading
 from multiprocessing.connection import Listener
@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refinedet.backends.process_group import ALONE, LostWorkerError, Star, by_first, group_of, share
 from refinedet.data.samples import of_worker, reading_order
 from refinedet.support.files import WriteError
-from refinedet.backends.process_group import ALONE, LostWorkerError, Star, by_first, group_of, share
 
 KEY = b"secret"
 
@@ -29,11 +29,11 @@ def test_shares_are_all_places_once_and_alike(count, size):
 
 
 @given(st.integers(1, 15), st.integers(1, 4), st.integers(1, 3), st.integers(0, 3))
-def test_batches_of_all_workers_are_those_of_one(pictures, size, each, first_step):
-    """Step by step the same positions and pictures, so each picture once an epoch."""
+def test_batches_of_all_workers_are_those_of_one(images, size, each, first_step):
+    """Step by step the same positions and images, so each image once an epoch."""
     batch = size * each
     first, last = first_step * batch, (first_step + 4) * batch
-    whole = list(reading_order(pictures, 3, first, last))
+    whole = list(reading_order(images, 3, first, last))
     steps = {}
     for group in ranks_of(size):
         mine = [of_worker(part, batch, group) for part in whole]

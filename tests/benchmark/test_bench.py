@@ -60,7 +60,9 @@ def test_several_backends_stand_side_by_side(monkeypatch):
         return Row(work, 2.0 if chosen.name == "spec" else 3.0, backend=chosen.name)
 
     monkeypatch.setattr("refinedet.benchmark.run._in_process", measured)
-    monkeypatch.setattr("refinedet.benchmark.run.input_rows", lambda *_: [Row("input: decode", 1.0)])
+    monkeypatch.setattr(
+        "refinedet.benchmark.run.input_rows", lambda *_: [Row("input: decode", 1.0)]
+    )
     monkeypatch.setattr("refinedet.benchmark.run.detection_rows", lambda *_: [])
     monkeypatch.setitem(sys.modules, "seers", SimpleNamespace(Seer=Seer))
     rows = list(bench([Choice("spec"), Choice("seers:Seer")], CONFIG, 1))

@@ -84,8 +84,8 @@ def test_one_backend(given, chosen):
 def test_several_backends_each_once():
     with pytest.raises(BackendError) as told:
         several(**{**NONE, "backend": ["spec", "a:b", "spec"], "streams": 2})
-    wanted = [Choice("spec", (("streams", 2),)), Choice("a:b", (("streams", 2),))]
-    assert str(told.value) == str(wanted)
+    expected = [Choice("spec", (("streams", 2),)), Choice("a:b", (("streams", 2),))]
+    assert str(told.value) == str(expected)
 
 
 def test_a_target_is_short_for_mindspores_backend(run, tmp_path):

@@ -7,14 +7,14 @@ import cv2
 import numpy as np
 import pytest
 
-from refinedet.models.checkpoint import Checkpoint, write_checkpoint
-from refinedet.data.dataset import DataError
-from refinedet.support.files import WriteError
-from refinedet.models.open import Model, export_model
 from refinedet.backends.reference import SpecNetwork
+from refinedet.data.dataset import DataError
+from refinedet.models.checkpoint import Checkpoint, write_checkpoint
+from refinedet.models.open import Model, export_model
 from refinedet.settings import from_yaml, resolve
 from refinedet.spec.config import preset, replace
 from refinedet.spec.network import initial_parameters
+from refinedet.support.files import WriteError
 
 SMALL = ["model.image_size=[64, 128]", "model.detection.score=0.3"]
 
@@ -64,9 +64,9 @@ def test_results_alone_are_scored_as_published(run, shared_data):
         *("--annotations", folder / "instances_val2014_100.json"),
     )
     assert status == 0
-    figures = [line.split()[-1] for line in out.splitlines()[1:13]]
+    metrics = [line.split()[-1] for line in out.splitlines()[1:13]]
     published = ".505 .697 .573 .586 .519 .501 .387 .594 .595 .640 .566 .564"
-    assert [figure.lstrip("0") for figure in figures] == published.split()
+    assert [metric.lstrip("0") for metric in metrics] == published.split()
 
 
 def test_data_check_lists_all_and_tells_by_its_status(run, shared_data, tmp_path):
@@ -85,14 +85,14 @@ def test_data_check_lists_all_and_tells_by_its_status(run, shared_data, tmp_path
     assert "line 2" in out
 
 
-def test_detect_draws_and_lists_pictures_of_every_kind(run, weights, tmp_path):
+def test_detect_draws_and_lists_images_of_every_kind(run, weights, tmp_path):
     rng = np.random.default_rng(0)
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    cv2.imwrite(str(pictures / "colour.jpg"), rng.integers(0, 256, (50, 90, 3), dtype=np.uint8))
-    cv2.imwrite(str(pictures / "grey.png"), rng.integers(0, 256, (70, 40), dtype=np.uint8))
+    images = tmp_path / "images"
+    images.mkdir()
+    cv2.imwrite(str(images / "colour.jpg"), rng.integers(0, 256, (50, 90, 3), dtype=np.uint8))
+    cv2.imwrite(str(images / "grey.png"), rng.integers(0, 256, (70, 40), dtype=np.uint8))
     output = tmp_path / "out"
-    status, out, _ = run("detect", pictures, "--model", weights, "--output", output, "--score", "0")
+    status, out, _ = run("detect", images, "--model", weights, "--output", output, "--score", "0")
     assert status == 0, out
     rows = json.loads((output / "detections.json").read_text())
     assert [(row["width"], row["height"]) for row in rows] == [(90, 50), (40, 70)]
@@ -120,7 +120,7 @@ def test_eval_of_a_model_writes_its_tables(run, weights, tmp_path, noise):
         lines.append(" ".join([record.path.name, *boxes]))
     (tmp_path / "list.txt").write_text("\n".join(lines))
     data = ("--layout", "text", "--annotations", tmp_path / "list.txt")
-    data += ("--pictures", noise.records[0].path.parent)
+    data += ("--images", noise.records[0].path.parent)
     output = tmp_path / "out"
     status, out, err = run("eval", "--model", weights, *data, "--output", output)
     assert status == 0, err
@@ -140,8 +140,8 @@ def test_what_users_get_wrong_is_one_line(run, weights, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     train = ("train", "--run", tmp_path / "run", "--layout", "voc")
-    refused(run("detect", tmp_path / "none", "--model", weights), "no such picture or folder")
-    refused(run("detect", empty, "--model", weights), "no picture in this folder")
+    refused(run("detect", tmp_path / "none", "--model", weights), "no such image or folder")
+    refused(run("detect", empty, "--model", weights), "no image in this folder")
     refused(run("detect", text, "--model", weights, "--output", tmp_path / "o"), "text.txt")
     refused(run("detect", text, "--model", text), "there is no text.txt.yaml beside it")
     refused(run("detect", text, "--model", empty), "no checkpoint in it")
@@ -154,7 +154,7 @@ def test_what_users_get_wrong_is_one_line(run, weights, tmp_path):
     refused(run("eval", "--results", text, "--annotations", text), "text.txt")
     scored = ("eval", "--results", text, "--annotations", text)
     for option, value in (
-        *(("--root", empty), ("--pictures", empty), ("--split", "x"), ("--classes", "a,b")),
+        *(("--root", empty), ("--images", empty), ("--split", "x"), ("--classes", "a,b")),
         *(("--data-cache", empty), ("--output", tmp_path / "o")),
     ):
         refused(run(*scored, option, value), f"{option}: is not for --results; leave it out")
@@ -201,9 +201,9 @@ def test_an_export_without_its_settings_is_not_left(tmp_path):
 
 def test_loops_of_links_are_one_line(run, weights, noise, tmp_path):
     (tmp_path / "loop").symlink_to("loop")
-    picture = noise.records[0].path
+    image = noise.records[0].path
     for arguments in (
-        ("detect", picture, "--model", weights, "--backend", "spec", "--output", tmp_path / "loop"),
+        ("detect", image, "--model", weights, "--backend", "spec", "--output", tmp_path / "loop"),
         ("detect", tmp_path / "loop", "--model", weights, "--backend", "spec"),
         ("export", "--model", weights, "--output", tmp_path / "loop" / "x"),
     ):
@@ -211,8 +211,8 @@ def test_loops_of_links_are_one_line(run, weights, noise, tmp_path):
 
 
 def test_outputs_that_are_not_finite_are_told(run, weights, noise, tmp_path, monkeypatch):
-    def broken(self, pictures):
-        boxes, scores = scored(self, pictures)
+    def broken(self, images):
+        boxes, scores = scored(self, images)
         return np.full_like(boxes, np.nan), scores
 
     scored = SpecNetwork.scored_boxes
@@ -231,7 +231,7 @@ def test_an_interruption_is_one_line(run, weights, tmp_path, monkeypatch):
     def interrupted(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("refinedet.cli.app.read_picture", interrupted)
+    monkeypatch.setattr("refinedet.cli.app.read_image", interrupted)
     (tmp_path / "a.png").touch()
     status, out, err = run(
         *("detect", tmp_path, "--model", weights, "--backend", "spec"),

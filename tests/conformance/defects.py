@@ -49,7 +49,9 @@ def wrong_backend(defect: Defect, folder: Path) -> Any:
             text = text.replace(defect.old, defect.new)
         text = re.sub(rf"refinedet\.spec\.(?!{'|'.join(KEPT)})", f"{package}.", text)
         text = text.replace("from refinedet.spec import", f"from {package} import")
-        text = text.replace("from refinedet.backends.operations import", f"from {package}.operations import")
+        text = text.replace(
+            "from refinedet.backends.operations import", f"from {package}.operations import"
+        )
         (target / file.name).write_text(text)
     sys.path.insert(0, str(folder))
     try:
@@ -62,7 +64,7 @@ def wrong_backend(defect: Defect, folder: Path) -> Any:
 
 _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     # (check that is meant, module): (name, old, new)
-    ("network.blank_picture", "layers"): [
+    ("network.blank_image", "layers"): [
         ("no end at 6", "return x.clip(0, 6)", "return x.clip(0)"),
     ],
     ("sigmoid.parity", "losses"): [
@@ -83,7 +85,7 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ("mean over columns", "losses.sum(axis=1)", "losses.mean(axis=1)"),
         ("focus on what is known", "wrong**gamma * log_p", "np.exp(log_p)**gamma * log_p"),
     ],
-    ("normalise.parity", "pictures"): [
+    ("normalise.parity", "images"): [
         ("RGB for BGR", '== "BGR"', '== "RGB"'),
         (
             "mean after deviation",
@@ -148,7 +150,7 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "centres.transpose(2, 0, 1, 3).reshape(-1, 4)",
         ),
         (
-            "height and width of the picture exchanged",
+            "height and width of the image exchanged",
             "height, width = image_size",
             "width, height = image_size",
         ),
@@ -290,22 +292,26 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "free.size - 1 - np.argmax(free.ravel()[::-1])",
         ),
         ("an anchor serves several objects", "free[anchor, :] = -1", "pass"),
-        ("an object takes several anchors", "free[:, truth] = -1", "pass"),
+        ("an object takes several anchors", "free[:, ground_truth] = -1", "pass"),
         (
             "ties to the last object",
             "best = iou.argmax(axis=1)",
-            "best = truths - 1 - iou[:, ::-1].argmax(axis=1)",
+            "best = ground_truth - 1 - iou[:, ::-1].argmax(axis=1)",
         ),
         ("the overlaps are overwritten", "free = iou.copy()", "free = iou"),
     ],
     ("match.every_object", "matching"): [
-        ("no anchor of one's own", "for _ in range(min(anchors, truths)):", "for _ in range(0):"),
+        (
+            "no anchor of one's own",
+            "for _ in range(min(anchors, ground_truth)):",
+            "for _ in range(0):",
+        ),
     ],
     ("match.permutation", "matching"): [
         (
             "object after object",
-            "anchor, truth = np.unravel_index(np.argmax(free), free.shape)",
-            "anchor, truth = free[:, _].argmax(), _",
+            "anchor, ground_truth = np.unravel_index(np.argmax(free), free.shape)",
+            "anchor, ground_truth = free[:, _].argmax(), _",
         ),
     ],
     ("targets.parity", "matching"): [
@@ -388,7 +394,7 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "hard_negatives(\n        by_anchor.ravel(), positive.ravel(), eligible.ravel(), ratio\n    ).reshape(positive.shape)",
         ),
         (
-            "divided by the pictures",
+            "divided by the images",
             "max(1, int(positive.sum()))",
             "len(positive)",
         ),
@@ -460,7 +466,7 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "return loss_on_targets(heads, detector_targets(heads, boxes, labels, config), config)",
             "loss = loss_on_targets(heads, detector_targets(heads, boxes, labels, config), config)\n    through = loss.arm.offsets_gradient - loss.odm.offsets_gradient\n    return Loss(loss.arm._replace(offsets_gradient=through), loss.odm)",
         ),
-        ("the ODM is not filtered", "*odm, wanted.odm_eligible,", "*odm, everything,"),
+        ("the ODM is not filtered", "*odm, target.odm_eligible,", "*odm, everything,"),
     ],
     ("scored_boxes.parity", "detection"): [
         (
@@ -548,7 +554,7 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "for _ in range(1):\n        rows = np.arange(len(label))",
         ),
         (
-            "no limit of a picture",
+            "no limit of an image",
             "np.sort(np.asarray(kept, np.int64))[: config.top]",
             "np.sort(np.asarray(kept, np.int64))",
         ),
@@ -615,8 +621,8 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ("no weight decay", "g = g + options.weight_decay * p", "g = g + 0 * p"),
         (
             "dampened momentum",
-            "options.momentum * velocities[entry.name].astype(np.float64) + g",
-            "options.momentum * velocities[entry.name].astype(np.float64) + (1 - options.momentum) * g",
+            "options.momentum * momentum_buffers[entry.name].astype(np.float64) + g",
+            "options.momentum * momentum_buffers[entry.name].astype(np.float64) + (1 - options.momentum) * g",
         ),
         ("Nesterov's momentum", "(p - step * v)", "(p - step * (g + options.momentum * v))"),
         (
@@ -655,7 +661,7 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "norm: Array = np.sqrt(np.maximum(squares, least) if floor else squares) + (0 if floor else least)",
         ),
         (
-            "L2 over the whole picture",
+            "L2 over the whole image",
             "    squares = np.square(x).sum(axis=1, keepdims=True)\n    least",
             "    squares = np.square(x).sum(axis=(1, 2, 3), keepdims=True)\n    least",
         ),
@@ -682,7 +688,7 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "weight[:, :, j, i], x[part]",
         ),
         (
-            "borders repeat the picture",
+            "borders repeat the image",
             "return np.pad(x, ((0, 0), (0, 0), sides, sides))",
             'return np.pad(x, ((0, 0), (0, 0), sides, sides), mode="edge")',
         ),
@@ -786,18 +792,18 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "stride > 1 and kernel > 3)",
         ),
     ],
-    ("network.pictures_apart", "reference"): [
+    ("network.images_apart", "reference"): [
         (
             "the batch's statistics in prediction",
-            "forward(self.tensors, pictures, self.config)[0]",
-            "forward(self.tensors, pictures, self.config, training=True)[0]",
+            "forward(self.tensors, images, self.config)[0]",
+            "forward(self.tensors, images, self.config, training=True)[0]",
         ),
     ],
     ("network.scored_boxes", "reference"): [
         (
-            "the scores of the first picture",
-            "return scored_boxes(self.heads(pictures), self.config)",
-            "b, s = scored_boxes(self.heads(pictures), self.config)\n        return b, s[:1].repeat(len(s), axis=0) * 1",
+            "the scores of the first image",
+            "return scored_boxes(self.heads(images), self.config)",
+            "b, s = scored_boxes(self.heads(images), self.config)\n        return b, s[:1].repeat(len(s), axis=0) * 1",
         ),
     ],
     ("training.gradient", "layers"): [
@@ -880,8 +886,8 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ],
     ("training.update", "reference"): [
         (
-            "velocities forgotten",
-            "self.tensors, self.moments = done.parameters, done.velocities",
+            "momentum_buffers forgotten",
+            "self.tensors, self.moments = done.parameters, done.momentum_buffers",
             "self.tensors = done.parameters",
         ),
     ],
@@ -903,18 +909,18 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ("an overflow is not noticed", "largest > LARGEST_FLOAT16", "largest > np.inf"),
         (
             "a skipped step decays",
-            "Step(loss, parameters | statistics, velocities,",
-            "Step(loss, {n: p * p.dtype.type(0.9999) for n, p in parameters.items()} | statistics, velocities,",
+            "Step(loss, parameters | statistics, momentum_buffers,",
+            "Step(loss, {n: p * p.dtype.type(0.9999) for n, p in parameters.items()} | statistics, momentum_buffers,",
         ),
         (
             "a skipped step loses the running statistics",
-            "Step(loss, parameters | statistics, velocities,",
-            "Step(loss, parameters, velocities,",
+            "Step(loss, parameters | statistics, momentum_buffers,",
+            "Step(loss, parameters, momentum_buffers,",
         ),
         (
             "a skipped step stops all motion",
-            "Step(loss, parameters | statistics, velocities,",
-            "Step(loss, parameters | statistics, {n: 0 * v for n, v in velocities.items()},",
+            "Step(loss, parameters | statistics, momentum_buffers,",
+            "Step(loss, parameters | statistics, {n: 0 * v for n, v in momentum_buffers.items()},",
         ),
         ("a skipped step is not told", "skipped=True", "skipped=False"),
     ],
@@ -961,7 +967,11 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ],
     ("training.resume", "reference"): [
         ("steps done are ignored", "self.steps_done = steps_done", "self.steps_done = 0"),
-        ("given velocities are ignored", "self.moments = velocities or {", "self.moments = {"),
+        (
+            "given momentum_buffers are ignored",
+            "self.moments = momentum_buffers or {",
+            "self.moments = {",
+        ),
     ],
     ("training.names", "reference"): [
         (
@@ -973,15 +983,15 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("detections.objects", "reference"): [
         (
             "boxes in another corner order",
-            "return scored_boxes(self.heads(pictures), self.config)",
-            "b, s = scored_boxes(self.heads(pictures), self.config)\n        return b - 0.01, s",
+            "return scored_boxes(self.heads(images), self.config)",
+            "b, s = scored_boxes(self.heads(images), self.config)\n        return b - 0.01, s",
         ),
     ],
     ("detections.map", "reference"): [
         (
             "boxes a little off",
-            "return scored_boxes(self.heads(pictures), self.config)",
-            "b, s = scored_boxes(self.heads(pictures), self.config)\n        return b + b.dtype.type(0.03), s",
+            "return scored_boxes(self.heads(images), self.config)",
+            "b, s = scored_boxes(self.heads(images), self.config)\n        return b + b.dtype.type(0.03), s",
         ),
     ],
 }

@@ -29,47 +29,47 @@ def double(tensors: Parameters) -> Parameters:
 
 
 class Float64Network:
-    """The contract in float64, rounded once."""
+    """The specification in float64, rounded once."""
 
     def __init__(self, config: Config, parameters: Parameters) -> None:
         self.config = config
         self.exact = SpecNetwork(config, double(parameters))
 
-    def heads(self, pictures: Array) -> Heads:
-        return Heads(*(h.astype(np.float32) for h in self.exact.heads(pictures.astype(np.float64))))
+    def heads(self, images: Array) -> Heads:
+        return Heads(*(h.astype(np.float32) for h in self.exact.heads(images.astype(np.float64))))
 
-    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
-        boxes, scores = self.exact.scored_boxes(pictures.astype(np.float64))
+    def scored_boxes(self, images: Array) -> tuple[Array, Array]:
+        boxes, scores = self.exact.scored_boxes(images.astype(np.float64))
         return boxes.astype(np.float32), scores.astype(np.float32)
 
 
 class Float64Trainer:
-    """The contract's training in float64, rounded when it is read."""
+    """The specification's training in float64, rounded when it is read."""
 
     def __init__(
         self,
         config: Config,
         parameters: Parameters,
-        velocities: Parameters | None = None,
+        momentum_buffers: Parameters | None = None,
         steps_done: int = 0,
     ) -> None:
-        moments = velocities and double(velocities)
+        moments = momentum_buffers and double(momentum_buffers)
         self.exact = SpecTrainer(config, double(parameters), moments, steps_done)
 
     def step(self, batch: Batch) -> StepLosses:
-        wide = {"pictures": batch.pictures, "boxes": batch.boxes}
+        wide = {"images": batch.images, "boxes": batch.boxes}
         exact = {name: array.astype(np.float64) for name, array in wide.items()}
         return self.exact.step(batch._replace(**exact))
 
     def parameters(self) -> Parameters:
         return single(self.exact.parameters())
 
-    def velocities(self) -> Parameters:
-        return single(self.exact.velocities())
+    def momentum_buffers(self) -> Parameters:
+        return single(self.exact.momentum_buffers())
 
 
 class Float64:
-    """The contract in float64: how far it is from itself in float32."""
+    """The specification in float64: how far it is from itself in float32."""
 
     name = "spec-float64"
 
@@ -97,7 +97,7 @@ class HalfTape(Tape):
         self._steps.append((out, layer, arrays, options))
         return out
 
-    def back(self, outputs: list[tuple[Array, Array]], wanted: Parameters) -> Parameters:
+    def back(self, outputs: list[tuple[Array, Array]], expected: Parameters) -> Parameters:
         gradients = {id(out): half(d) for out, d in outputs}
         for out, layer, arrays, options in reversed(self._steps):
             d = gradients.pop(id(out), None)
@@ -109,7 +109,7 @@ class HalfTape(Tape):
                 exact = layer in NORMALISING and array.ndim == 1  # float32 parameters
                 g = g if exact else half(g)
                 gradients[id(array)] = g if before is None else half(before + g)
-        return {n: gradients.get(id(a), np.zeros_like(a)) for n, a in wanted.items()}
+        return {n: gradients.get(id(a), np.zeros_like(a)) for n, a in expected.items()}
 
     @staticmethod
     def _read(layer: Any, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -117,7 +117,7 @@ class HalfTape(Tape):
 
 
 class Float16Trainer(SpecTrainer):
-    """The contract's training with activations in float16."""
+    """The specification's training with activations in float16."""
 
     def step(self, batch: Batch) -> StepLosses:
         quiet = np.errstate(over="ignore", invalid="ignore")  # of a gradient that overflows
@@ -126,7 +126,7 @@ class Float16Trainer(SpecTrainer):
 
 
 class Float16:
-    """The contract in float16, as far as a training holds its activations there."""
+    """The specification in float16, as far as a training holds its activations there."""
 
     name = "spec-float16"
     precisions = ("float16",)
@@ -138,8 +138,8 @@ class Float16:
         self,
         config: Config,
         parameters: Parameters,
-        velocities: Parameters | None = None,
+        momentum_buffers: Parameters | None = None,
         steps_done: int = 0,
         loss_scale: LossScale | None = None,
     ) -> Float16Trainer:
-        return Float16Trainer(config, parameters, velocities, steps_done, loss_scale)
+        return Float16Trainer(config, parameters, momentum_buffers, steps_done, loss_scale)

@@ -137,8 +137,8 @@ def test_pytest_has_an_item_for_each_check_and_backend(tmp_path):
     shown = {"passed": "PASSED", "failed": "FAILED", "limited": "XFAIL"}
     lines = done.stdout.splitlines()
     for check, state in STATES.items():
-        wanted = shown.get(state, "SKIPPED")
-        assert any(f"[{MIXED}-{check}] {wanted}" in line for line in lines), check
+        expected = shown.get(state, "SKIPPED")
+        assert any(f"[{MIXED}-{check}] {expected}" in line for line in lines), check
         assert any(f"[spec-{check}] PASSED" in line for line in lines), check
     assert "  not implemented, operation nms: nms.parity" in done.stdout
     assert "FAILED box_iou.parity on mixed_backend:Mixed\n" in done.stdout

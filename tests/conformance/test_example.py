@@ -16,11 +16,11 @@ import pytest
 import typer
 
 from refinedet.backends import interface
+from refinedet.backends.operations import OPERATIONS
 from refinedet.conformance.cli import conformance
 from refinedet.conformance.registry import LEVELS
 from refinedet.conformance.report import Report, as_text
 from refinedet.conformance.runner import FAILED, LIMITED, MISSING, NOT_RUN, PASSED, outcome, select
-from refinedet.backends.operations import OPERATIONS
 from refinedet.spec.config import PRECISIONS, preset, replace
 from refinedet.spec.network import initial_parameters
 
@@ -69,8 +69,8 @@ def test_the_example_fails_no_check_and_has_no_trainer(example, level):
     found = judged(example, select([level]))
     wrong = {one.check: one.failure.said for one in found if one.state == FAILED}
     assert not wrong
-    wanted = {"training": MISSING, "reported mAP": NOT_RUN}.get(level, PASSED)
-    assert {one.state for one in found} == {wanted}
+    expected = {"training": MISSING, "reported mAP": NOT_RUN}.get(level, PASSED)
+    assert {one.state for one in found} == {expected}
 
 
 def test_the_example_has_every_operation(example):
@@ -96,11 +96,11 @@ def test_the_example_copies_its_parameters(example):
     config = replace(preset("refinedet_eighth_128"), image_size=(64, 64), num_classes=3)
     parameters = initial_parameters(config, 0)
     network = example.network(config, parameters)
-    pictures = np.ones((1, 3, 64, 64), np.float32)
-    before = network.heads(pictures)
+    images = np.ones((1, 3, 64, 64), np.float32)
+    before = network.heads(images)
     for parameter in parameters.values():
         parameter[...] = 7
-    assert all(map(np.array_equal, before, network.heads(pictures)))
+    assert all(map(np.array_equal, before, network.heads(images)))
 
 
 def entry_points_of(text):
@@ -161,20 +161,20 @@ def test_the_declared_limitation_is_strict():
     ],
 )
 def test_the_members_on_the_page_are_those_of_the_interface(block, shown, protocol):
-    made, wanted = getattr(module(block), shown), getattr(interface, protocol)
-    wanted_names = {n for n, m in vars(wanted).items() if inspect.isfunction(m) and n[0] != "_"}
+    made, expected = getattr(module(block), shown), getattr(interface, protocol)
+    expected_names = {n for n, m in vars(expected).items() if inspect.isfunction(m) and n[0] != "_"}
     if shown == "MyBackend":
-        made, wanted_names = made.__mro__[1], {"trainer", "network"}
+        made, expected_names = made.__mro__[1], {"trainer", "network"}
     if block is HALF:
-        wanted_names -= {"network"}
+        expected_names -= {"network"}
     names = {name for name in vars(made) if inspect.isfunction(vars(made)[name])} - {"__init__"}
-    assert names == wanted_names
+    assert names == expected_names
     for name in names:
-        own, theirs = (inspect.signature(getattr(c, name)).parameters for c in (made, wanted))
-        wanted_ones = [(p.name, p.default) for p in theirs.values()]
+        own, theirs = (inspect.signature(getattr(c, name)).parameters for c in (made, expected))
+        expected_ones = [(p.name, p.default) for p in theirs.values()]
         if block is MEMBERS and name == "trainer":  # in float32 it may be missing
-            assert wanted_ones.pop() == ("loss_scale", None)
-        assert [(p.name, p.default) for p in own.values()] == wanted_ones
+            assert expected_ones.pop() == ("loss_scale", None)
+        assert [(p.name, p.default) for p in own.values()] == expected_ones
 
 
 def test_the_precisions_on_the_page_are_those_of_the_contract():

@@ -133,7 +133,7 @@ def test_the_text_has_a_table_a_level_and_every_failure(mixed):
         "  broken  box_iou differs at (0, 1)",
         "  input   (1, 2)",
         "  got     GGG",
-        "  wanted  WWW",
+        "  expected  WWW",
         "  error   0.0003, allowed 2e-06",
         "    replay('x', (1, 2))",
     ):
@@ -195,7 +195,7 @@ def test_the_page_says_what_the_text_says(mixed):
         assert shown in text
 
 
-@pytest.mark.parametrize("place", ["said", "got", "wanted", "case", "snippet"])
+@pytest.mark.parametrize("place", ["said", "got", "expected", "case", "snippet"])
 def test_the_page_escapes_everything_of_a_failure(place):
     failure = replace(FAILURE, **{place: "<b>&</b>"})
     outcomes = changed(passing(), "operations", state=FAILED, failure=failure, law="<b>&</b>")

@@ -1,4 +1,4 @@
-"""Level *reported mAP*: on a small set in COCO's layout, and figures published by the test."""
+"""Level *reported mAP*: on a small set in COCO's layout, and metrics published by the test."""
 
 import json
 import math
@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from refinedet.evaluation import published
 from refinedet.backends.interface import Limitation
-from refinedet.models.checkpoint import Checkpoint, write_checkpoint
+from refinedet.backends.reference import SpecBackend, SpecNetwork
 from refinedet.cli.backend_options import Choice
 from refinedet.conformance.checks.detections import CONFIG, confident_parameters
 from refinedet.conformance.registry import CHECKS, LEVELS
@@ -32,11 +31,12 @@ from refinedet.conformance.runner import (
     select,
 )
 from refinedet.data.source import DataSource
-from refinedet.inference.predictor import Predictor
+from refinedet.evaluation import published
+from refinedet.evaluation.model_run import Reported, evaluate_model
 from refinedet.evaluation.protocols import find_protocol, under
 from refinedet.evaluation.published import TOLERANCE, Published
-from refinedet.backends.reference import SpecBackend, SpecNetwork
-from refinedet.evaluation.model_run import Reported, evaluate_model
+from refinedet.inference.predictor import Predictor
+from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.settings import Settings, to_yaml
 
 from .test_cli import under_pytest
@@ -45,31 +45,31 @@ NAMES = ("cat", "dog", "cow")[: CONFIG.num_classes - 1]
 CATEGORIES = [{"id": n, "name": name} for n, name in zip((3, 18, 90), NAMES, strict=False)]
 """With gaps, as COCO's."""
 NAME = "reported.map"
-OPTIONS = ("--model", "--annotations", "--pictures", "--expect")
+OPTIONS = ("--model", "--annotations", "--images", "--expect")
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A detector, and pictures of it: the objects are half of what it finds, moved.
+    """A detector, and images of it: the objects are half of what it finds, moved.
 
-    Of fourteen pictures two have no object, and two a crowd: ten count, in two batches.
+    Of fourteen images two have no object, and two a crowd: ten count, in two batches.
     """
     folder = tmp_path_factory.mktemp("reported")
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     parameters = confident_parameters(0)
     settings = Settings(model=CONFIG, class_names=NAMES)
     write_checkpoint(folder / "w.safetensors", Checkpoint(settings, parameters, None, 0))
     rng = np.random.default_rng(0)
-    pictures = [
+    images = [
         rng.integers(0, 256, (*rng.integers(90, 400, 2), 3), dtype=np.uint8) for _ in range(14)
     ]
     network = under(find_protocol("modelzoo"), SpecNetwork(CONFIG, parameters))
     images, annotations = [], []
-    for n, found in enumerate(Predictor(network, 4).predict(iter(pictures))):
-        picture, image_id = pictures[n], 7 * n + 1000
-        height, width = picture.shape[:2]
+    for n, found in enumerate(Predictor(network, 4).predict(iter(images))):
+        image, image_id = images[n], 7 * n + 1000
+        height, width = image.shape[:2]
         name = f"{image_id:012}.png"
-        cv2.imwrite(str(folder / "pictures" / name), picture[..., ::-1])
+        cv2.imwrite(str(folder / "images" / name), image[..., ::-1])
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         for k in range(0, 0 if n in (4, 9) else len(found.boxes), 2):
             low, high = found.boxes[k, :2], found.boxes[k, 2:]
@@ -90,25 +90,25 @@ def files(tmp_path_factory):
     return SimpleNamespace(
         model=folder / "w.safetensors",
         annotations=folder / "annotations.json",
-        pictures=folder / "pictures",
+        images=folder / "images",
     )
 
 
 @pytest.fixture(scope="module")
 def row(files):
-    """What the contract measures, published."""
-    source = DataSource("coco", annotations=files.annotations, pictures=files.pictures)
+    """What the specification measures, published."""
+    source = DataSource("coco", annotations=files.annotations, images=files.images)
     protocol = find_protocol("modelzoo")
-    measured = evaluate_model(SpecBackend(), files.model, source, protocol).figures
-    figures = {name: x for name, x in measured.items() if name[:2] in ("AP", "AR") and x == x}
-    assert len(figures) >= 10
-    assert 0.1 < figures["AP"] < 0.9
-    least = figures["AP"] - 0.005
-    return Published("a-row", "ours", figures, frozenset(), least, "modelzoo", "noise", "here")
+    measured = evaluate_model(SpecBackend(), files.model, source, protocol).metrics
+    metrics = {name: x for name, x in measured.items() if name[:2] in ("AP", "AR") and x == x}
+    assert len(metrics) >= 10
+    assert 0.1 < metrics["AP"] < 0.9
+    least = metrics["AP"] - 0.005
+    return Published("a-row", "ours", metrics, frozenset(), least, "modelzoo", "noise", "here")
 
 
 def reported(files, row, retrained=False):
-    return Reported(files.model, files.annotations, files.pictures, row, retrained)
+    return Reported(files.model, files.annotations, files.images, row, retrained)
 
 
 def given(case):
@@ -117,11 +117,11 @@ def given(case):
     return check
 
 
-def moved(row, figure, by):
-    return replace(row, figures={**row.figures, figure: row.figures[figure] + by})
+def moved(row, metric, by):
+    return replace(row, metrics={**row.metrics, metric: row.metrics[metric] + by})
 
 
-def test_the_right_figures_pass_and_reach_the_level(files, row):
+def test_the_right_metrics_pass_and_reach_the_level(files, row):
     one = outcome(given(reported(files, row)), SpecBackend())
     assert (one.state, one.failure) == (PASSED, None)
     assert one.worst < 1e-6
@@ -132,27 +132,27 @@ def test_the_right_figures_pass_and_reach_the_level(files, row):
     assert LEVELS[-1] == "reported mAP"
 
 
-@pytest.mark.parametrize("figure", ["AP", "AP75", "AR100"])
+@pytest.mark.parametrize("metric", ["AP", "AP75", "AR100"])
 @pytest.mark.parametrize("by", [0.0016, -0.0016])
-def test_a_figure_off_by_more_than_the_tolerance_fails(files, row, figure, by):
-    wrong = moved(row, figure, by)
+def test_a_figure_off_by_more_than_the_tolerance_fails(files, row, metric, by):
+    wrong = moved(row, metric, by)
     one = outcome(given(reported(files, wrong)), SpecBackend())
     assert one.state == FAILED
     assert one.failure.said == (
-        f"a-row, protocol modelzoo: {figure} is {row.figures[figure]:.4f}, "
-        f"published {wrong.figures[figure]:.4f}, difference {-by:+.4f}"
+        f"a-row, protocol modelzoo: {metric} is {row.metrics[metric]:.4f}, "
+        f"published {wrong.metrics[metric]:.4f}, difference {-by:+.4f}"
     )
     assert one.failure.error == pytest.approx(0.0016)
     assert one.failure.tolerance == TOLERANCE
     assert one.worst == pytest.approx(0.0016 / TOLERANCE)
-    near = moved(row, figure, 0.9 * by)
+    near = moved(row, metric, 0.9 * by)
     one = outcome(given(reported(files, near)), SpecBackend())
     assert one.state == PASSED
     assert one.worst == pytest.approx(0.9 * 0.0016 / TOLERANCE)
 
 
 def test_every_figure_outside_is_told_and_one_without_a_value_too(files, row):
-    wrong = replace(row, figures={"AP": 0.01, "AP50": row.figures["AP50"], "nothing": 0.5})
+    wrong = replace(row, metrics={"AP": 0.01, "AP50": row.metrics["AP50"], "nothing": 0.5})
     failure = outcome(given(reported(files, wrong)), SpecBackend()).failure
     assert "AP is 0." in failure.said
     assert "AP50" not in failure.said
@@ -162,7 +162,7 @@ def test_every_figure_outside_is_told_and_one_without_a_value_too(files, row):
     json.dumps(as_data(Report("quick", 0, (outcome(given(reported(files, wrong)), Raises()),))))
 
 
-def test_figures_from_memory_are_not_judged(files, row):
+def test_metrics_from_memory_are_not_judged(files, row):
     wrong = replace(moved(row, "AP75", 0.2), unverified=frozenset({"AP75"}))
     one = outcome(given(reported(files, wrong)), SpecBackend())
     assert (one.state, one.worst < 1e-6) == (PASSED, True)
@@ -170,15 +170,17 @@ def test_figures_from_memory_are_not_judged(files, row):
 
 def test_a_retrained_detector_may_fall_short_in_its_main_figure_alone(files, row):
     higher = moved(moved(row, "AP75", 0.3), "AP", 0.004)
-    allowed = replace(higher, retrained_at_least=row.figures["AP"] - 0.001)
+    allowed = replace(higher, retrained_at_least=row.metrics["AP"] - 0.001)
     one = outcome(given(reported(files, allowed, retrained=True)), SpecBackend())
     assert one.state == PASSED
     assert one.worst == pytest.approx(0.8)
-    short = replace(higher, retrained_at_least=row.figures["AP"] + 0.001)
+    short = replace(higher, retrained_at_least=row.metrics["AP"] + 0.001)
     one = outcome(given(reported(files, short, retrained=True)), SpecBackend())
     assert one.state == FAILED
     assert one.failure.tolerance == pytest.approx(0.003)
-    assert f"difference -0.0040, wanted at least {short.retrained_at_least:.4f}" in one.failure.said
+    assert (
+        f"difference -0.0040, expected at least {short.retrained_at_least:.4f}" in one.failure.said
+    )
     assert "AP75" not in one.failure.said
 
 
@@ -190,13 +192,13 @@ def test_a_wrong_protocol_fails(files, row, protocol):
 
 
 class Errs(SpecBackend):
-    """Every box a hundredth of the picture too far to the right."""
+    """Every box a hundredth of the image too far to the right."""
 
     def network(self, config, parameters):
         right = super().network(config, parameters)
 
-        def scored_boxes(pictures):
-            boxes, scores = right.scored_boxes(pictures)
+        def scored_boxes(images):
+            boxes, scores = right.scored_boxes(images)
             return boxes + np.array([0.01, 0, 0.01, 0], np.float32), scores
 
         return SimpleNamespace(config=config, scored_boxes=scored_boxes)
@@ -248,7 +250,7 @@ def test_without_data_it_is_not_run_and_lowers_no_level():
     for backend in (SpecBackend(), Declares(), Partial()):
         one = outcome(CHECKS[NAME], backend)
         assert one.state == NOT_RUN
-        assert one.reason == "give --model, --annotations, --pictures and --expect"
+        assert one.reason == "give --model, --annotations, --images and --expect"
         assert one.failure is None
     others = [
         replace(one, check=c.name, level=c.level, state=PASSED)
@@ -277,9 +279,9 @@ from refinedet.backends.reference import SpecBackend
 class Blind(SpecBackend):
     "Finds nothing, at once."
     def network(self, config, parameters):
-        def scored_boxes(pictures):
+        def scored_boxes(images):
             self.act()
-            return np.zeros((len(pictures), 9, 4), "f4"), np.zeros((len(pictures), 9, 4), "f4")
+            return np.zeros((len(images), 9, 4), "f4"), np.zeros((len(images), 9, 4), "f4")
         return SimpleNamespace(config=config, scored_boxes=scored_boxes)
 
 class Crashes(Blind):
@@ -341,12 +343,12 @@ def test_the_limit_is_between_two_signs_of_life_and_not_of_the_whole(files, row,
 @pytest.fixture
 def options(files, row, monkeypatch):
     monkeypatch.setattr(published, "published", lambda: {"a-row": row, "voc": voc(row)})
-    data = ("--annotations", files.annotations, "--pictures", files.pictures)
+    data = ("--annotations", files.annotations, "--images", files.images)
     return ("--model", files.model, *data, "--expect", "a-row")
 
 
 def voc(row):
-    return replace(row, name="voc", figures={"VOC07": 0.8})
+    return replace(row, name="voc", metrics={"VOC07": 0.8})
 
 
 ALONE = ("conformance", "--backend", "spec", "--level", "reported mAP")
@@ -362,14 +364,14 @@ def test_the_command_passes_it_and_fails_it(run, options, row, monkeypatch, tmp_
     status, out, _ = run(*ALONE, *options)
     assert status == 1
     assert "FAILED reported.map on spec" in out
-    assert f"published {wrong.figures['AP']:.4f}, difference -0.0100" in out
+    assert f"published {wrong.metrics['AP']:.4f}, difference -0.0100" in out
     assert run(*ALONE, *options, "--retrained")[0] == 0  # it asks for what a new training may lack
 
 
 def test_the_command_without_data_says_not_run(run, tmp_path):
     status, out, _ = run(*ALONE, "--json", tmp_path / "r.json", "--html", tmp_path / "r.html")
     assert status == 0
-    assert "not run, give --model, --annotations, --pictures and --expect" in out
+    assert "not run, give --model, --annotations, --images and --expect" in out
     (backend,) = json.loads((tmp_path / "r.json").read_text())["backends"]
     assert backend["checks"][0]["state"] == NOT_RUN
     assert "not run" in (tmp_path / "r.html").read_text()
@@ -406,7 +408,7 @@ def test_what_users_get_wrong_is_one_line_before_anything_runs(run, options, fil
     refused(run(*with_("--model", tmp_path)), "no checkpoint in it")
     refused(run(*with_("--annotations", tmp_path / "none")), "none: ")
     refused(run(*with_("--annotations", text)), "text.txt: not JSON")
-    refused(run(*with_("--pictures", tmp_path / "none")), "none: ")
+    refused(run(*with_("--images", tmp_path / "none")), "none: ")
     refused(run(*ALONE, "--retrained"), "--model: level reported mAP needs it beside --retrained")
     other = ("conformance", "--backend", "spec", "--level", "operations")
     refused(run(*other, *options), "--model: is for level reported mAP, which --level or -k leaves")
@@ -418,15 +420,15 @@ def test_what_users_get_wrong_is_one_line_before_anything_runs(run, options, fil
     refused(run(*with_("--model", graph)), "graph.mindir: cannot read: No such file")
 
 
-def test_a_picture_that_is_missing_is_refused(run, options, files, tmp_path):
-    """Other figures would come of fewer pictures, and be held against the backend."""
-    fewer = tmp_path / "pictures"
+def test_a_image_that_is_missing_is_refused(run, options, files, tmp_path):
+    """Other metrics would come of fewer images, and be held against the backend."""
+    fewer = tmp_path / "images"
     fewer.mkdir()
-    gone, *others = sorted(files.pictures.iterdir())
-    for picture in others:
-        shutil.copy(picture, fewer)
-    options = (*without(options, "--pictures"), "--pictures", fewer)
-    said = "the published figures are of all pictures"
+    gone, *others = sorted(files.images.iterdir())
+    for image in others:
+        shutil.copy(image, fewer)
+    options = (*without(options, "--images"), "--images", fewer)
+    said = "the published metrics are of all images"
     refused(run(*ALONE, *options), said)
     (fewer / gone.name).write_bytes(gone.read_bytes()[:100])
     refused(run(*ALONE, *options), said)
@@ -450,8 +452,8 @@ def test_its_process_leaves_nothing_to_be_cleaned_up(files):
 def test_pytest_skips_what_was_not_run(tmp_path):
     done = under_pytest(tmp_path, "--backend", "spec", "-k", "reported", "-rs")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert ": not run: give --model, --annotations, --pictures and --expect\n" in done.stdout
-    assert "not run, give --model, --annotations, --pictures and --expect" in done.stdout
+    assert ": not run: give --model, --annotations, --images and --expect\n" in done.stdout
+    assert "not run, give --model, --annotations, --images and --expect" in done.stdout
 
 
 def test_pytest_runs_it_with_the_same_options(tmp_path, files):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from refinedet.backends.interface import BackendError
+from refinedet.backends.reference import SpecBackend
 from refinedet.cli.backend_options import Choice
 from refinedet.conformance.registry import CHECKS
 from refinedet.conformance.runner import (
@@ -20,7 +21,6 @@ from refinedet.conformance.runner import (
     run,
     select,
 )
-from refinedet.backends.reference import SpecBackend
 
 BACKENDS = """
 import os, sys, time
@@ -250,5 +250,5 @@ def test_a_backend_that_writes_into_its_arguments_leaves_the_edges_as_they_are()
     before = copy.deepcopy(check.pinned)
     failure = outcome(check, Writes(), "quick").failure
     assert failure.said == "clip_boxes changes its argument [0]"
-    for (boxes,), (wanted,) in zip(check.pinned, before, strict=True):
-        np.testing.assert_array_equal(boxes, wanted)
+    for (boxes,), (expected,) in zip(check.pinned, before, strict=True):
+        np.testing.assert_array_equal(boxes, expected)

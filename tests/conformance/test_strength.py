@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import refinedet.conformance.checks  # noqa: F401 - fills the registry
+from refinedet.backends.reference import SpecBackend
 from refinedet.conformance.judge import Subject, Violation
 from refinedet.conformance.registry import CHECKS
 from refinedet.conformance.runner import judge, select
-from refinedet.backends.reference import SpecBackend
 
 from .defects import DEFECTS, wrong_backend
 

@@ -15,12 +15,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
+from refinedet.backends.operations import OPERATIONS
 from refinedet.conformance import vectors
 from refinedet.conformance.margin import MARGIN, TRIES, moved
 from refinedet.conformance.vectors import check_results, write_vectors
 from refinedet.conformance.vectors_cli import app
 from refinedet.data.dataset import DataError
-from refinedet.backends.operations import OPERATIONS
 from refinedet.spec.config import Config
 from refinedet.spec.detection import detections, scored_boxes
 from refinedet.spec.network import Heads, forward
@@ -161,7 +161,7 @@ def taken(tensors, prefix):
 
 def test_the_files_alone_are_enough_to_compute_every_output(manifest, tensors):
     for case in manifest["cases"]:
-        inputs, wanted = (
+        inputs, expected = (
             {t["name"]: tensors[t["file"]][t["name"]] for t in case["tensors"] if t["role"] == role}
             for role in ("input", "output")
         )
@@ -177,7 +177,7 @@ def test_the_files_alone_are_enough_to_compute_every_output(manifest, tensors):
                 for name in inspect.signature(function).parameters
             ]
             got = [leaf for _, leaf in vectors.leaves(function(*arguments))]
-            want = list(wanted.values())
+            want = list(expected.values())
             if case["operation"] == "momentum_step":  # by name: a file has an order of its own
                 got = [leaf for _, leaf in sorted(vectors.leaves(function(*arguments)))]
             for g, w in zip(got, want, strict=True):
@@ -186,21 +186,21 @@ def test_the_files_alone_are_enough_to_compute_every_output(manifest, tensors):
         config = built(Config, case["values"]["config"])
         assert config == vectors.NETWORK
         parameters = taken(inputs, "small/input/parameters")
-        heads = forward(parameters, taken(inputs, "small/input/pictures"), config)[0]
+        heads = forward(parameters, taken(inputs, "small/input/images"), config)[0]
         result = {
             "network_heads": heads,
             "network_scored_boxes": scored_boxes(heads, config),
             "network_detections": detections(heads, config),
         }[case["operation"]]
         got = [leaf for _, leaf in vectors.leaves(result)]
-        for g, w in zip(got, wanted.values(), strict=True):
+        for g, w in zip(got, expected.values(), strict=True):
             np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5)
             assert g.dtype == w.dtype
 
 
 def test_the_network_is_small_and_finds_objects_of_several_classes(manifest, tensors):
     network = tensors["network.safetensors"]
-    assert network["small/input/pictures"].shape == (2, 3, 64, 128)
+    assert network["small/input/images"].shape == (2, 3, 64, 128)
     labels = network["small/output/detections.0.labels"]
     assert len(labels) > 10
     assert len(set(labels.tolist())) > 1
@@ -249,18 +249,18 @@ def test_no_seeded_decision_hangs_on_the_last_digits(operation):
         groups += vectors._pinned(operation)  # these are drawn as well
     assert groups
     for arguments in groups:
-        wanted = OPERATIONS[operation](*arguments)
+        expected = OPERATIONS[operation](*arguments)
         for others in zip(*(near(a, i) for i, a in enumerate(arguments)), strict=True):
-            same_decisions(wanted, OPERATIONS[operation](*others))
+            same_decisions(expected, OPERATIONS[operation](*others))
 
 
 def test_no_detection_of_the_network_hangs_on_the_last_digits():
-    parameters, pictures = vectors.network_arguments()
-    heads = forward(parameters, pictures, vectors.NETWORK)[0]
-    wanted = detections(heads, vectors.NETWORK), scored_boxes(heads, vectors.NETWORK)
+    parameters, images = vectors.network_arguments()
+    heads = forward(parameters, images, vectors.NETWORK)[0]
+    expected = detections(heads, vectors.NETWORK), scored_boxes(heads, vectors.NETWORK)
     for other in moved(heads, 0):
         got = detections(other, vectors.NETWORK), scored_boxes(other, vectors.NETWORK)
-        same_decisions(wanted, got)
+        same_decisions(expected, got)
 
 
 # Where it is written
@@ -411,7 +411,7 @@ def test_a_failure_says_where_what_and_by_how_much(written, results):
     iou[4, 5] = 9
     change(results, "box_iou.safetensors", "pinned-03/output/result", iou)
     said = failure(written, results, "box_iou/pinned-03")
-    assert said.startswith("result differs at [2, 1]: got 0.25, wanted 0.0, error 0.25, allowed ")
+    assert said.startswith("result differs at [2, 1]: got 0.25, expected 0.0, error 0.25, allowed ")
 
 
 @pytest.mark.parametrize(
@@ -439,7 +439,7 @@ def test_a_dtype_that_numpy_has_not_is_a_failure(written, results):
     assert said == "result has dtype BF16, not F64"
 
 
-def test_a_truth_value_is_a_byte_of_0_or_1(written, results):
+def test_a_ground_truth_value_is_a_byte_of_0_or_1(written, results):
     path = results / "hard_negatives.safetensors"
     data = bytearray(path.read_bytes())
     assert data[-1] in (0, 1)
@@ -531,7 +531,7 @@ def test_another_manifest_is_refused(written, manifest, results, tmp_path):
     path.write_text('{"format": "other"}')
     refused("not a manifest", check_results, folder, results)
     edited(lambda m: m.update(version=2))
-    refused("wants version 1, got 2", check_results, folder, results)
+    refused("expected version 1, got 2", check_results, folder, results)
     output = manifest["cases"][0]["tensors"].index(outputs(manifest["cases"][0])[0])
     for damage in (
         lambda m: m.pop("cases"),

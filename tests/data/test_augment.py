@@ -23,8 +23,8 @@ from refinedet.data.augment import (
 )
 from refinedet.settings import AugmentSettings
 from refinedet.spec.boxes import box_iou
-from refinedet.spec.config import PictureConfig
-from refinedet.spec.errors import Array, ContractError
+from refinedet.spec.config import ImageConfig
+from refinedet.spec.errors import Array, SpecError
 from refinedet.spec.images import normalise
 
 NOTHING = AugmentSettings(distort=0, expand=0, crop=False, mirror=0, flip=0)
@@ -39,18 +39,18 @@ STEPS = {
     "geometry": AugmentSettings(distort=0, expand=0.8, crop=True, mirror=0.5, flip=0.5),
     "everything": AugmentSettings(distort=0.5, expand=0.8, crop=True, mirror=0.5, flip=0.5),
 }
-GREY = PictureConfig(channels="RGB", mean=(100.0, 100.0, 100.0))
+GREY = ImageConfig(channels="RGB", mean=(100.0, 100.0, 100.0))
 BLUE, RED, GREEN = (30, 30, 230), (230, 30, 30), (30, 230, 30)
-BGR = PictureConfig()
+BGR = ImageConfig()
 FILL = (123, 117, 104)  # of BGR, as R, G, B
 
 
 def painted(shape: tuple[int, int], *squares: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
-    """A blue picture with rectangles (box, colour) in whole pixels."""
-    picture = np.full((*shape, 3), BLUE, np.uint8)
+    """A blue image with rectangles (box, colour) in whole pixels."""
+    image = np.full((*shape, 3), BLUE, np.uint8)
     for (x0, y0, x1, y1), colour in squares:
-        picture[y0:y1, x0:x1] = colour
-    return picture
+        image[y0:y1, x0:x1] = colour
+    return image
 
 
 def extent(mask: Array) -> Array:
@@ -70,10 +70,10 @@ def test_a_square_is_found_at_its_box(
     step: str, shape: tuple[int, int], size: tuple[int, int]
 ) -> None:
     box = (50, 12, 70, 62) if shape == (90, 150) else (10, 20, 60, 52)
-    picture = painted(shape, (box, RED))
+    image = painted(shape, (box, RED))
     for seed in range(25):
         out, boxes, labels = augment(
-            picture,
+            image,
             np.array([box], np.float32),
             np.array([3]),
             np.random.default_rng(seed),
@@ -91,11 +91,11 @@ def test_a_square_is_found_at_its_box(
 @pytest.mark.parametrize("step", ["expand", "crop", "mirror", "flip", "everything"])
 def test_every_step_does_something(step: str) -> None:
     box = np.array([[50, 12, 70, 62]], np.float32)
-    picture = painted((90, 150))
+    image = painted((90, 150))
     moved = [
-        augment(
-            picture, box, np.array([1]), np.random.default_rng(s), STEPS[step], (64, 128), GREY
-        )[1]
+        augment(image, box, np.array([1]), np.random.default_rng(s), STEPS[step], (64, 128), GREY)[
+            1
+        ]
         for s in range(12)
     ]
     plain = box / np.float32([150, 90, 150, 90])
@@ -117,10 +117,10 @@ def test_boxes_are_inside_uncrossed_and_at_least_one(
     low = rng.random((count, 2)) * 0.9
     boxes = np.hstack([low, low + (1 - low) * rng.uniform(0.01, 1, (count, 2))])
     boxes = (boxes * [width, height, width, height]).astype(np.float32)
-    picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     labels = np.arange(1, count + 1)
-    before = picture.copy(), boxes.copy()
-    out, moved, kept = augment(picture, boxes, labels, rng, STEPS[step], (32, 64), BGR)
+    before = image.copy(), boxes.copy()
+    out, moved, kept = augment(image, boxes, labels, rng, STEPS[step], (32, 64), BGR)
     assert out.shape == (32, 64, 3)
     assert moved.shape == (len(kept), 4)
     assert (moved >= 0).all()
@@ -128,17 +128,17 @@ def test_boxes_are_inside_uncrossed_and_at_least_one(
     assert (moved[:, 2:] > moved[:, :2]).all()
     assert len(kept) >= min(1, count)
     assert set(kept) <= set(labels)
-    np.testing.assert_array_equal(picture, before[0])  # the arguments stay as they are
+    np.testing.assert_array_equal(image, before[0])  # the arguments stay as they are
     np.testing.assert_array_equal(boxes, before[1])
 
 
 def test_labels_follow_their_boxes() -> None:
     red, green = (10, 10, 50, 40), (70, 30, 120, 80)
-    picture = painted((90, 150), (red, RED), (green, GREEN))
+    image = painted((90, 150), (red, RED), (green, GREEN))
     boxes, seen = np.array([red, green], np.float32), set()
     for seed in range(60):
         out, moved, labels = augment(
-            picture,
+            image,
             boxes,
             np.array([1, 2]),
             np.random.default_rng(seed),
@@ -155,10 +155,10 @@ def test_labels_follow_their_boxes() -> None:
 
 
 def test_same_seed_same_result_and_another_seed_another() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)
     boxes, labels = np.array([[20, 10, 90, 70]], np.float32), np.array([1])
     runs = [
-        augment(picture, boxes, labels, np.random.default_rng(s), AugmentSettings(), (64, 64), BGR)
+        augment(image, boxes, labels, np.random.default_rng(s), AugmentSettings(), (64, 64), BGR)
         for s in (7, 7, 8)
     ]
     for a, b in zip(runs[0], runs[1], strict=True):
@@ -169,31 +169,31 @@ def test_same_seed_same_result_and_another_seed_another() -> None:
 @pytest.mark.parametrize("step", ["mirror", "flip"])
 def test_twice_is_identity(step: str) -> None:
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (64, 128, 3), dtype=np.uint8)
+    image = rng.integers(0, 256, (64, 128, 3), dtype=np.uint8)
     boxes, labels = np.array([[3, 5, 40, 60], [1, 2, 127, 64]], np.float32), np.array([1, 2])
     scale = np.float32([128, 64, 128, 64])
-    once, moved, _ = augment(picture, boxes, labels, rng, STEPS[step], (64, 128), BGR)
+    once, moved, _ = augment(image, boxes, labels, rng, STEPS[step], (64, 128), BGR)
     twice, back, _ = augment(once, moved * scale, labels, rng, STEPS[step], (64, 128), BGR)
-    assert not np.array_equal(once, picture)
-    np.testing.assert_array_equal(twice, picture)
+    assert not np.array_equal(once, image)
+    np.testing.assert_array_equal(twice, image)
     np.testing.assert_array_equal(back * scale, boxes)
 
 
 def test_nothing_is_a_linear_stretch() -> None:
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (90, 150, 3), dtype=np.uint8)
+    image = rng.integers(0, 256, (90, 150, 3), dtype=np.uint8)
     boxes = np.array([[15, 9, 75, 45]], np.float32)
-    out, moved, _ = augment(picture, boxes, np.array([1]), rng, NOTHING, (64, 128), BGR)
-    np.testing.assert_array_equal(out, resize_only(picture, (64, 128)))
+    out, moved, _ = augment(image, boxes, np.array([1]), rng, NOTHING, (64, 128), BGR)
+    np.testing.assert_array_equal(out, resize_only(image, (64, 128)))
     np.testing.assert_allclose(moved, [[0.1, 0.1, 0.5, 0.5]], rtol=1e-6)
 
 
-def test_outside_the_picture_is_the_mean_whatever_the_distortion() -> None:
-    picture, whole = painted((90, 150)), np.array([[0, 0, 150, 90]], np.float32)
+def test_outside_the_image_is_the_mean_whatever_the_distortion() -> None:
+    image, whole = painted((90, 150)), np.array([[0, 0, 150, 90]], np.float32)
     settings = replace(NOTHING, expand=1, distort=1, mirror=0.5)
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        out, boxes, _ = augment(picture, whole, np.array([1]), rng, settings, (64, 128), BGR)
+        out, boxes, _ = augment(image, whole, np.array([1]), rng, settings, (64, 128), BGR)
         x0, y0, x1, y1 = np.rint(in_pixels(boxes[0], (64, 128))).astype(int)
         inside = np.zeros((64, 128), bool)
         inside[y0:y1, x0:x1] = True
@@ -206,11 +206,11 @@ def test_composed_geometry_is_expand_then_crop_then_resize(
 ) -> None:
     monkeypatch.setattr(module, "INTERPOLATIONS", (cv2.INTER_LINEAR,))
     y, x = np.mgrid[0:200, 0:300]
-    picture = np.stack([x * 0.8, y * 1.2, (x + y) * 0.5], axis=2).astype(np.uint8)
+    image = np.stack([x * 0.8, y * 1.2, (x + y) * 0.5], axis=2).astype(np.uint8)
     boxes = np.array([[100, 60, 220, 170]], np.float32)
     settings = replace(NOTHING, expand=1, expand_ratio=2.0, crop=True)
     out, moved, _ = augment(
-        picture, boxes, np.array([1]), np.random.default_rng(seed), settings, (96, 128), BGR
+        image, boxes, np.array([1]), np.random.default_rng(seed), settings, (96, 128), BGR
     )
 
     rng = np.random.default_rng(seed)
@@ -220,10 +220,10 @@ def test_composed_geometry_is_expand_then_crop_then_resize(
     left, top = -canvas_window.x_min, -canvas_window.y_min
     size = canvas_window.y_max - canvas_window.y_min, canvas_window.x_max - canvas_window.x_min
     canvas = np.full((*size, 3), FILL, np.uint8)
-    canvas[top : top + 200, left : left + 300] = picture
+    canvas[top : top + 200, left : left + 300] = image
     part = canvas[crop.y_min + top : crop.y_max + top, crop.x_min + left : crop.x_max + left]
     want = cv2.resize(part, (128, 96)).astype(int)
-    assert np.quantile(np.abs(out - want), 0.95) <= 3  # the rest is the picture's rim
+    assert np.quantile(np.abs(out - want), 0.95) <= 3  # the rest is the image's rim
     low = np.array([crop.x_min, crop.y_min] * 2)
     side = np.array([crop.x_max - crop.x_min, crop.y_max - crop.y_min] * 2)
     by_hand = ((boxes - low) / side).clip(0, 1)
@@ -276,7 +276,7 @@ def test_a_crop_keeps_its_promise(least: float, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_samplers_are_chosen_evenly() -> None:
-    # One object that fills the picture: all seven nearly always succeed.
+    # One object that fills the image: all seven nearly always succeed.
     rng, canvas = np.random.default_rng(0), Window(0, 0, 200, 100)
     boxes = np.array([[0, 0, 200, 100]], np.float64)
     crops = [cropped(canvas, boxes, rng) for _ in range(1400)]
@@ -317,27 +317,27 @@ def test_hue_turns_the_circle_and_saturation_fades() -> None:
     [
         BGR,
         GREY,
-        PictureConfig("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
-        PictureConfig("BGR", (1.5, 2.5, 3.5), (0.1, 7.0, 3.0)),
+        ImageConfig("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+        ImageConfig("BGR", (1.5, 2.5, 3.5), (0.1, 7.0, 3.0)),
     ],
 )
-def test_normalising_is_the_contracts(config: PictureConfig) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (64, 33, 3), dtype=np.uint8)
-    got, want = normaliser(config)(picture), normalise(picture, config)
+def test_normalising_is_the_contracts(config: ImageConfig) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 33, 3), dtype=np.uint8)
+    got, want = normaliser(config)(image), normalise(image, config)
     assert got.dtype == want.dtype
     np.testing.assert_array_equal(got, want)
-    np.testing.assert_array_equal(normaliser(config)(picture[:, ::-1]), want[..., ::-1])
+    np.testing.assert_array_equal(normaliser(config)(image[:, ::-1]), want[..., ::-1])
 
 
 def test_lanczos_in_float_is_lanczos() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)
-    fast = module._resize(picture, (64, 128), cv2.INTER_LANCZOS4)
-    plain = cv2.resize(picture, (128, 64), interpolation=cv2.INTER_LANCZOS4)
+    image = np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)
+    fast = module._resize(image, (64, 128), cv2.INTER_LANCZOS4)
+    plain = cv2.resize(image, (128, 64), interpolation=cv2.INTER_LANCZOS4)
     assert np.abs(fast.astype(int) - plain).max() <= 1
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         np.zeros((4, 4), np.uint8),
         np.zeros((4, 4, 4), np.uint8),
@@ -345,6 +345,6 @@ def test_lanczos_in_float_is_lanczos() -> None:
         np.zeros((0, 4, 3), np.uint8),
     ],
 )
-def test_what_is_no_picture_is_refused(picture: Array) -> None:
-    with pytest.raises(ContractError, match="picture"):
-        resize_only(picture, (8, 8))
+def test_what_is_no_image_is_refused(image: Array) -> None:
+    with pytest.raises(SpecError, match="image"):
+        resize_only(image, (8, 8))

@@ -1,4 +1,4 @@
-"""Batches in NumPy: a function of data, settings and seed; pictures are looked through once."""
+"""Batches in NumPy: a function of data, settings and seed; images are looked through once."""
 
 import json
 from dataclasses import replace as replaced
@@ -21,7 +21,7 @@ CONFIG = replace(
     schedule={"steps": 7, "warmup_steps": 0},
 )
 COUNT = 10
-"""Pictures of the data set ``noise``."""
+"""Images of the data set ``noise``."""
 
 
 def made(dataset, cache, first_step=0, load=batches, **changes):
@@ -53,7 +53,7 @@ def test_batches_have_the_interfaces_shapes_and_are_what_the_samples_say(
     order = np.concatenate([s.indices for s in reading_order(COUNT, 11, 0, 28)])
     make = SampleMaker(CONFIG, InputSettings(batch_size=4, seed=11), 8)
     for step, batch in enumerate(got):
-        assert batch.pictures.shape == (4, 3, 64, 128)
+        assert batch.images.shape == (4, 3, 64, 128)
         assert [a.dtype for a in batch] == [np.float32, np.float32, np.int32, np.float32, np.int32]
         for row in range(4):
             position = step * 4 + row
@@ -70,7 +70,7 @@ def test_same_seed_same_batches_whatever_the_workers_and_the_start(noise, tmp_pa
     assert_same(made(noise, tmp_path / "cache", load=load, workers=workers), whole)
     assert_same(made(noise, tmp_path / "other", 3, load), whole[3:])
     other = made(noise, tmp_path / "cache", load=load, seed=12)
-    assert not np.array_equal(other[0].pictures, whole[0].pictures)
+    assert not np.array_equal(other[0].images, whole[0].images)
 
 
 def test_no_more_samples_are_made_than_a_reader_is_about_to_want(noise, tmp_path, monkeypatch):
@@ -89,14 +89,14 @@ def test_no_more_samples_are_made_than_a_reader_is_about_to_want(noise, tmp_path
     assert 4 <= len(made_for) <= 4 * (1 + module.AHEAD)
 
 
-def test_pictures_are_looked_through_once_for_each_state_of_the_data(noise, tmp_path, monkeypatch):
-    looked, plain = [], module.decode_picture
+def test_images_are_looked_through_once_for_each_state_of_the_data(noise, tmp_path, monkeypatch):
+    looked, plain = [], module.decode_image
 
     def decode(encoded, name):
         looked.append(name)
         return plain(encoded, name)
 
-    monkeypatch.setattr(module, "decode_picture", decode)
+    monkeypatch.setattr(module, "decode_image", decode)
     made(noise, tmp_path / "cache")
     assert len(looked) == COUNT
     made(noise, tmp_path / "cache")
@@ -109,13 +109,13 @@ def test_pictures_are_looked_through_once_for_each_state_of_the_data(noise, tmp_
     assert len(looked) == 3 * COUNT
 
 
-def test_unreadable_pictures_are_left_out_with_a_count(noise, tmp_path, capsys):
+def test_unreadable_images_are_left_out_with_a_count(noise, tmp_path, capsys):
     whole = noise.records[2].path.read_bytes()
     noise.records[2].path.write_bytes(whole[:100])
     fewer = Dataset(noise.name, noise.class_names, noise.records[:2] + noise.records[3:])
     got = made(noise, tmp_path / "cache")
     for _ in range(2):  # from the note, too
-        assert capsys.readouterr().err == "noise: left out 1 pictures that cannot be read\n"
+        assert capsys.readouterr().err == "noise: left out 1 images that cannot be read\n"
         assert_same(made(noise, tmp_path / "cache"), got)
     assert_same(made(fewer, tmp_path / "other"), got)
 
@@ -124,10 +124,10 @@ def test_unreadable_pictures_are_left_out_with_a_count(noise, tmp_path, capsys):
     ("spoil", "said"),
     [
         (lambda path: path.unlink(), r"\d\.png: No such file"),
-        (lambda path: path.write_bytes(b"no picture"), r"\d\.png: picture at position \d+: "),
+        (lambda path: path.write_bytes(b"no image"), r"\d\.png: image at position \d+: "),
     ],
 )
-def test_a_picture_that_goes_bad_is_one_line_with_its_name(noise, tmp_path, spoil, said):
+def test_a_image_that_goes_bad_is_one_line_with_its_name(noise, tmp_path, spoil, said):
     reader = batches(noise, CONFIG, InputSettings(batch_size=4), tmp_path / "cache", 0)
     next(reader)
     for record in noise.records:
@@ -138,13 +138,13 @@ def test_a_picture_that_goes_bad_is_one_line_with_its_name(noise, tmp_path, spoi
 
 def test_nothing_to_train_on_is_one_line(noise, tmp_path):
     empty = Dataset("empty", ("a", "b"), [make_record(1, noise.records[0].path, (80, 48), [])])
-    with pytest.raises(DataError, match="no picture has an object"):
+    with pytest.raises(DataError, match="no image has an object"):
         made(empty, tmp_path / "cache")
     with pytest.raises(DataError, match="max_objects"):
         made(noise, tmp_path / "cache", max_objects=2)
     for record in noise.records:
         record.path.write_bytes(b"")
-    with pytest.raises(DataError, match="no readable picture"):
+    with pytest.raises(DataError, match="no readable image"):
         made(noise, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 

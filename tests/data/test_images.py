@@ -1,4 +1,4 @@
-"""Pictures of every kind become what a viewer shows; what is no picture is one line."""
+"""Images of every kind become what a viewer shows; what is no image is one line."""
 
 import io
 import struct
@@ -9,21 +9,21 @@ import pytest
 from PIL import Image, ImageOps
 
 from refinedet.data.dataset import DataError
-from refinedet.data.images import decode_picture, picture_size, read_picture
+from refinedet.data.images import decode_image, image_size, read_image
 
 WIDTH, HEIGHT = 48, 32
 
 
 def drawn(mode="RGB"):
-    """A smooth picture, brighter to the right and redder to the bottom."""
+    """A smooth image, brighter to the right and redder to the bottom."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     channels = np.stack([y * 7, x * 5, (x + y) * 2], axis=2).clip(0, 255).astype(np.uint8)
     return Image.fromarray(channels).convert(mode)
 
 
-def file_of(picture, kind, **options):
+def file_of(image, kind, **options):
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -34,37 +34,37 @@ def test_exif_rotation_is_applied(tmp_path, orientation):
     path = tmp_path / "a.jpg"
     path.write_bytes(file_of(drawn(), "JPEG", quality=95, exif=exif))
     want = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB")).astype(int)
-    got = read_picture(path)
+    got = read_image(path)
     assert got.shape == want.shape
     assert abs(got - want).max() <= 6
-    assert picture_size(path) == (want.shape[1], want.shape[0])
+    assert image_size(path) == (want.shape[1], want.shape[0])
 
 
 @pytest.mark.parametrize(
     ("mode", "kind"), [("L", "PNG"), ("P", "PNG"), ("RGB", "BMP"), ("1", "PNG")]
 )
 def test_kinds_without_loss_are_exact(tmp_path, mode, kind):
-    picture = drawn(mode)
-    got = decode_picture(file_of(picture, kind), "a")
-    np.testing.assert_array_equal(got, np.asarray(picture.convert("RGB")))
+    image = drawn(mode)
+    got = decode_image(file_of(image, kind), "a")
+    np.testing.assert_array_equal(got, np.asarray(image.convert("RGB")))
     assert got.flags.c_contiguous
 
 
 def test_sixteen_bits_keep_the_upper_eight():
     grey = (np.arange(WIDTH * HEIGHT).reshape(HEIGHT, WIDTH) * 42).astype(np.uint16)
-    got = decode_picture(file_of(Image.fromarray(grey), "PNG"), "a")
+    got = decode_image(file_of(Image.fromarray(grey), "PNG"), "a")
     assert got.shape == (HEIGHT, WIDTH, 3)
     assert abs(got[..., 0] - (grey / 257.0)).max() <= 1
 
 
 def test_transparent_pixels_lie_on_white():
-    picture = drawn("RGBA")
-    picture.putalpha(0)
-    assert (decode_picture(file_of(picture, "PNG"), "a") == 255).all()
+    image = drawn("RGBA")
+    image.putalpha(0)
+    assert (decode_image(file_of(image, "PNG"), "a") == 255).all()
 
 
 def test_cmyk_is_converted():
-    got = decode_picture(file_of(drawn("CMYK"), "JPEG", quality=95), "a").astype(int)
+    got = decode_image(file_of(drawn("CMYK"), "JPEG", quality=95), "a").astype(int)
     assert abs(got - np.asarray(drawn()).astype(int)).mean() < 12
 
 
@@ -75,19 +75,19 @@ def chunk(name, content, damage=0):
 
 @pytest.mark.parametrize("place", ["IHDR", "IDAT", "IEND", "tRNS"])
 def test_a_damaged_png_is_one_line_and_libpng_says_nothing(place, capfd):
-    picture = drawn("P")
-    whole = bytearray(file_of(picture, "PNG", transparency=3))
+    image = drawn("P")
+    whole = bytearray(file_of(image, "PNG", transparency=3))
     at = whole.index(place.encode())
     whole[at + 7] ^= 1  # of the content or the checksum
     with pytest.raises(DataError, match=f"^a.png: damaged PNG: .*{place}.*; replace it"):
-        decode_picture(bytes(whole), "a.png")
+        decode_image(bytes(whole), "a.png")
     assert capfd.readouterr() == ("", "")
 
 
 def test_what_a_png_has_beside_its_pixels_is_not_read(capfd):
     whole = file_of(drawn(), "PNG")
     beside = chunk(b"iCCP", b"nonsense") + chunk(b"tEXt", b"a\0b", damage=1)
-    got = decode_picture(whole[:33] + beside + whole[33:], "a")
+    got = decode_image(whole[:33] + beside + whole[33:], "a")
     np.testing.assert_array_equal(got, np.asarray(drawn()))
     assert capfd.readouterr() == ("", "")
 
@@ -97,7 +97,7 @@ def test_opencv_says_nothing_of_a_damaged_bmp(at, capfd):
     whole = bytearray(file_of(drawn("P"), "BMP"))
     whole[at : at + 2] = b"\x63\x63"
     with pytest.raises(DataError, match=r"^a.bmp: damaged BMP"):
-        decode_picture(bytes(whole), "a.bmp")
+        decode_image(bytes(whole), "a.bmp")
     assert capfd.readouterr() == ("", "")
 
 
@@ -106,23 +106,23 @@ def test_every_cut_is_noticed(kind, capfd):
     whole = file_of(drawn(), kind)
     for end in [0, 1, 4, 20, *range(40, len(whole) - 12, 37)]:
         with pytest.raises(DataError) as caught:
-            decode_picture(whole[:end], "cut.picture")
-        assert str(caught.value).startswith("cut.picture: ")
+            decode_image(whole[:end], "cut.image")
+        assert str(caught.value).startswith("cut.image: ")
         assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")  # OpenCV and libpng would print lines of their own
 
 
-def test_what_is_no_picture_is_named(tmp_path):
-    (tmp_path / "text.jpg").write_text("hello, this is no picture")
+def test_what_is_no_image_is_named(tmp_path):
+    (tmp_path / "text.jpg").write_text("hello, this is no image")
     for path in (tmp_path / "none.jpg", tmp_path / "text.jpg", tmp_path):
-        for read in (read_picture, picture_size):
+        for read in (read_image, image_size):
             with pytest.raises(DataError) as caught:
                 read(path)
             assert str(path) in str(caught.value)
 
 
-def test_a_small_file_may_not_become_a_huge_picture():
+def test_a_small_file_may_not_become_a_huge_image():
     header = file_of(Image.new("1", (8, 8)), "PNG")
     huge = header[:16] + (60000).to_bytes(4, "big") * 2 + header[24:]
     with pytest.raises(DataError):
-        decode_picture(huge, "bomb.png")
+        decode_image(huge, "bomb.png")

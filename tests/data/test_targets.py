@@ -1,4 +1,4 @@
-"""The fast targets are the contract's, to the last bit."""
+"""The fast targets are the specification's, to the last bit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from refinedet.data.targets import ArmTargets
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import PRESETS, Config, replace
-from refinedet.spec.errors import Array, ContractError
+from refinedet.spec.errors import Array, SpecError
 from refinedet.spec.matching import targets
 
 TINY = replace(PRESETS["refinedet_eighth_128"], image_size=(64, 64))  # 255 anchors
@@ -114,5 +114,5 @@ def test_threads_may_share_it() -> None:
     ],
 )
 def test_what_the_contract_refuses_is_refused(boxes: Array, labels: Array, message: str) -> None:
-    with pytest.raises(ContractError, match=message):
+    with pytest.raises(SpecError, match=message):
         FAST[0](boxes, labels)

@@ -35,7 +35,7 @@ def tables(text):
 
 
 def spans(text):
-    """Names, options and figures in code, however often and in whatever order."""
+    """Names, options and metrics in code, however often and in whatever order."""
     found = re.findall(r"`([^`]+)`", "\n".join(lines_of_text(text)))
     return sorted(" ".join(span.split()) for span in found)
 
@@ -47,7 +47,7 @@ def links(text):
 
 
 def numbers(text):
-    """Every figure of the running text, in whatever order."""
+    """Every metric of the running text, in whatever order."""
     plain = "\n".join(lines_of_text(text))
     return sorted(re.findall(r"\d+(?:[.,]\d+)*", re.sub(r"`[^`]*`|\]\([^)]*\)", "", plain)))
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from refinedet.models.foreign.loading import COCO_CLASSES
 from refinedet.settings import Settings, resolve
 from refinedet.spec.config import preset, replace
 from refinedet.spec.network import parameter_table
-from refinedet.models.foreign.loading import COCO_CLASSES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "recipes.md").read_text()
@@ -21,7 +21,7 @@ FOLDER = DOCS / "recipes"
 
 AUTHORS = {
     # sfzhang15/RefineDet, examples/refinedet/VGG16_*.py: SGD 0.9, decay 5e-4 of weights, biases
-    # at twice the rate without decay, 32 pictures over four GPUs, no warm-up.
+    # at twice the rate without decay, 32 images over four GPUs, no warm-up.
     "model.optimizer.momentum": 0.9,
     "model.optimizer.weight_decay": 5e-4,
     "model.optimizer.decay_all": False,
@@ -46,7 +46,7 @@ RECIPES = {
     "modelzoo-coco": (
         "modelzoo_vgg16_320",
         {
-            # Model zoo, research/cv/RefineDet, README and scripts: 8 devices of 32 pictures, 500
+            # Model zoo, research/cv/RefineDet, README and scripts: 8 devices of 32 images, 500
             # epochs of 458 steps, from 0.001 to 0.05 in two of them, then a cosine to 5e-5.
             "input.batch_size": 8 * 32,
             "model.schedule.kind": "cosine",
@@ -142,8 +142,11 @@ def test_a_recipe_has_the_numbers_of_its_source(name):
     settings = resolve(None, FOLDER / f"{name}.yaml", ())
     assert {key: value(settings, key) for key in facts} == facts
     # Nothing else of the detector is changed.
-    wanted = preset(preset_name)
-    assert replace(settings.model, schedule=wanted.schedule, optimizer=wanted.optimizer) == wanted
+    expected = preset(preset_name)
+    assert (
+        replace(settings.model, schedule=expected.schedule, optimizer=expected.optimizer)
+        == expected
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -155,16 +158,16 @@ def test_a_recipe_says_its_numbers_itself(name):
     assert got == facts
 
 
-def draw_pictures(folder, names):
+def draw_images(folder, names):
     folder.mkdir(parents=True, exist_ok=True)
-    picture = np.full((40, 60, 3), 90, np.uint8)
+    image = np.full((40, 60, 3), 90, np.uint8)
     for name in names:
-        cv2.imwrite(str(folder / f"{name}.jpg"), picture)
+        cv2.imwrite(str(folder / f"{name}.jpg"), image)
 
 
 def write_coco(root, split, first):
     ids = [first, first + 1]
-    draw_pictures(root / split, [f"{i:012d}" for i in ids])
+    draw_images(root / split, [f"{i:012d}" for i in ids])
     images = [{"id": i, "file_name": f"{i:012d}.jpg", "width": 60, "height": 40} for i in ids]
     objects = [
         {"id": i, "image_id": i, "category_id": 1, "bbox": [5, 5, 20, 20], "area": 400,
@@ -178,7 +181,7 @@ def write_coco(root, split, first):
 
 
 def write_voc(root, split, name):
-    draw_pictures(root / "JPEGImages", [name])
+    draw_images(root / "JPEGImages", [name])
     for folder in ("Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / f"ImageSets/Main/{split}.txt").write_text(f"{name}\n")
@@ -224,7 +227,7 @@ def test_the_commands_of_the_page_would_run(run, place, command, tmp_path, monke
     assert sorted([*tmp_path.rglob("*"), *place.rglob("*")]) == before
     facts = RECIPES[recipe_of(command)][1]
     steps, batch = facts["model.schedule.steps"], facts["input.batch_size"]
-    assert f"{steps:,}, each of {batch} pictures on one device" in out
+    assert f"{steps:,}, each of {batch} images on one device" in out
     if "--backbone" in command:
         assert "30 of 36 tensors of the trunk" in out
     if "--initial" in command:

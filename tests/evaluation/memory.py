@@ -3,7 +3,7 @@
     python tests/evaluation/memory.py --protocol paper
 
 A fake network draws scores for 6,375 anchors and 80 classes; everything after it is real:
-selection, suppression, the ledger, the results file, figures, tables and samples. Then the
+selection, suppression, the ledger, the results file, metrics, tables and samples. Then the
 results file is scored alone. Each part runs in a process of its own.
 
     python tests/evaluation/memory.py --lite refinedet_eighth_128
@@ -11,7 +11,7 @@ results file is scored alone. Each part runs in a process of its own.
 
 The first runs a real network of that preset on MindSpore Lite, whose processes it measures
 too; REFINEDET_LITE_PYTHON names their interpreter. The second reads the model zoo's result
-files, 2.1 MB a picture; all pictures share two files on the disk.
+files, 2.1 MB an image; all images share two files on the disk.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ import numpy as np
 
 from refinedet.backends.interface import find_backend
 from refinedet.data.formats.coco import read_coco
-from refinedet.support.files import write_json
+from refinedet.evaluation.coco_results import score_results, write_results
+from refinedet.evaluation.modelzoo_bins import evaluate_raw_outputs
+from refinedet.evaluation.protocols import find_protocol, under
 from refinedet.evaluation.resume_journal import Ledger, describe
 from refinedet.inference.multiscale import MultiScalePredictor
 from refinedet.inference.predictor import Predictor
-from refinedet.evaluation.protocols import find_protocol, under
-from refinedet.evaluation.modelzoo_bins import evaluate_raw_outputs
-from refinedet.evaluation.coco_results import score_results, write_results
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import preset
 from refinedet.spec.network import initial_parameters
+from refinedet.support.files import write_json
 from refinedet.training.loop import collect, write_evaluation
 
 OBJECTS = 7
 WIDTH, HEIGHT = 640, 480
 CANDIDATES = 4000
-"""Scores above 0 of a picture."""
+"""Scores above 0 of an image."""
 
 
 class FakeNetwork:
@@ -58,22 +58,22 @@ class FakeNetwork:
         self.boxes = anchors(self.config).astype(np.float32)
         self.rng = np.random.default_rng(0)
 
-    def scored_boxes(self, pictures: Any) -> tuple[Any, Any]:
+    def scored_boxes(self, images: Any) -> tuple[Any, Any]:
         """Of the shapes that a real network gives."""
-        scores = np.zeros((len(pictures), len(self.boxes), 81), np.float32)
-        for table in scores.reshape(len(pictures), -1):
+        scores = np.zeros((len(images), len(self.boxes), 81), np.float32)
+        for table in scores.reshape(len(images), -1):
             table[self.rng.integers(0, table.size, CANDIDATES)] = self.rng.random(CANDIDATES)
-        return np.repeat(self.boxes[None], len(pictures), 0), scores
+        return np.repeat(self.boxes[None], len(images), 0), scores
 
 
-def write_data(folder: Path, pictures: int) -> None:
-    """COCO's layout: many pictures, which are all the same."""
+def write_data(folder: Path, images: int) -> None:
+    """COCO's layout: many images, which are all the same."""
     rng = np.random.default_rng(1)
-    (folder / "pictures").mkdir()
-    cv2.imwrite(str(folder / "picture.jpg"), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    (folder / "images").mkdir()
+    cv2.imwrite(str(folder / "image.jpg"), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
     images, annotations = [], []
-    for image_id in range(1, pictures + 1):
-        (folder / "pictures" / f"{image_id}.jpg").hardlink_to(folder / "picture.jpg")
+    for image_id in range(1, images + 1):
+        (folder / "images" / f"{image_id}.jpg").hardlink_to(folder / "image.jpg")
         size = {"width": WIDTH, "height": HEIGHT}
         images.append({"id": image_id, "file_name": f"{image_id}.jpg", **size})
         for _ in range(OBJECTS):
@@ -103,10 +103,10 @@ def measured(what: str, work: Callable[[], Any]) -> None:
     print(f"{what}: +{rise:.0f} MB over {before:.0f} MB, {time.monotonic() - began:.0f} s")
 
 
-def evaluation(folder: Path, name: str, pictures: int, lite: str | None = None) -> None:
+def evaluation(folder: Path, name: str, images: int, lite: str | None = None) -> None:
     """Evaluate the fake network, or one on Lite, as ``refinedet eval --output`` does."""
-    dataset = read_coco(folder / "annotations.json", folder / "pictures")
-    dataset = replace(dataset, records=dataset.records[:pictures])
+    dataset = read_coco(folder / "annotations.json", folder / "images")
+    dataset = replace(dataset, records=dataset.records[:images])
     if lite is None:
         network = FakeNetwork()
     else:
@@ -121,11 +121,11 @@ def evaluation(folder: Path, name: str, pictures: int, lite: str | None = None) 
         predict = MultiScalePredictor(network, fusion, lambda _: network).predict
 
     def work() -> None:
-        subject = describe(folder / "picture.jpg", network.config, "fake", dataset, fusion)
+        subject = describe(folder / "image.jpg", network.config, "fake", dataset, fusion)
         ledger = Ledger(folder / "unfinished.jsonl", subject)
         evaluator = collect(predict, dataset, ledger)
         count = sum(len(found.labels) for found in evaluator.found.values())
-        print(f"{len(dataset)} pictures, {count} detections")
+        print(f"{len(dataset)} images, {count} detections")
         write_results(folder / "results.json", dataset.category_ids, evaluator.found)
         write_evaluation(folder, evaluator)
         ledger.close()
@@ -140,7 +140,7 @@ def evaluation(folder: Path, name: str, pictures: int, lite: str | None = None) 
 
 def raw_outputs(folder: Path, name: str) -> None:
     """Evaluate result files, as ``refinedet eval --results-bin`` does."""
-    dataset = read_coco(folder / "annotations.json", folder / "pictures")
+    dataset = read_coco(folder / "annotations.json", folder / "images")
     network, files = FakeNetwork(), folder / "result_Files"
     files.mkdir()
     boxes, scores = network.scored_boxes(np.zeros((1, 3, 320, 320), np.float32))
@@ -166,18 +166,18 @@ def scoring(folder: Path) -> None:
 def main() -> None:
     """Make the data, then measure."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--protocol", default="paper")
     parser.add_argument("--lite", metavar="PRESET", help="a network on MindSpore Lite")
     parser.add_argument("--results-bin", action="store_true", help="the model zoo's files")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_data(folder, arguments.pictures)
+        write_data(folder, arguments.images)
         steps: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
             (
                 evaluation,
-                (folder, arguments.protocol, arguments.pictures, arguments.lite),
+                (folder, arguments.protocol, arguments.images, arguments.lite),
             ),
             (scoring, (folder,)),
         ]

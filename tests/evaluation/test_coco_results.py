@@ -7,10 +7,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from refinedet.evaluation import coco_results as results
 from refinedet.data.dataset import DataError
-from refinedet.evaluation.metrics import Found
+from refinedet.evaluation import coco_results as results
 from refinedet.evaluation.coco_results import _list_entries, _read_found, write_results
+from refinedet.evaluation.metrics import Found
 from refinedet.spec.detection import Detections
 
 GOOD = [
@@ -66,7 +66,7 @@ def test_a_file_in_any_encoding_of_json_is_read(monkeypatch, tmp_path, chunk, en
     path.write_text(json.dumps(entries, ensure_ascii=False, indent=1), encoding)
     found = _read_found(path, {0: 0, 1: 1, 2: 2}, {9: 4})
     assert isinstance(found, Found)
-    assert found.pictures.tolist() == [i % 3 for i in range(20)]
+    assert found.image_ids.tolist() == [i % 3 for i in range(20)]
     assert found.classes.tolist() == [4] * 20
     assert found.boxes.tolist() == [[i, 2, 3, 4.5] for i in range(20)]
     assert found.scores.tolist() == [i / 7 for i in range(20)]

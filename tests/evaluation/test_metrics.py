@@ -1,4 +1,4 @@
-"""Evaluation: published figures, worked examples, laws, and bad files."""
+"""Evaluation: published metrics, worked examples, laws, and bad files."""
 
 import contextlib
 import io
@@ -12,21 +12,21 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from refinedet.data.dataset import DataError, Dataset, Record
+from refinedet.evaluation.coco_results import score_results, write_results
 from refinedet.evaluation.metrics import (
-    FIGURES,
+    METRICS,
     Evaluator,
     Found,
-    dataset_truths,
+    dataset_ground_truth,
     evaluation_table,
     voc07_average_precision,
     voc12_average_precision,
-    voc_figures,
+    voc_metrics,
     voc_overlap,
 )
-from refinedet.support.files import WriteError
-from refinedet.evaluation.coco_results import score_results, write_results
 from refinedet.spec.detection import Detections
-from refinedet.spec.errors import ContractError
+from refinedet.spec.errors import SpecError
+from refinedet.support.files import WriteError
 
 PUBLISHED = [0.505, 0.697, 0.573, 0.586, 0.519, 0.501, 0.387, 0.594, 0.595, 0.640, 0.566, 0.564]
 """What the COCO API prints for its own example, AP to AR large."""
@@ -62,7 +62,7 @@ def detections(*rows):
 
 
 def evaluate(data, found):
-    """``found``: image id to detections; pictures are added in its order, then the others."""
+    """``found``: image id to detections; images are added in its order, then the others."""
     evaluator = Evaluator(data)
     for image_id in [*found, *(r.image_id for r in data.records if r.image_id not in found)]:
         evaluator.add(image_id, found.get(image_id, detections()))
@@ -79,11 +79,11 @@ def perfect(data):
 A, B, C = [10, 10, 50, 50], [100, 20, 160, 180], [60, 60, 80, 90]
 
 
-def random_case(seed, pictures=12, names=("a", "b", "c")):
-    """Truths on a grid, and detections: moved truths, doubles, strays, tied scores."""
+def random_case(seed, images=12, names=("a", "b", "c")):
+    """GroundTruth on a grid, and detections: moved ground truth, doubles, strays, tied scores."""
     rng = np.random.default_rng(seed)
     records, found = [], {}
-    for image_id in (rng.permutation(pictures) * 7 + 3).tolist():
+    for image_id in (rng.permutation(images) * 7 + 3).tolist():
         objects, rows = [], []
         for _ in range(rng.integers(0, 6)):
             low = rng.integers(0, 120, 2)
@@ -104,14 +104,14 @@ def random_case(seed, pictures=12, names=("a", "b", "c")):
 # COCO
 
 
-def test_the_coco_apis_own_example_gives_its_published_figures(shared_data):
+def test_the_coco_apis_own_example_gives_its_published_metrics(shared_data):
     folder = shared_data / "coco_eval"
     evaluation = score_results(
         folder / "instances_val2014_fakebbox100_results.json",
         folder / "instances_val2014_100.json",
     )
-    assert list(evaluation.figures) == list(FIGURES)
-    assert [round(x, 3) for x in evaluation.figures.values()] == PUBLISHED
+    assert list(evaluation.metrics) == list(METRICS)
+    assert [round(x, 3) for x in evaluation.metrics.values()] == PUBLISHED
     lines = evaluation_table(evaluation).splitlines()[1:]
     assert [float(line.split()[-1]) for line in lines] == PUBLISHED
     assert len(evaluation.class_names) == 80
@@ -121,13 +121,13 @@ def test_the_coco_apis_own_example_gives_its_published_figures(shared_data):
 @pytest.mark.parametrize("seed", range(3))
 def test_class_by_class_gives_what_the_coco_api_gives_at_once(seed):
     data, found = random_case(seed)
-    truth, claimed = COCO(), None
-    truths = [
+    ground_truth = COCO()
+    objects = [
         (r.image_id, int(label), box, bool(crowd))
         for r in data.records
         for box, label, crowd in zip(r.boxes.tolist(), r.labels, r.crowd, strict=True)
     ]
-    truth.dataset = {
+    ground_truth.dataset = {
         "images": [{"id": r.image_id} for r in data.records],
         "categories": [{"id": 1}, {"id": 2}, {"id": 3}],
         "annotations": [
@@ -139,7 +139,7 @@ def test_class_by_class_gives_what_the_coco_api_gives_at_once(seed):
                 "area": (right - x) * (low - y),
                 "iscrowd": int(crowd),
             }
-            for i, (image_id, label, (x, y, right, low), crowd) in enumerate(truths, 1)
+            for i, (image_id, label, (x, y, right, low), crowd) in enumerate(objects, 1)
         ],
     }
     results = [
@@ -155,9 +155,9 @@ def test_class_by_class_gives_what_the_coco_api_gives_at_once(seed):
         )
     ]
     with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-        claimed = truth.loadRes(results)
-        judge = COCOeval(truth, claimed, "bbox")
+        ground_truth.createIndex()
+        claimed = ground_truth.loadRes(results)
+        judge = COCOeval(ground_truth, claimed, "bbox")
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
@@ -169,9 +169,9 @@ def test_class_by_class_gives_what_the_coco_api_gives_at_once(seed):
 def test_perfect_detections_score_one_everywhere():
     data = dataset(record(5, (A, 1), (B, 2)), record(9), record(2, (C, 2)), category_ids=(7, 90))
     evaluation = evaluate(data, perfect(data))
-    figures = evaluation.figures
-    assert figures.pop("AR1") == pytest.approx(1)  # each class at most once a picture
-    assert all(x == pytest.approx(1) for x in figures.values()), figures
+    metrics = evaluation.metrics
+    assert metrics.pop("AR1") == pytest.approx(1)  # each class at most once an image
+    assert all(x == pytest.approx(1) for x in metrics.values()), metrics
     assert evaluation.coco_classes == pytest.approx((1, 1))
     assert evaluation.voc07_classes == evaluation.voc12_classes == (1, 1)
 
@@ -179,56 +179,56 @@ def test_perfect_detections_score_one_everywhere():
 def test_no_detections_score_zero():
     data = dataset(record(1, (A, 1), (B, 2), (C, 1)))
     evaluation = evaluate(data, {})
-    assert list(evaluation.figures.values()) == [0] * 14
+    assert list(evaluation.metrics.values()) == [0] * 14
 
 
 def test_a_worked_coco_example():
-    """One truth of 10 x 10 pixels, one box of 8 x 10 in it: overlap 0.8.
+    """One ground truth of 10 x 10 pixels, one box of 8 x 10 in it: overlap 0.8.
 
     It counts at 0.50, 0.55 ... 0.80 (equality is enough): 7 of 10 overlaps.
     """
     data = dataset(record(1, ([0, 0, 10, 10], 1)), names=("cat",))
-    figures = evaluate(data, {1: detections(([0, 0, 8, 10], 0.5, 1))}).coco
-    assert figures["AP"] == pytest.approx(0.7)
-    assert [figures["AP50"], figures["AP75"]] == pytest.approx([1, 1])
-    assert [figures["APs"], figures["ARs"]] == pytest.approx([0.7, 0.7])
-    assert math.isnan(figures["APm"])
-    assert math.isnan(figures["ARl"])
+    metrics = evaluate(data, {1: detections(([0, 0, 8, 10], 0.5, 1))}).coco
+    assert metrics["AP"] == pytest.approx(0.7)
+    assert [metrics["AP50"], metrics["AP75"]] == pytest.approx([1, 1])
+    assert [metrics["APs"], metrics["ARs"]] == pytest.approx([0.7, 0.7])
+    assert math.isnan(metrics["APm"])
+    assert math.isnan(metrics["ARl"])
 
 
 def test_areas_are_the_data_sets_own():
     small_by_mask = record(1, (B, 1))
     small_by_mask = Record(**{**vars(small_by_mask), "areas": np.array([10.0], np.float32)})
-    figures = evaluate(dataset(small_by_mask), perfect(dataset(small_by_mask))).coco
-    assert figures["APs"] == pytest.approx(1)
-    assert math.isnan(figures["APl"])
+    metrics = evaluate(dataset(small_by_mask), perfect(dataset(small_by_mask))).coco
+    assert metrics["APs"] == pytest.approx(1)
+    assert math.isnan(metrics["APl"])
 
 
 def test_a_crowd_asks_for_nothing_and_forgives_what_lies_in_it():
     data = dataset(record(1, (A, 1), (B, 1, "crowd")), names=("cat",))
     in_crowd = [110, 30, 130, 60], [120, 90, 150, 120]
     inside = [(box, 0.95, 1) for box in in_crowd]
-    figures = evaluate(data, {1: detections(*inside, (A, 0.9, 1))}).figures
-    assert figures["AP"] == pytest.approx(1)
+    metrics = evaluate(data, {1: detections(*inside, (A, 0.9, 1))}).metrics
+    assert metrics["AP"] == pytest.approx(1)
     same, plain = record(1, (A, 1), (B, 1)), [(A, 0.9, 1), *inside]
-    assert evaluate(dataset(same, names=("cat",)), {1: detections(*plain)}).figures["AP"] < 0.6
+    assert evaluate(dataset(same, names=("cat",)), {1: detections(*plain)}).metrics["AP"] < 0.6
     stray = [(C, 0.95, 1), (A, 0.9, 1)]
-    assert evaluate(data, {1: detections(*stray)}).figures["AP"] == pytest.approx(0.5)
+    assert evaluate(data, {1: detections(*stray)}).metrics["AP"] == pytest.approx(0.5)
 
 
-def test_a_class_without_truths_is_left_out_of_every_mean():
+def test_a_class_without_ground_truth_is_left_out_of_every_mean():
     data = dataset(record(1, (A, 1)), names=("cat", "dog", "cow"))
     evaluation = evaluate(data, {1: detections((A, 0.9, 1), (B, 0.9, 2))})
-    assert evaluation.figures["AP"] == pytest.approx(1)
-    assert evaluation.figures["VOC07"] == evaluation.figures["VOC12"] == 1
+    assert evaluation.metrics["AP"] == pytest.approx(1)
+    assert evaluation.metrics["VOC07"] == evaluation.metrics["VOC12"] == 1
     for by_class in (evaluation.coco_classes, evaluation.voc07_classes, evaluation.voc12_classes):
         assert by_class[0] == pytest.approx(1)
         assert all(map(math.isnan, by_class[1:]))
 
 
-def test_a_data_set_without_objects_has_no_figures():
+def test_a_data_set_without_objects_has_no_metrics():
     evaluation = evaluate(dataset(record(1), record(2)), {1: detections((A, 0.5, 1))})
-    assert all(map(math.isnan, evaluation.figures.values()))
+    assert all(map(math.isnan, evaluation.metrics.values()))
     assert set(evaluation.as_dict().values()) == {None}
 
 
@@ -236,26 +236,26 @@ def test_a_data_set_without_objects_has_no_figures():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_order_of_pictures_does_not_matter(seed):
+def test_the_order_of_images_does_not_matter(seed):
     data, found = random_case(seed)
     forwards = evaluate(data, found)
     backwards = evaluate(data, dict(reversed(found.items())))
     turned = evaluate(Dataset("turned", data.class_names, data.records[::-1]), found)
     assert repr(forwards) == repr(backwards) == repr(turned)
-    assert 0 < forwards.figures["VOC12"] < 1
+    assert 0 < forwards.metrics["VOC12"] < 1
 
 
 def test_equal_scores_go_by_rising_image_id_then_as_given():
     right, wrong = (A, 0.5, 1), (B, 0.5, 1)
     two = dataset(record(4, (A, 1)), record(3), names=("cat",))
-    first_wrong = evaluate(two, {4: detections(right), 3: detections(wrong)}).figures
+    first_wrong = evaluate(two, {4: detections(right), 3: detections(wrong)}).metrics
     assert [first_wrong["AP50"], first_wrong["VOC12"]] == pytest.approx([0.5, 0.5])
     two = dataset(record(3, (A, 1)), record(4), names=("cat",))
-    first_right = evaluate(two, {4: detections(wrong), 3: detections(right)}).figures
+    first_right = evaluate(two, {4: detections(wrong), 3: detections(right)}).metrics
     assert [first_right["AP50"], first_right["VOC12"]] == pytest.approx([1, 1])
     one = dataset(record(1, (A, 1)), names=("cat",))
-    assert evaluate(one, {1: detections(right, wrong)}).figures["VOC12"] == 1
-    assert evaluate(one, {1: detections(wrong, right)}).figures["VOC12"] == 0.5
+    assert evaluate(one, {1: detections(right, wrong)}).metrics["VOC12"] == 1
+    assert evaluate(one, {1: detections(wrong, right)}).metrics["VOC12"] == 0.5
 
 
 # PASCAL VOC
@@ -286,7 +286,7 @@ def test_worked_average_precisions(hits, positives, voc07, voc12):
     assert voc12_average_precision(hits, positives) == pytest.approx(voc12)
 
 
-def test_average_precision_without_truths_is_nan():
+def test_average_precision_without_ground_truth_is_nan():
     for hits in (np.zeros(0, bool), np.array([False])):
         assert math.isnan(voc07_average_precision(hits, 0))
         assert math.isnan(voc12_average_precision(hits, 0))
@@ -302,8 +302,8 @@ def test_the_devkits_overlap_counts_whole_pixels():
 
 
 def voc(data, found):
-    figures = evaluate(data, {1: detections(*found)}).figures
-    return figures["VOC12"]
+    metrics = evaluate(data, {1: detections(*found)}).metrics
+    return metrics["VOC12"]
 
 
 def test_an_overlap_of_exactly_one_half_is_enough():
@@ -319,7 +319,7 @@ def test_a_double_is_a_false_positive():
     assert (once, twice) == (1, pytest.approx(5 / 6))
 
 
-def test_a_detection_answers_for_its_most_overlapping_truth_only():
+def test_a_detection_is_assigned_to_its_most_overlapping_ground_truth_only():
     """The second overlaps both by more than half, the left one more, which is taken."""
     left, right = [0, 0, 99, 99], [20, 0, 119, 99]
     data = dataset(record(1, (left, 1), (right, 1)), names=("cat",))
@@ -328,7 +328,7 @@ def test_a_detection_answers_for_its_most_overlapping_truth_only():
     assert voc(data, [(left, 0.9, 1), ([12, 0, 111, 99], 0.8, 1)]) == 1
 
 
-def test_difficult_truths_and_what_finds_them_do_not_count():
+def test_difficult_ground_truth_and_what_finds_them_do_not_count():
     data = dataset(record(1, (A, 1), (B, 1, "difficult")), names=("cat",))
     assert voc(data, [(A, 0.5, 1)]) == 1
     assert voc(data, [(B, 0.9, 1), (B, 0.8, 1), (A, 0.5, 1)]) == 1
@@ -338,7 +338,7 @@ def test_difficult_truths_and_what_finds_them_do_not_count():
 
 
 def brute_force_voc(data, found, label, points):
-    """The devkit's loops, in its own words: rank, best truth, taken or not."""
+    """The devkit's loops, in its own words: rank, best ground truth, taken or not."""
     free, positives, ranked = {}, 0, []
     for r in sorted(data.records, key=lambda r: r.image_id):
         rows = found[r.image_id]
@@ -385,7 +385,7 @@ def brute_force_voc(data, found, label, points):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_voc_figures_are_those_of_plain_loops(seed):
+def test_voc_metrics_are_those_of_plain_loops(seed):
     data, found = random_case(seed, names=("a", "b"))
     evaluation = evaluate(data, found)
     for label in (1, 2):
@@ -398,26 +398,26 @@ def test_pixels_as_edges_are_an_option():
     data = dataset(record(1, ([0, 0, 10, 10], 1)), names=("cat",))
     one = np.array([1])
     half = Found(one, one - 1, np.array([[0.0, 0, 5, 10]]), np.array([0.5]))
-    assert voc_figures(dataset_truths(data), half, 1, pixel=0)[1] == (1,)
-    assert voc_figures(dataset_truths(data), half, 1, pixel=0, iou=0.51)[1] == (0,)
+    assert voc_metrics(dataset_ground_truth(data), half, 1, pixel=0)[1] == (1,)
+    assert voc_metrics(dataset_ground_truth(data), half, 1, pixel=0, iou=0.51)[1] == (0,)
 
 
 # The evaluator's domain
 
 
-def test_every_picture_is_added_once():
+def test_every_image_is_added_once():
     evaluator = Evaluator(dataset(record(4), record(8)))
-    with pytest.raises(ContractError, match="7 is not in made up"):
+    with pytest.raises(SpecError, match="7 is not in made up"):
         evaluator.add(7, detections())
     evaluator.add(8, detections())
-    with pytest.raises(ContractError, match="8 was added before"):
+    with pytest.raises(SpecError, match="8 was added before"):
         evaluator.add(8, detections())
-    with pytest.raises(ContractError, match=r"1 of 2 pictures were not added.* image id 4"):
+    with pytest.raises(SpecError, match=r"1 of 2 images were not added.* image id 4"):
         evaluator.result()
 
 
 def test_an_empty_data_set_is_refused():
-    with pytest.raises(DataError, match="made up: no usable picture"):
+    with pytest.raises(DataError, match="made up: no usable image"):
         Evaluator(dataset())
 
 
@@ -435,7 +435,7 @@ def test_an_empty_data_set_is_refused():
 )
 def test_bad_detections_are_refused_when_added(found, words):
     evaluator = Evaluator(dataset(record(1)))
-    with pytest.raises(ContractError, match=words):
+    with pytest.raises(SpecError, match=words):
         evaluator.add(1, found)
     assert evaluator.found == {}
 
@@ -464,7 +464,7 @@ def test_only_copies_of_detections_are_kept():
     evaluator.add(1, view)
     assert all(array.base is None for array in evaluator.found[1])
     many.boxes[:] = 0
-    assert evaluator.result().figures["AP"] == pytest.approx(1)
+    assert evaluator.result().metrics["AP"] == pytest.approx(1)
 
 
 # Results files
@@ -491,36 +491,36 @@ def score(folder, content, **change):
 
 def test_gaps_in_category_ids_keep_classes_apart(tmp_path):
     evaluation = score(tmp_path, [GOOD])
-    assert evaluation.figures["AP"] == pytest.approx(1)
+    assert evaluation.metrics["AP"] == pytest.approx(1)
     assert evaluation.class_names == ("dog", "cat")
     assert math.isnan(evaluation.coco_classes[1])
-    assert score(tmp_path, [GOOD | {"category_id": 3}]).figures["AP"] == 0
-    assert score(tmp_path, [GOOD | {"image_id": 7}]).figures["AP"] == 0
+    assert score(tmp_path, [GOOD | {"category_id": 3}]).metrics["AP"] == 0
+    assert score(tmp_path, [GOOD | {"image_id": 7}]).metrics["AP"] == 0
 
 
 def test_an_annotation_with_id_0_is_matched_as_any_other(tmp_path):
     """COCOeval itself takes id 0 for "unmatched"."""
-    assert score(tmp_path, [GOOD], annotations=[TRUTH | {"id": 0}]).figures["AP"] == pytest.approx(
+    assert score(tmp_path, [GOOD], annotations=[TRUTH | {"id": 0}]).metrics["AP"] == pytest.approx(
         1
     )
 
 
 def test_an_empty_list_of_results_found_nothing(tmp_path):
-    figures = score(tmp_path, []).figures
-    assert figures["AP"] == figures["AR100"] == 0
+    metrics = score(tmp_path, []).metrics
+    assert metrics["AP"] == metrics["AR100"] == 0
 
 
 def test_any_finite_score_ranks(tmp_path):
     """COCO only ranks by them: other tools write logits or per cent."""
     wrong = GOOD | {"bbox": [60, 60, 9, 9]}
-    assert score(tmp_path, [GOOD | {"score": 7.5}, wrong]).figures["AP"] == pytest.approx(1)
-    assert score(tmp_path, [GOOD | {"score": -3}, wrong]).figures["AP"] == pytest.approx(0.5)
+    assert score(tmp_path, [GOOD | {"score": 7.5}, wrong]).metrics["AP"] == pytest.approx(1)
+    assert score(tmp_path, [GOOD | {"score": -3}, wrong]).metrics["AP"] == pytest.approx(0.5)
 
 
 @pytest.mark.filterwarnings("error")
 def test_the_largest_boxes_are_scored_without_overflow(tmp_path):
     least = [GOOD, GOOD | {"bbox": [-9e99, -9e99, 9e99, 9e99], "score": 0.4}]
-    assert score(tmp_path, least).figures["AP"] == pytest.approx(1)
+    assert score(tmp_path, least).metrics["AP"] == pytest.approx(1)
 
 
 def without(entry, field):
@@ -549,8 +549,8 @@ def without(entry, field):
         ([GOOD | {"bbox": [1, 2, math.nan, 4]}], "bbox holds NaN; a finite number"),
         ([GOOD | {"bbox": [1, 2, "3", 4]}], 'bbox holds "3"'),
         ([GOOD | {"bbox": [1, 2, 10**400, 4]}], "bbox holds 1000"),
-        ([GOOD, GOOD | {"bbox": [1, 2, 1e200, 1e200]}], r"entry\[1\]: bbox .* beyond any picture"),
-        ([GOOD | {"bbox": [-1e308, 2, 3, 4]}], "beyond any picture"),
+        ([GOOD, GOOD | {"bbox": [1, 2, 1e200, 1e200]}], r"entry\[1\]: bbox .* beyond any image"),
+        ([GOOD | {"bbox": [-1e308, 2, 3, 4]}], "beyond any image"),
         ([GOOD, GOOD | {"score": math.nan}], r"entry\[1\]: score holds NaN; a finite number"),
         ([GOOD | {"score": math.inf}], "score holds Infinity"),
         ([GOOD | {"score": None}], "score holds null"),
@@ -609,7 +609,7 @@ def test_a_written_results_file_scores_as_the_detections_do(tmp_path, seed):
         jitter = rng.random(rows.boxes.shape, np.float32) / 3
         found[image_id] = rows._replace(boxes=rows.boxes + np.sort(jitter, axis=1))
     write_results(tmp_path / "results.json", (18, 3, 90), found)
-    truths = [
+    ground_truth = [
         {
             "image_id": r.image_id,
             "category_id": (18, 3, 90)[label - 1],
@@ -625,7 +625,7 @@ def test_a_written_results_file_scores_as_the_detections_do(tmp_path, seed):
         tmp_path,
         images=[{"id": r.image_id} for r in data.records],
         categories=[{"id": 18}, {"id": 3}, {"id": 90}],
-        annotations=truths,
+        annotations=ground_truth,
     )
     scored = score_results(tmp_path / "results.json", annotations)
     assert repr(scored.coco) == repr(evaluate(data, found).coco)
@@ -652,10 +652,10 @@ def test_the_table_is_aligned_and_complete():
     evaluation = evaluate(data, perfect(data))
     table = evaluation_table(evaluation)
     lines = table.splitlines()
-    assert [line.split()[0] for line in lines] == ["figure", *FIGURES, "VOC07", "VOC12"]
+    assert [line.split()[0] for line in lines] == ["metric", *METRICS, "VOC07", "VOC12"]
     assert len({len(line) for line in lines}) == 1
     assert lines[1] == "AP      0.50:0.95  all            100  1.000"
-    assert lines[4].endswith("    -")  # no small truth
+    assert lines[4].endswith("    -")  # no small ground truth
     assert evaluation_table(evaluation, by_class=True) == table + "\n\n" + "\n".join(
         [
             "class            AP  VOC07  VOC12",

@@ -1,4 +1,4 @@
-"""The model zoo's result files: the same figures as an ordinary evaluation, or one line."""
+"""The model zoo's result files: the same metrics as an ordinary evaluation, or one line."""
 
 import functools
 import json
@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
-from refinedet.models.checkpoint import Checkpoint, write_checkpoint
+from refinedet.backends.reference import SpecNetwork
 from refinedet.data.augment import normaliser, resize_only
 from refinedet.inference.postprocessing import postprocess
 from refinedet.inference.predictor import in_pixels
-from refinedet.backends.reference import SpecNetwork
+from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.settings import resolve
 from refinedet.spec.network import initial_parameters
 
@@ -44,17 +44,17 @@ def write_as_the_zoo_does(folder, path, boxes, scores):
 
 @functools.cache
 def outputs(png):
-    """The network's boxes and scores of a picture file; the noisy ones are always the same."""
-    picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    small = resize_only(np.ascontiguousarray(picture), SETTINGS.model.image_size)
+    """The network's boxes and scores of an image file; the noisy ones are always the same."""
+    image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    small = resize_only(np.ascontiguousarray(image), SETTINGS.model.image_size)
     network = SpecNetwork(SETTINGS.model, PARAMETERS)
-    boxes, scores = network.scored_boxes(normaliser(SETTINGS.model.picture)(small)[None])
+    boxes, scores = network.scored_boxes(normaliser(SETTINGS.model.image)(small)[None])
     return boxes[0], scores[0]
 
 
 @pytest.fixture
 def results(noise, tmp_path):
-    """A folder of result files for the noisy pictures."""
+    """A folder of result files for the noisy images."""
     folder = tmp_path / "result_Files"
     folder.mkdir()
     for record in noise.records:
@@ -64,9 +64,9 @@ def results(noise, tmp_path):
 
 @pytest.fixture
 def data(noise, tmp_path):
-    """Options for the noisy pictures, in COCO's layout; one of them has a crowd.
+    """Options for the noisy images, in COCO's layout; one of them has a crowd.
 
-    The truth is half of what the network finds, moved a little.
+    The ground truth is half of what the network finds, moved a little.
     """
     images, annotations = [], []
     for record in noise.records:
@@ -86,11 +86,11 @@ def data(noise, tmp_path):
             )
     categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
     document = {"images": images, "annotations": annotations, "categories": categories}
-    (tmp_path / "truth.json").write_text(json.dumps(document))
-    pictures = noise.records[0].path.parent
+    (tmp_path / "ground_truth.json").write_text(json.dumps(document))
+    images = noise.records[0].path.parent
     return (
-        *("--layout", "coco", "--annotations", tmp_path / "truth.json"),
-        *("--pictures", pictures),
+        *("--layout", "coco", "--annotations", tmp_path / "ground_truth.json"),
+        *("--images", images),
     )
 
 
@@ -102,7 +102,7 @@ def refused(result, message):
 
 
 @pytest.mark.parametrize("protocol", [None, "modelzoo"])
-def test_figures_are_those_of_an_ordinary_evaluation(run, results, data, tmp_path, protocol):
+def test_metrics_are_those_of_an_ordinary_evaluation(run, results, data, tmp_path, protocol):
     weights = tmp_path / "weights.safetensors"
     write_checkpoint(weights, Checkpoint(SETTINGS, PARAMETERS, None, 0))
     found, chosen = [], ("--protocol", protocol) if protocol else ()
@@ -115,12 +115,12 @@ def test_figures_are_those_of_an_ordinary_evaluation(run, results, data, tmp_pat
         output = tmp_path / str(number)
         status, out, err = run("eval", *given, *data, *chosen, "--output", output)
         assert (status, err) == (0, ""), err
-        figures = json.loads((output / "evaluation.json").read_text())
+        metrics = json.loads((output / "evaluation.json").read_text())
         rows = json.loads((output / "results.json").read_text())
         assert {p.name for p in output.iterdir()} == {
             *("results.json", "evaluation.json", "evaluation.txt", "detections.png")
         }
-        found.append((out, figures, rows))
+        found.append((out, metrics, rows))
     assert found[0] == found[1]
     assert 0 < found[0][1]["AP50"] < 1
     assert len({row["category_id"] for row in found[0][2]}) == 2
@@ -136,7 +136,7 @@ def test_a_protocol_decides_which_boxes_count(run, results, data, tmp_path):
     assert found[0] != found[1]
 
 
-def test_pictures_that_do_not_count_need_no_files(run, results, data):
+def test_images_that_do_not_count_need_no_files(run, results, data):
     for path in results.glob("2_*"):  # of image id 3, which has a crowd
         path.unlink()
     command = ("eval", "--results-bin", results, "--preset", PRESET, *data)
@@ -155,7 +155,7 @@ def test_damaged_files_are_told(run, results, data, kind):
         path.write_bytes(content)
         refused(
             run(*command),
-            f"{path}: has {len(content)} bytes, {rows} x {columns} numbers of 4 bytes are wanted; "
+            f"{path}: has {len(content)} bytes, {rows} x {columns} numbers of 4 bytes are expected; "
             f"is {PRESET} the detector, with 2 classes?",
         )
     path.write_bytes(b"")
@@ -193,7 +193,7 @@ def test_scores_that_are_none_are_told(run, results, data, change):
     path.write_bytes(scores.tobytes())
     refused(
         run("eval", "--results-bin", results, "--preset", PRESET, *data),
-        f"{path}: row 5 holds a number that is not from 0 to 1; scores are wanted",
+        f"{path}: row 5 holds a number that is not from 0 to 1; scores are expected",
     )
 
 
@@ -212,11 +212,11 @@ def test_boxes_that_are_no_fractions_are_told(run, results, data, change):
     path.write_bytes(change(boxes).astype("<f4").tobytes())
     refused(
         run("eval", "--results-bin", results, "--preset", PRESET, *data),
-        "boxes are outside the picture; fractions of it are wanted, not pixels",
+        "boxes are outside the image; fractions of it are expected, not pixels",
     )
 
 
-def test_boxes_may_reach_out_of_the_picture(run, results, data):
+def test_boxes_may_reach_out_of_the_image(run, results, data):
     for path in results.glob("*_0.bin"):
         boxes = np.frombuffer(path.read_bytes(), "<f4").reshape(-1, 4).copy()
         boxes += np.array([-0.3, -0.3, 0.3, 0.3], "f4")
@@ -238,14 +238,14 @@ def test_an_output_that_is_a_file_is_told_before_the_work(run, results, data, tm
     )
 
 
-def test_pictures_with_files_of_one_name_are_told(run, results, data, noise, tmp_path):
+def test_images_with_files_of_one_name_are_told(run, results, data, noise, tmp_path):
     folder = noise.records[0].path.parent
     (folder / "0.png").rename(folder / "1.b.png")
-    truth = tmp_path / "truth.json"
-    truth.write_text(truth.read_text().replace('"0.png"', '"1.b.png"'))
+    ground_truth = tmp_path / "ground_truth.json"
+    ground_truth.write_text(ground_truth.read_text().replace('"0.png"', '"1.b.png"'))
     refused(
         run("eval", "--results-bin", results, "--preset", PRESET, *data),
-        f"{results}: 1.b.png and 1.png share the files 1_0.bin and 1_1.bin; keep the pictures in ",
+        f"{results}: 1.b.png and 1.png share the files 1_0.bin and 1_1.bin; keep the images in ",
     )
 
 

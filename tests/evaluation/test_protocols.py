@@ -1,4 +1,4 @@
-"""Protocols: which pictures count, which detections are made, and what the program says."""
+"""Protocols: which images count, which detections are made, and what the program says."""
 
 import contextlib
 import dataclasses
@@ -11,14 +11,14 @@ import cv2
 import numpy as np
 import pytest
 
-from refinedet.evaluation import published
-from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.cli.app import main
-from refinedet.data.formats.coco import read_coco
 from refinedet.data.dataset import DataError
-from refinedet.evaluation.metrics import FIGURES, Evaluator
-from refinedet.evaluation.protocols import PROTOCOLS, chosen_pictures, find_protocol, under
+from refinedet.data.formats.coco import read_coco
+from refinedet.evaluation import published
 from refinedet.evaluation.coco_results import score_results
+from refinedet.evaluation.metrics import METRICS, Evaluator
+from refinedet.evaluation.protocols import PROTOCOLS, chosen_images, find_protocol, under
+from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.settings import resolve
 from refinedet.spec.config import DetectionConfig, preset
 from refinedet.spec.detection import Detections
@@ -36,7 +36,7 @@ class Layout:
 
     annotations: object
     results: object
-    pictures: object
+    images: object
     crowded: set
     empty: set
 
@@ -47,7 +47,7 @@ def random_box(rng, lowest=8, highest=150):
 
 
 def write_layout(folder, seed=0, count=24):
-    """Pictures by ids with gaps: every 6th without a box, every 5th with a crowd."""
+    """Images by ids with gaps: every 6th without a box, every 5th with a crowd."""
     rng = np.random.default_rng(seed)
     ids = sorted(rng.choice(10_000, count, replace=False).tolist())
     annotations, results = [], []
@@ -76,12 +76,12 @@ def write_layout(folder, seed=0, count=24):
             (image_id, CATEGORIES[rng.integers(3)]["id"], random_box(rng))
             for _ in range(rng.integers(0, 5))
         ]
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     images = []
-    for number, image_id in enumerate(ids):  # its grey level tells which picture it is
+    for number, image_id in enumerate(ids):  # its grey level tells which image it is
         images.append({"id": image_id, "file_name": f"{number}.png", "width": SIDE, "height": SIDE})
         grey = np.full((SIDE, SIDE, 3), number, np.uint8)
-        cv2.imwrite(str(folder / "pictures" / f"{number}.png"), grey)
+        cv2.imwrite(str(folder / "images" / f"{number}.png"), grey)
     document = {"images": images, "annotations": annotations, "categories": CATEGORIES}
     (folder / "annotations.json").write_text(json.dumps(document))
     scores = rng.permutation(len(results)) / len(results)  # no ties: their order is free
@@ -96,7 +96,7 @@ def write_layout(folder, seed=0, count=24):
     ]
     (folder / "results.json").write_text(json.dumps(entries))
     return Layout(
-        folder / "annotations.json", folder / "results.json", folder / "pictures", crowded, empty
+        folder / "annotations.json", folder / "results.json", folder / "images", crowded, empty
     )
 
 
@@ -118,12 +118,12 @@ def run(monkeypatch, capsys):
 
 
 def second_opinion(layout, ids=None):
-    """COCO's figures by hotcoco, whose code is not the COCO API's."""
+    """COCO's metrics by hotcoco, whose code is not the COCO API's."""
     import hotcoco
 
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = hotcoco.COCO(str(layout.annotations))
-        judge = hotcoco.COCOeval(truth, truth.load_res(str(layout.results)), "bbox")
+        ground_truth = hotcoco.COCO(str(layout.annotations))
+        judge = hotcoco.COCOeval(ground_truth, ground_truth.load_res(str(layout.results)), "bbox")
         if ids is not None:
             judge.params.img_ids = sorted(ids)
         judge.evaluate()
@@ -132,7 +132,7 @@ def second_opinion(layout, ids=None):
     return np.where(np.asarray(judge.stats) < 0, np.nan, judge.stats)
 
 
-# COCO's figures by a second evaluator
+# COCO's metrics by a second evaluator
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -147,16 +147,16 @@ def test_an_independent_evaluator_gives_the_same_twelve(tmp_path, seed, name):
     protocol = name and find_protocol(name)
     got = score_results(layout.results, layout.annotations, protocol=protocol).coco
     np.testing.assert_allclose(list(got.values()), expected, atol=1e-9)
-    assert list(got) == list(FIGURES)
+    assert list(got) == list(METRICS)
     assert 0.05 < got["AP"] < 0.95  # a fixture that can tell
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_detections_of_pictures_score_as_their_results_file(tmp_path, seed):
+def test_detections_of_images_score_as_their_results_file(tmp_path, seed):
     """The way of a model: read by ``read_coco``, chosen, added one by one."""
     layout = write_layout(tmp_path, seed)
     protocol = find_protocol("modelzoo")
-    data = chosen_pictures(protocol, read_coco(layout.annotations, layout.pictures))
+    data = chosen_images(protocol, read_coco(layout.annotations, layout.images))
     labels = {category["id"]: label for label, category in enumerate(CATEGORIES, 1)}
     rows = {record.image_id: [] for record in data.records}
     for entry in json.loads(layout.results.read_text()):
@@ -179,11 +179,11 @@ def test_detections_of_pictures_score_as_their_results_file(tmp_path, seed):
     assert list(got.values()) == pytest.approx(list(expected.values()), abs=1e-6, nan_ok=True)
 
 
-# Pictures
+# Images
 
 
-def test_the_model_zoo_leaves_out_crowds_and_empty_pictures(layout):
-    data = read_coco(layout.annotations, layout.pictures)
+def test_the_model_zoo_leaves_out_crowds_and_empty_images(layout):
+    data = read_coco(layout.annotations, layout.images)
     assert layout.crowded
     assert layout.empty
     all_ids = {record.image_id for record in data.records}
@@ -192,20 +192,20 @@ def test_the_model_zoo_leaves_out_crowds_and_empty_pictures(layout):
         ("paper", all_ids),
         ("caffe-coco", all_ids),
     ):
-        chosen = chosen_pictures(find_protocol(name), data)
+        chosen = chosen_images(find_protocol(name), data)
         assert {record.image_id for record in chosen.records} == expected
         assert chosen.class_names == data.class_names
 
 
-def test_a_protocol_that_leaves_no_picture_is_told(layout):
+def test_a_protocol_that_leaves_no_image_is_told(layout):
     protocol = find_protocol("modelzoo")
-    data = read_coco(layout.annotations, layout.pictures)
+    data = read_coco(layout.annotations, layout.images)
     crowded = [r for r in data.records if r.image_id in layout.crowded]
-    with pytest.raises(DataError, match=r"--protocol modelzoo: .* has no picture with boxes and"):
-        chosen_pictures(protocol, dataclasses.replace(data, records=crowded))
+    with pytest.raises(DataError, match=r"--protocol modelzoo: .* has no image with boxes and"):
+        chosen_images(protocol, dataclasses.replace(data, records=crowded))
     document = json.loads(layout.annotations.read_text())
     layout.annotations.write_text(json.dumps(document | {"annotations": []}))
-    with pytest.raises(DataError, match=r"annotations\.json has no picture with boxes and"):
+    with pytest.raises(DataError, match=r"annotations\.json has no image with boxes and"):
         score_results(layout.results, layout.annotations, protocol=protocol)
 
 
@@ -214,8 +214,8 @@ def test_a_protocol_that_leaves_no_picture_is_told(layout):
 
 def test_the_settings_are_those_of_the_systems():
     table = {name: dict(protocol.detection) for name, protocol in PROTOCOLS.items()}
-    wanted = {field.name for field in dataclasses.fields(DetectionConfig)}
-    assert all(set(settings) == wanted for settings in table.values())
+    expected = {field.name for field in dataclasses.fields(DetectionConfig)}
+    assert all(set(settings) == expected for settings in table.values())
     thresholds = {name: (s["score"], s["nms_iou"], s["pixel"]) for name, s in table.items()}
     assert thresholds == {
         "paper": (0.01, 0.45, 0),
@@ -255,7 +255,7 @@ VIEWS = {
         (896, 896): (None, 128),
     },
 }
-"""Of the authors' VOC test: height and width of the input, for a wide picture, and which sides
+"""Of the authors' VOC test: height and width of the input, for a wide image, and which sides
 of boxes count: the longer above, the shorter below."""
 MORE = {
     320: {(640, 640): (None, 48)},
@@ -267,21 +267,21 @@ MORE = {
 @pytest.mark.parametrize("side", [320, 512])
 def test_the_views_are_those_of_the_authors_test(side):
     config = preset(f"refinedet_vgg16_{side}")
-    for name, wanted, rule in (
+    for name, expected, rule in (
         ("paper+", VIEWS[side], "vote"),
         ("caffe-coco+", VIEWS[side] | MORE[side], "soft_vote"),
     ):
         fusion = find_protocol(name).fusion(config)
         for mirrored in (False, True):
             views = [view for view in fusion.views if view.mirrored == mirrored]
-            assert len(views) == len(wanted)
+            assert len(views) == len(expected)
             assert {
                 view.input_size(config.image_size, (480, 640)): (
                     view.longest_above,
                     view.shortest_below,
                 )
                 for view in views
-            } == wanted
+            } == expected
         assert (fusion.rule, fusion.iou, fusion.score, fusion.pixel) == (rule, 0.45, 0.01, 1)
     assert View(1, 0.6) in find_protocol("paper+").fusions[320].views
     single = find_protocol("caffe-coco").fusion(config)
@@ -341,7 +341,7 @@ def test_a_setting_that_the_contract_lacks_is_told():
 
 
 class Oracle:
-    """A backend that reads a picture's number from its grey level, and knows what is there."""
+    """A backend that reads an image's number from its grey level, and knows what is there."""
 
     name = "oracle"
     known = ()
@@ -350,8 +350,8 @@ class Oracle:
         return None
 
     def network(self, config, parameters):
-        def scored_boxes(pictures):
-            grey = pictures[:, 0, 0, 0] * config.picture.std[0] + config.picture.mean[0]
+        def scored_boxes(images):
+            grey = images[:, 0, 0, 0] * config.image.std[0] + config.image.mean[0]
             numbers = np.rint(grey).astype(int)
             boxes, scores = zip(*(self.known[n] for n in numbers), strict=True)
             return np.stack(boxes), np.stack(scores)
@@ -373,7 +373,7 @@ def oracle(layout, tmp_path, monkeypatch):
     rows, known = {image["id"]: [] for image in document["images"]}, []
     for e in json.loads(layout.results.read_text()):
         x, y, w, h = e["bbox"]
-        corners = np.clip([x, y, x + w, y + h], -4, SIDE + 4) / SIDE  # some beyond the picture
+        corners = np.clip([x, y, x + w, y + h], -4, SIDE + 4) / SIDE  # some beyond the image
         row = corners.astype(np.float32), np.float32(e["score"] / 4), labels[e["category_id"]]
         rows[e["image_id"]].append(row)
     for entries in rows.values():
@@ -384,11 +384,11 @@ def oracle(layout, tmp_path, monkeypatch):
     monkeypatch.setattr(Oracle, "known", known)
     monkeypatch.setitem(sys.modules, "oracle", SimpleNamespace(Oracle=Oracle))
     options = ("--model", path, "--backend", "oracle:Oracle", "--layout", "coco")
-    return (*options, "--annotations", layout.annotations, "--pictures", layout.pictures), rows
+    return (*options, "--annotations", layout.annotations, "--images", layout.images), rows
 
 
 def zoo_detections(rows, score=0.1, iou=0.6, cap=100):
-    """The model zoo's loops (src/eval_utils.py): pixels of the picture, sides plus 1."""
+    """The model zoo's loops (src/eval_utils.py): pixels of the image, sides plus 1."""
     found = []
     for label in range(1, 4):
         kept = []
@@ -423,8 +423,8 @@ def test_a_model_under_the_model_zoos_protocol_is_the_zoos(run, layout, oracle, 
     expected = second_opinion(layout, rows.keys() - layout.crowded - layout.empty)
     status, _, err = run(*options, "--protocol", "modelzoo", "--output", tmp_path / "out")
     assert status == 0, err
-    figures = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    np.testing.assert_allclose([figures[f] for f in FIGURES], expected, atol=1e-6)
+    metrics = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    np.testing.assert_allclose([metrics[f] for f in METRICS], expected, atol=1e-6)
     status, out, err = run(
         *("--results", tmp_path / "out" / "results.json", "--protocol", "modelzoo"),
         *("--annotations", layout.annotations),
@@ -435,19 +435,19 @@ def test_a_model_under_the_model_zoos_protocol_is_the_zoos(run, layout, oracle, 
 
 
 WRONG = {
-    "crowds and empty pictures kept": {"pictures": "all"},
+    "crowds and empty images kept": {"images": "all"},
     "score above 0.05": {"detection": PROTOCOLS["modelzoo"].detection | {"score": 0.05}},
     "one detection a class": {"detection": PROTOCOLS["modelzoo"].detection | {"top_per_class": 1}},
     "suppression at 0.1": {"detection": PROTOCOLS["modelzoo"].detection | {"nms_iou": 0.1}},
 }
 
 
-def publish(monkeypatch, figures):
+def publish(monkeypatch, metrics):
     """Pretend that these were published as the model zoo's."""
     row = dataclasses.replace(
         published.find_published("modelzoo-gpu"),
-        figures={name: figures[name] for name in FIGURES},
-        retrained_at_least=figures["AP"] - 0.005,
+        metrics={name: metrics[name] for name in METRICS},
+        retrained_at_least=metrics["AP"] - 0.005,
     )
     monkeypatch.setattr(published, "published", lambda: {"modelzoo-gpu": row})
 
@@ -476,20 +476,20 @@ def test_expect_is_met_under_the_right_protocol_alone(run, oracle, tmp_path, mon
 def test_expect_works_with_results_alone(run, layout, monkeypatch):
     alone = ("--results", layout.results, "--annotations", layout.annotations)
     protocol = find_protocol("modelzoo")
-    figures = score_results(layout.results, layout.annotations, protocol=protocol).coco
-    publish(monkeypatch, figures)
+    metrics = score_results(layout.results, layout.annotations, protocol=protocol).coco
+    publish(monkeypatch, metrics)
     expect = (*alone, "--expect", "modelzoo-gpu")
     assert run(*expect, "--protocol", "modelzoo")[0] == 0
-    publish(monkeypatch, {**figures, "AP": figures["AP"] + 0.002})
+    publish(monkeypatch, {**metrics, "AP": metrics["AP"] + 0.002})
     status, _, err = run(*expect, "--protocol", "modelzoo")
     assert status == 1
     assert "--expect modelzoo-gpu: AP" in err
-    publish(monkeypatch, {**figures, "AR1": 0.0})
+    publish(monkeypatch, {**metrics, "AR1": 0.0})
     assert run(*expect, "--protocol", "modelzoo")[0] == 1
     status, out, _ = run(*expect, "--protocol", "modelzoo", "--retrained")
     assert status == 0
-    assert "wanted: AP at least" in out
-    publish(monkeypatch, {**figures, "AP": figures["AP"] + 0.006})
+    assert "expected: AP at least" in out
+    publish(monkeypatch, {**metrics, "AP": metrics["AP"] + 0.006})
     assert run(*expect, "--protocol", "modelzoo", "--retrained")[0] == 1
 
 

@@ -1,11 +1,11 @@
-"""Published figures: what the files hold, and the verdict on what was measured."""
+"""Published metrics: what the files hold, and the verdict on what was measured."""
 
 import math
 import re
 
 import pytest
 
-from refinedet.evaluation.metrics import FIGURES
+from refinedet.evaluation.metrics import METRICS
 from refinedet.evaluation.protocols import PROTOCOLS
 from refinedet.evaluation.published import (
     ExpectationError,
@@ -19,20 +19,20 @@ from refinedet.evaluation.published import (
 ZOO = "modelzoo-ascend910"
 
 
-def test_the_model_zoos_figures_are_those_of_its_readme(shared_data):
+def test_the_model_zoos_metrics_are_those_of_its_readme(shared_data):
     readme = shared_data.parent / "modelzoo_readme.txt"
     lines = [float(x) for x in re.findall(r"maxDets= *\d+ \] = ([.\d]+)", readme.read_text())]
     means = [float(x) for x in re.findall(r"mAP: ?([.\d]+)", readme.read_text())]
     assert (len(lines), len(means)) == (36, 3)
     names = (ZOO, "modelzoo-gpu", "modelzoo-ascend310")
     for place, name in enumerate(names):
-        figures = find_published(name).figures
-        assert list(figures) == list(FIGURES)
-        assert figures["AP"] == means[place]
+        metrics = find_published(name).metrics
+        assert list(metrics) == list(METRICS)
+        assert metrics["AP"] == means[place]
         printed = lines[12 * place : 12 * place + 12]
-        assert [round(x, 3) for x in figures.values()] == printed
-    assert find_published(ZOO).figures["AP"] == 0.2885878918173237
-    assert find_published("modelzoo-gpu").figures["AP"] == 0.288743125771368
+        assert [round(x, 3) for x in metrics.values()] == printed
+    assert find_published(ZOO).metrics["AP"] == 0.2885878918173237
+    assert find_published("modelzoo-gpu").metrics["AP"] == 0.288743125771368
 
 
 def test_every_row_is_complete_and_in_range():
@@ -43,12 +43,12 @@ def test_every_row_is_complete_and_in_range():
         assert row.source
         assert row.measured_on
         assert row.protocol in PROTOCOLS
-        assert row.unverified <= set(row.figures)
+        assert row.unverified <= set(row.metrics)
         assert row.main in ("AP", "VOC07", "VOC12")
         assert row.main not in row.unverified
-        assert set(row.figures) <= {*FIGURES, "VOC07", "VOC12"}
-        assert all(0.05 < x < 0.9 for x in row.figures.values())
-        assert row.figures.get("AP", 0) < row.figures.get("AP50", 1)
+        assert set(row.metrics) <= {*METRICS, "VOC07", "VOC12"}
+        assert all(0.05 < x < 0.9 for x in row.metrics.values())
+        assert row.metrics.get("AP", 0) < row.metrics.get("AP50", 1)
 
 
 def test_the_papers_rows_tell_what_is_from_memory():
@@ -61,9 +61,9 @@ def test_the_papers_rows_tell_what_is_from_memory():
     ):
         assert find_published(name).unverified == unverified, name
     row = find_published("paper-coco-vgg16-320")
-    assert list(row.figures.values()) == [0.294, 0.492, 0.313, 0.1, 0.32, 0.444]
-    assert find_published("paper-voc07-vgg16-512-multiscale-coco").figures == {"VOC07": 0.858}
-    assert find_published("paper-voc12-vgg16-320").figures == {"VOC12": 0.781}
+    assert list(row.metrics.values()) == [0.294, 0.492, 0.313, 0.1, 0.32, 0.444]
+    assert find_published("paper-voc07-vgg16-512-multiscale-coco").metrics == {"VOC07": 0.858}
+    assert find_published("paper-voc12-vgg16-320").metrics == {"VOC12": 0.781}
 
 
 def test_the_papers_plus_rows_want_a_protocol_of_several_views():
@@ -75,32 +75,32 @@ def test_the_papers_plus_rows_want_a_protocol_of_several_views():
 
 
 def moved(by, name=ZOO):
-    return {figure: x + by for figure, x in find_published(name).figures.items()}
+    return {metric: x + by for metric, x in find_published(name).metrics.items()}
 
 
 @pytest.mark.parametrize("by", [0, 0.0015, -0.0015, 0.0004])
-def test_figures_within_the_tolerance_agree(by):
+def test_metrics_within_the_tolerance_agree(by):
     row = find_published(ZOO)
     compared = compare(moved(by), row)
     assert {c.verdict for c in compared} == {"within"}
     require_agreement(compared, row)
 
 
-@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("by", [0.0016, -0.0016, math.nan])
-def test_any_figure_outside_is_told(figure, by):
+def test_any_figure_outside_is_told(metric, by):
     row = find_published(ZOO)
-    compared = compare(moved(0) | {figure: row.figures[figure] + by}, row)
-    with pytest.raises(ExpectationError, match=rf"--expect {ZOO}: {figure} (is|has no value)"):
+    compared = compare(moved(0) | {metric: row.metrics[metric] + by}, row)
+    with pytest.raises(ExpectationError, match=rf"--expect {ZOO}: {metric} (is|has no value)"):
         require_agreement(compared, row)
 
 
 def test_a_retrained_detector_is_judged_by_its_map_alone():
     row = find_published("modelzoo-gpu")
-    for figure, verdict in ((0.2836, "within"), (0.5, "within"), (0.2835, "outside")):
-        compared = compare({"AP": figure}, row, retrained=True)
+    for metric, verdict in ((0.2836, "within"), (0.5, "within"), (0.2835, "outside")):
+        compared = compare({"AP": metric}, row, retrained=True)
         assert [c.verdict for c in compared] == [verdict] + ["not judged"] * 11
-    with pytest.raises(ExpectationError, match=r"AP is 0\.2835, wanted at least 0\.2836"):
+    with pytest.raises(ExpectationError, match=r"AP is 0\.2835, expected at least 0\.2836"):
         require_agreement(compared, row, retrained=True)
     voc = find_published("paper-voc07-vgg16-320")
     assert compare({"VOC07": 0.795}, voc, retrained=True)[0].verdict == "within"
@@ -108,34 +108,34 @@ def test_a_retrained_detector_is_judged_by_its_map_alone():
     assert compare({}, voc, retrained=True)[0].verdict == "outside"
 
 
-def test_figures_from_memory_are_shown_and_not_judged():
+def test_metrics_from_memory_are_shown_and_not_judged():
     row = find_published("paper-coco-vgg16-320")
-    figures = dict(row.figures) | {"APs": 0.9}
-    compared = compare(figures, row)
+    metrics = dict(row.metrics) | {"APs": 0.9}
+    compared = compare(metrics, row)
     assert compared[3] == ("APs", 0.9, 0.1, "not judged: unverified")
     require_agreement(compared, row)
     with pytest.raises(ExpectationError, match="AP50 is"):
-        require_agreement(compare(figures | {"AP50": 0.5}, row), row)
+        require_agreement(compare(metrics | {"AP50": 0.5}, row), row)
 
 
 def test_the_table_shows_measured_published_and_difference():
     row = find_published("paper-coco-vgg16-320")
-    figures = dict(row.figures) | {"AP": 0.3, "AP75": math.nan}
-    lines = comparison_table(compare(figures, row), row).splitlines()
+    metrics = dict(row.metrics) | {"AP": 0.3, "AP75": math.nan}
+    lines = comparison_table(compare(metrics, row), row).splitlines()
     assert lines[0].startswith("paper-coco-vgg16-320: RefineDet320, VGG16; COCO test-dev")
-    assert lines[1] == "wanted: within 0.0015"
+    assert lines[1] == "expected: within 0.0015"
     assert [line.split(maxsplit=4) for line in lines[2:7]] == [
-        ["figure", "measured", "published", "difference", "verdict"],
+        ["metric", "measured", "published", "difference", "verdict"],
         ["AP", "0.3000", "0.2940", "+0.0060", "outside"],
         ["AP50", "0.4920", "0.4920", "+0.0000", "within"],
         ["AP75", "-", "0.3130", "-", "outside"],
         ["APs", "0.1000", "0.1000", "+0.0000", "not judged: unverified"],
     ]
-    text = comparison_table(compare(figures, row, True), row, True)
-    assert "wanted: AP at least 0.2890" in text
+    text = comparison_table(compare(metrics, row, True), row, True)
+    assert "expected: AP at least 0.2890" in text
 
 
-def test_the_error_says_how_many_figures_are_outside():
+def test_the_error_says_how_many_metrics_are_outside():
     row = find_published(ZOO)
     with pytest.raises(ExpectationError, match=r"\(and 11 more\)"):
         require_agreement(compare({}, row), row)

@@ -12,17 +12,17 @@ import cv2
 import numpy as np
 import pytest
 
-from refinedet.models.checkpoint import Checkpoint, write_checkpoint
+from refinedet.backends.reference import SpecNetwork
 from refinedet.cli.app import main
 from refinedet.data.dataset import DataError
-from refinedet.support.files import WriteError
 from refinedet.evaluation.resume_journal import Ledger, data_digest, describe, model_digest
-from refinedet.backends.reference import SpecNetwork
+from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.settings import resolve
 from refinedet.spec.config import preset
 from refinedet.spec.detection import Detections
 from refinedet.spec.fusion import FusionConfig
 from refinedet.spec.network import initial_parameters
+from refinedet.support.files import WriteError
 from refinedet.training.loop import evaluate
 
 SUBJECT = {"model": "1", "settings": "2", "data set": "3"}
@@ -41,7 +41,7 @@ def same(a, b):
 
 @pytest.fixture
 def ledger(tmp_path):
-    """A ledger of three pictures, closed."""
+    """A ledger of three images, closed."""
     made = Ledger(tmp_path / "ledger.jsonl", SUBJECT)
     for image_id, count in ((7, 3), (2, 0), (9, 5)):
         made.add(image_id, detections(count, image_id))
@@ -151,8 +151,8 @@ def test_the_digests_tell_models_settings_and_data_apart(tmp_path, noise):
     assert differing(dataset=dataclasses.replace(noise, records=noise.records[1:])) == {"data set"}
     renamed = dataclasses.replace(noise, class_names=("a", "c"))
     assert differing(dataset=renamed) == {"data set"}
-    picture = noise.records[4].path
-    picture.write_bytes(picture.read_bytes() + b"0")
+    image = noise.records[4].path
+    image.write_bytes(image.read_bytes() + b"0")
     assert differing() == {"data set"}
 
 
@@ -172,7 +172,7 @@ def test_the_model_of_a_run_is_its_newest_checkpoint(tmp_path):
 
 @pytest.fixture
 def evaluation(tmp_path, noise):
-    """Options of ``eval`` on the noisy pictures, with the contract as the backend."""
+    """Options of ``eval`` on the noisy images, with the specification as the backend."""
     small = ["model.image_size=[64, 64]", "model.detection.score=0.3"]
     settings = resolve("refinedet_eighth_128", None, small, noise.class_names)
     weights = tmp_path / "weights.safetensors"
@@ -187,7 +187,7 @@ def evaluation(tmp_path, noise):
     (tmp_path / "list.txt").write_text("\n".join(lines))
     options = ["eval", "--model", weights, "--backend", "spec", "--batch-size", "1"]
     options += ["--layout", "text", "--annotations", tmp_path / "list.txt"]
-    return [*map(str, options), "--pictures", str(noise.records[0].path.parent)]
+    return [*map(str, options), "--images", str(noise.records[0].path.parent)]
 
 
 def called(monkeypatch, capsys, options):
@@ -243,7 +243,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(evaluation, tmp_path, monkeypa
         assert (output / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-def test_an_evaluation_killed_while_scoring_runs_no_picture_again(
+def test_an_evaluation_killed_while_scoring_runs_no_image_again(
     evaluation, tmp_path, monkeypatch, capsys
 ):
     output = tmp_path / "out"
@@ -270,10 +270,10 @@ def test_raw_outputs_are_not_kept(noise):
     class Network:
         config = dataclasses.replace(preset("refinedet_eighth_128"), num_classes=3)
 
-        def scored_boxes(self, pictures):
+        def scored_boxes(self, images):
             rng = np.random.default_rng(len(most))
-            boxes = np.sort(rng.random((len(pictures), 1008, 2, 2), np.float32), axis=2)
-            made = boxes.reshape(-1, 1008, 4), rng.random((len(pictures), 1008, 3), np.float32)
+            boxes = np.sort(rng.random((len(images), 1008, 2, 2), np.float32), axis=2)
+            made = boxes.reshape(-1, 1008, 4), rng.random((len(images), 1008, 3), np.float32)
             for array in (boxes, *made):
                 alive.add(id(array))
                 weakref.finalize(array, alive.discard, id(array))

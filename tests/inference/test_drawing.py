@@ -1,4 +1,4 @@
-"""Pictures of results."""
+"""Images of results."""
 
 import json
 import sys
@@ -16,11 +16,11 @@ from refinedet.inference.drawing import (
     draw_detections,
     read_metrics,
     sheet,
-    write_picture,
+    write_image,
 )
-from refinedet.support.files import WriteError
 from refinedet.spec.detection import Detections
-from refinedet.spec.errors import ContractError
+from refinedet.spec.errors import SpecError
+from refinedet.support.files import WriteError
 
 NAMES = ("cat", "dog")
 
@@ -38,12 +38,10 @@ def read(path):
 
 
 def test_a_box_is_drawn_where_it_is_in_its_class_colour():
-    picture = grey()
-    drawn = draw_detections(
-        picture, boxes([40, 50, 120, 90]), np.array([2]), np.array([0.5]), NAMES
-    )
-    assert (picture == 128).all()  # the argument stays as it was
-    assert drawn.shape == picture.shape
+    image = grey()
+    drawn = draw_detections(image, boxes([40, 50, 120, 90]), np.array([2]), np.array([0.5]), NAMES)
+    assert (image == 128).all()  # the argument stays as it was
+    assert drawn.shape == image.shape
     colour = np.array(class_colour(2))
     for x, y in [(40, 70), (120, 70), (80, 50), (80, 90)]:
         assert (drawn[y, x] == colour).all(), (x, y)
@@ -52,7 +50,7 @@ def test_a_box_is_drawn_where_it_is_in_its_class_colour():
     assert (drawn[:, :35] == 128).all()
 
 
-def test_drawing_twice_gives_the_same_picture():
+def test_drawing_twice_gives_the_same_image():
     args = (boxes([0, 0, 50, 50], [20, 20, 90, 80]), np.array([1, 2]), np.array([0.5, 0.5]), NAMES)
     assert (draw_detections(grey(), *args) == draw_detections(grey(), *args)).all()
 
@@ -72,13 +70,13 @@ def test_no_objects_draw_nothing():
 @pytest.mark.parametrize("size", [(1, 1), (5, 300), (37, 20), (2000, 1500)])
 def test_any_size_and_any_box_can_be_drawn(size):
     rows = boxes([-1e9, -5, 1e9, 1e30], [0, 0, 0, 0], [size[1], size[0], size[1] + 9, size[0] + 9])
-    names = ("a name much longer than the picture is wide", "Plättchen")
+    names = ("a name much longer than the image is wide", "Plättchen")
     drawn = draw_detections(grey(*size), rows, np.array([1, 2, 1]), None, names)
     assert drawn.shape == (*size, 3)
     assert (drawn != 128).any()
 
 
-def test_lines_grow_with_the_picture():
+def test_lines_grow_with_the_image():
     def width_of_line(side):
         drawn = draw_detections(
             grey(side, side), boxes([side // 2, 0, side, side]), np.array([1]), None, ("",)
@@ -96,19 +94,19 @@ def test_classes_differ_in_colour():
     assert max(map(max, colours)) == 255
 
 
-def test_a_picture_that_was_not_read_by_opencv_order_keeps_its_colours(tmp_path):
+def test_a_image_that_was_not_read_by_opencv_order_keeps_its_colours(tmp_path):
     red = np.zeros((4, 4, 3), np.uint8)
     red[..., 0] = 255
-    write_picture(tmp_path / "red.png", red)
+    write_image(tmp_path / "red.png", red)
     assert (read(tmp_path / "red.png") == red).all()
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"picture": np.zeros((4, 4), np.uint8)}, "picture"),
-        ({"picture": np.zeros((4, 4, 3), np.float32)}, "uint8"),
-        ({"picture": np.zeros((0, 4, 3), np.uint8)}, "pixels"),
+        ({"image": np.zeros((4, 4), np.uint8)}, "image"),
+        ({"image": np.zeros((4, 4, 3), np.float32)}, "uint8"),
+        ({"image": np.zeros((0, 4, 3), np.uint8)}, "pixels"),
         ({"boxes": boxes([9, 0, 1, 9])}, "crossed"),
         ({"labels": np.array([3])}, "labels: 3"),
         ({"labels": np.array([0])}, "labels: 0"),
@@ -118,30 +116,30 @@ def test_a_picture_that_was_not_read_by_opencv_order_keeps_its_colours(tmp_path)
 )
 def test_what_cannot_be_drawn_is_refused(change, words):
     arguments = {
-        "picture": grey(),
+        "image": grey(),
         "boxes": boxes([0, 0, 9, 9]),
         "labels": np.array([1]),
         "scores": np.array([0.5]),
         "class_names": NAMES,
     }
-    with pytest.raises(ContractError, match=words):
+    with pytest.raises(SpecError, match=words):
         draw_detections(**(arguments | change))
 
 
 def test_an_unknown_suffix_and_a_missing_folder_leave_nothing(tmp_path):
-    with pytest.raises(ContractError, match=r"use \.png or \.jpg"):
-        write_picture(tmp_path / "x.xyz", grey())
-    with pytest.raises(ContractError, match=r"use \.png or \.jpg"):
-        write_picture(tmp_path / "x", grey())
+    with pytest.raises(SpecError, match=r"use \.png or \.jpg"):
+        write_image(tmp_path / "x.xyz", grey())
+    with pytest.raises(SpecError, match=r"use \.png or \.jpg"):
+        write_image(tmp_path / "x", grey())
     with pytest.raises(WriteError, match="create the folder"):
-        write_picture(tmp_path / "no" / "x.png", grey())
+        write_image(tmp_path / "no" / "x.png", grey())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sheet_shows_every_picture_in_reading_order(tmp_path):
+def test_a_sheet_shows_every_image_in_reading_order(tmp_path):
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
-    pictures = [np.full((20, 20, 3), colour, np.uint8) for colour in colours]
-    sheet(pictures, 2, tmp_path / "s.png", cell=32)
+    images = [np.full((20, 20, 3), colour, np.uint8) for colour in colours]
+    sheet(images, 2, tmp_path / "s.png", cell=32)
     seen = read(tmp_path / "s.png")
     step = 32 + GAP
     assert seen.shape == (2 * step + GAP, 2 * step + GAP, 3)
@@ -159,10 +157,10 @@ def test_a_sheet_keeps_proportions_and_takes_no_empty_columns(tmp_path):
     assert light[:, 2 * GAP + 80 :].sum() == 40 * 80
 
 
-@pytest.mark.parametrize(("pictures", "columns"), [([], 2), ([grey()], 0)])
-def test_an_empty_sheet_is_refused(tmp_path, pictures, columns):
-    with pytest.raises(ContractError, match="sheet"):
-        sheet(pictures, columns, tmp_path / "s.png")
+@pytest.mark.parametrize(("images", "columns"), [([], 2), ([grey()], 0)])
+def test_an_empty_sheet_is_refused(tmp_path, images, columns):
+    with pytest.raises(SpecError, match="sheet"):
+        sheet(images, columns, tmp_path / "s.png")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,7 +183,7 @@ def test_curves_from_a_file_and_from_its_lines_are_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("metrics", [[], [{"step": 3}], [{"step": 3, "total": 0.0}]])
-def test_curves_without_points_are_still_a_picture(tmp_path, metrics):
+def test_curves_without_points_are_still_a_image(tmp_path, metrics):
     curves(metrics, tmp_path / "c.png")
     assert read(tmp_path / "c.png").std() > 0
 
@@ -206,8 +204,8 @@ def test_a_last_line_cut_off_by_a_kill_is_not_read(tmp_path):
     ("content", "words"),
     [
         (b'{"step": 1}\n{"step" 2}\n{"step": 3}\n', "line 2: not JSON"),
-        (b"[1]\n", "line 1: wants an object"),
-        (b'{"total": 1}\n', 'line 1: wants an object with a whole "step"'),
+        (b"[1]\n", "line 1: expected an object"),
+        (b'{"total": 1}\n', 'line 1: expected an object with a whole "step"'),
         (b'{"step": 1.5}\n', "line 1"),
         (b"\xff\n", "not UTF-8"),
         (None, "cannot read: No such file"),

@@ -1,4 +1,4 @@
-"""Several looks at a picture: what only one of them shows is found, in the right pixels."""
+"""Several looks at an image: what only one of them shows is found, in the right pixels."""
 
 import json
 import sys
@@ -10,52 +10,52 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from refinedet.backends.interface import BackendError
-from refinedet.models.checkpoint import Checkpoint, write_checkpoint
+from refinedet.backends.reference import SpecBackend, SpecNetwork
 from refinedet.data.augment import resize_only
-from refinedet.models.open import open_model
 from refinedet.inference.multiscale import MultiScalePredictor
 from refinedet.inference.predictor import Predictor
-from refinedet.backends.reference import SpecBackend, SpecNetwork
+from refinedet.models.checkpoint import Checkpoint, write_checkpoint
+from refinedet.models.open import open_model
 from refinedet.settings import Settings, resolve, to_yaml
 from refinedet.spec.config import preset, replace
 from refinedet.spec.detection import detections
 from refinedet.spec.fusion import FusionConfig, View, fuse
-from refinedet.spec.network import initial_parameters
 from refinedet.spec.images import normalise
+from refinedet.spec.network import initial_parameters
 
 HEIGHT, WIDTH = 64, 128
 CONFIG = replace(preset("refinedet_eighth_128"), image_size=(HEIGHT, WIDTH), num_classes=2)
 
 
 class Seer:
-    """Finds the white rectangle of a picture, if it is at least ``least`` input pixels high
+    """Finds the white rectangle of an image, if it is at least ``least`` input pixels high
     and lies in the left half."""
 
     def __init__(self, config, least=0, half=1.0):
         self.config, self.least, self.half = config, least, half
         self.seen = 0
 
-    def scored_boxes(self, pictures):
-        self.seen += len(pictures)
-        mean = np.reshape(self.config.picture.mean, (3, 1, 1))
-        boxes, scores = np.zeros((len(pictures), 1, 4), "f4"), np.zeros((len(pictures), 1, 2), "f4")
-        for picture, box, score in zip(pictures, boxes, scores, strict=True):
-            assert picture.shape == (3, *self.config.image_size)
-            rows, columns = np.nonzero((picture + mean).mean(axis=0) > 127)
+    def scored_boxes(self, images):
+        self.seen += len(images)
+        mean = np.reshape(self.config.image.mean, (3, 1, 1))
+        boxes, scores = np.zeros((len(images), 1, 4), "f4"), np.zeros((len(images), 1, 2), "f4")
+        for image, box, score in zip(images, boxes, scores, strict=True):
+            assert image.shape == (3, *self.config.image_size)
+            rows, columns = np.nonzero((image + mean).mean(axis=0) > 127)
             if len(rows):
                 box[0] = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
                 high = box[0, 3] - box[0, 1]
-                box[0] /= np.tile(picture.shape[:0:-1], 2)
+                box[0] /= np.tile(image.shape[:0:-1], 2)
                 score[0, 1] = 0.75 * (high >= self.least and box[0, 2] <= self.half)
         return boxes, scores
 
 
 def black(height, width, *boxes):
-    """A black picture with white rectangles: corners in pixels."""
-    picture = np.zeros((height, width, 3), np.uint8)
+    """A black image with white rectangles: corners in pixels."""
+    image = np.zeros((height, width, 3), np.uint8)
     for left, low, right, high in boxes:
-        picture[low:high, left:right] = 255
-    return picture
+        image[low:high, left:right] = 255
+    return image
 
 
 def looking(network, *views, batch_size=8, **fusion):
@@ -71,8 +71,8 @@ def looking(network, *views, batch_size=8, **fusion):
     return MultiScalePredictor(network, config, remade, batch_size), made
 
 
-def boxes(predictor, *pictures):
-    return [found.boxes.tolist() for found in predictor.predict(pictures)]
+def boxes(predictor, *images):
+    return [found.boxes.tolist() for found in predictor.predict(images)]
 
 
 # What one view alone shows
@@ -80,45 +80,45 @@ def boxes(predictor, *pictures):
 
 def test_what_only_the_mirrored_view_shows_is_found():
     network = Seer(CONFIG, half=0.5)
-    picture = black(32, 256, (200, 8, 240, 24))  # on the right, and not of the input's shape
-    assert boxes(Predictor(network), picture) == [[]]
+    image = black(32, 256, (200, 8, 240, 24))  # on the right, and not of the input's shape
+    assert boxes(Predictor(network), image) == [[]]
     predictor, made = looking(network, View(), View(mirrored=True))
-    assert boxes(predictor, picture) == [[[200, 8, 240, 24]]]
-    assert boxes(predictor, picture[:, ::-1]) == [[[16, 8, 56, 24]]]
+    assert boxes(predictor, image) == [[[200, 8, 240, 24]]]
+    assert boxes(predictor, image[:, ::-1]) == [[[16, 8, 56, 24]]]
     assert made == []  # the network itself does both
 
 
 def test_what_only_the_larger_input_shows_is_found():
     network = Seer(CONFIG, least=20)
-    picture = black(32, 256, (200, 8, 240, 16))  # 16 rows of the input, 32 of the larger one
-    assert boxes(Predictor(network), picture) == [[]]
+    image = black(32, 256, (200, 8, 240, 16))  # 16 rows of the input, 32 of the larger one
+    assert boxes(Predictor(network), image) == [[]]
     predictor, made = looking(network, View(), View(2, 2))
-    assert boxes(predictor, picture) == [[[200, 8, 240, 16]]]
+    assert boxes(predictor, image) == [[[200, 8, 240, 16]]]
     assert made == [(128, 256)]
 
 
 def test_a_view_counts_for_its_sizes_alone():
     network = Seer(CONFIG, least=20)
-    picture = black(32, 256, (200, 8, 240, 16))  # with a pixel more, 41 x 9
+    image = black(32, 256, (200, 8, 240, 16))  # with a pixel more, 41 x 9
     for limit, count in ((9, 0), (9.5, 1)):
         predictor, _ = looking(network, View(2, 2, shortest_below=limit))
-        assert len(boxes(predictor, picture)[0]) == count
+        assert len(boxes(predictor, image)[0]) == count
     for limit, count in ((41, 0), (40.5, 1)):
         predictor, _ = looking(network, View(2, 2, longest_above=limit))
-        assert len(boxes(predictor, picture)[0]) == count
+        assert len(boxes(predictor, image)[0]) == count
 
 
-def test_high_and_wide_pictures_of_a_batch_keep_their_order():
+def test_high_and_wide_images_of_a_batch_keep_their_order():
     square = replace(CONFIG, image_size=(128, 128))
     predictor, made = looking(Seer(square), View(1, 0.5), batch_size=3)
-    pictures = [
+    images = [
         black(32, 128, (16, 8, 48, 24)),
         black(128, 32, (8, 16, 24, 48)),
         black(64, 256, (128, 8, 256, 24)),
         black(32, 32),
         black(256, 64, (0, 0, 64, 256)),
     ]
-    assert boxes(predictor, *pictures) == [
+    assert boxes(predictor, *images) == [
         [[16, 8, 48, 24]],
         [[8, 16, 24, 48]],
         [[128, 8, 256, 24]],
@@ -129,7 +129,7 @@ def test_high_and_wide_pictures_of_a_batch_keep_their_order():
     assert boxes(predictor) == []
 
 
-def test_pictures_are_read_a_batch_at_a_time():
+def test_images_are_read_a_batch_at_a_time():
     predictor, _ = looking(Seer(CONFIG), View(), View(mirrored=True), batch_size=2)
     taken = []
 
@@ -144,12 +144,12 @@ def test_pictures_are_read_a_batch_at_a_time():
     assert len(list(found)) == 4
 
 
-# The same as the contract
+# The same as the specification
 
 
 @pytest.fixture(scope="module")
 def small():
-    """A real network of random parameters that finds much, and pictures for it."""
+    """A real network of random parameters that finds much, and images for it."""
     config = replace(
         preset("refinedet_eighth_128"),
         image_size=(64, 64),
@@ -158,27 +158,27 @@ def small():
         detection={"score": 0.3, "top": 30},
     )
     rng = np.random.default_rng(0)
-    pictures = [
+    images = [
         rng.integers(0, 256, (48, 80, 3), np.uint8),
         rng.integers(0, 256, (9, 7, 3), np.uint8),
     ]
-    return SpecNetwork(config, initial_parameters(config, 1)), pictures
+    return SpecNetwork(config, initial_parameters(config, 1)), images
 
 
 def test_the_views_of_a_real_network_are_fused_as_in_the_contract(small):
-    network, pictures = small
+    network, images = small
     views = (View(), View(mirrored=True), View(2, 1, longest_above=20), View(2, 2, mirrored=True))
     fusion = FusionConfig(views, "soft_vote")
     got = MultiScalePredictor(
         network, fusion, lambda config: SpecNetwork(config, network.tensors), 2
-    ).predict(pictures)
-    for picture, mine in zip(pictures, got, strict=True):
-        height, width = picture.shape[:2]
+    ).predict(images)
+    for image, mine in zip(images, got, strict=True):
+        height, width = image.shape[:2]
         found = []
         for view in views:
             config = replace(network.config, image_size=view.input_size((64, 64), (height, width)))
-            seen = np.ascontiguousarray(picture[:, ::-1]) if view.mirrored else picture
-            batch = normalise(resize_only(seen, config.image_size), config.picture)[None]
+            seen = np.ascontiguousarray(image[:, ::-1]) if view.mirrored else image
+            batch = normalise(resize_only(seen, config.image_size), config.image)[None]
             heads = SpecNetwork(config, network.tensors).heads(batch)
             found += detections(heads, config)
         want = fuse(found, fusion, (height, width))
@@ -191,12 +191,12 @@ def test_the_views_of_a_real_network_are_fused_as_in_the_contract(small):
 
 
 def test_one_plain_view_is_the_plain_predictor(small):
-    network, pictures = small
+    network, images = small
     config = replace(network.config, detection={"clip": False})  # clipped boxes overlap more
     network = SpecNetwork(config, network.tensors)
     fusion = FusionConfig(iou=0.4501, pixel=0.0)  # just above that of suppression
-    got = MultiScalePredictor(network, fusion, pytest.fail, 2).predict(pictures)
-    for mine, want in zip(got, Predictor(network, 2).predict(pictures), strict=True):
+    got = MultiScalePredictor(network, fusion, pytest.fail, 2).predict(images)
+    for mine, want in zip(got, Predictor(network, 2).predict(images), strict=True):
         assert len(want.labels) > 5
         for a, b in zip(mine, want, strict=True):
             assert_array_equal(a, b)
@@ -224,7 +224,7 @@ class Seers:
 
 @pytest.fixture
 def evaluation(tmp_path, monkeypatch):
-    """Options of ``eval`` on three pictures, whose objects are 12 rows of the input high."""
+    """Options of ``eval`` on three images, whose objects are 12 rows of the input high."""
     settings = resolve("refinedet_eighth_128", None, ["model.image_size=[64, 128]"], ("thing",))
     path = tmp_path / "weights.safetensors"
     write_checkpoint(path, Checkpoint(settings, initial_parameters(settings.model, 0), None, 0))
@@ -236,7 +236,7 @@ def evaluation(tmp_path, monkeypatch):
     (tmp_path / "list.txt").write_text("\n".join(lines))
     monkeypatch.setattr(Seers, "asked", [])
     monkeypatch.setitem(sys.modules, "seers", SimpleNamespace(Seers=Seers))
-    data = ("--layout", "text", "--annotations", tmp_path / "list.txt", "--pictures", tmp_path)
+    data = ("--layout", "text", "--annotations", tmp_path / "list.txt", "--images", tmp_path)
     return "eval", "--backend", "seers:Seers", "--model", path, *data, "--classes", "thing"
 
 
@@ -257,7 +257,7 @@ def test_a_protocol_with_views_finds_more(run, evaluation, tmp_path, plus):
     assert average_precision(out) == pytest.approx(1)
     entries = json.loads((out / "results.json").read_text())
     best = {e["image_id"]: e["bbox"] for e in reversed(entries)}
-    for i, image_id in enumerate(sorted(best)):  # not all inputs are multiples of the picture
+    for i, image_id in enumerate(sorted(best)):  # not all inputs are multiples of the image
         assert best[image_id] == pytest.approx([100 + i, 8, 50, 12], abs=1)
     # Every size once, all with the parameters of the checkpoint.
     sizes = [size for size, _ in Seers.asked[1:]]
@@ -269,18 +269,18 @@ def test_an_evaluation_goes_on_under_its_own_protocol_alone(run, evaluation, tmp
     done = []
     real = Seer.scored_boxes
 
-    def interrupted(self, pictures):
+    def interrupted(self, images):
         done.append(self.config.image_size)
         if len(done) > 40:
             raise KeyboardInterrupt
-        return real(self, pictures)
+        return real(self, images)
 
     out = ("--batch-size", 1, "--output", tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(Seer, "scored_boxes", interrupted)
         assert run(*evaluation, *out, "--protocol", "paper+")[0] == 130
     unfinished = tmp_path / "out" / "unfinished.jsonl"
-    assert unfinished.read_text().count("\n") == 1 + 2  # 16 looks at each picture
+    assert unfinished.read_text().count("\n") == 1 + 2  # 16 looks at each image
     status, _, err = run(*evaluation, *out, "--protocol", "paper", "--resume")
     assert (status, err.count("\n")) == (1, 1)
     assert "unfinished.jsonl: was begun with another settings; remove the file" in err
@@ -324,7 +324,7 @@ def test_a_model_is_remade_with_its_own_parameters(tmp_path, small):
         assert_array_equal(other.tensors[name], tensor)
 
 
-def test_a_view_that_cannot_be_made_is_told_before_any_picture():
+def test_a_view_that_cannot_be_made_is_told_before_any_image():
     def refused(config):
         raise BackendError("no")
 

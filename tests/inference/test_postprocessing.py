@@ -1,4 +1,4 @@
-"""The fast post-processing is the contract's ``detect``, to the last bit."""
+"""The fast post-processing is the specification's ``detect``, to the last bit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from refinedet.inference.postprocessing import postprocess
 from refinedet.spec.boxes import box_iou
 from refinedet.spec.config import DetectionConfig
 from refinedet.spec.detection import detect
-from refinedet.spec.errors import Array, ContractError
+from refinedet.spec.errors import Array, SpecError
 
 limits = st.sampled_from([None, 1, 2, 3, 7])
 configs = st.builds(
@@ -32,7 +32,7 @@ configs = st.builds(
 
 @st.composite
 def outputs(draw: st.DrawFn) -> tuple[Array, Array]:
-    """0 to 20 boxes, some outside the picture or without area, scores full of ties."""
+    """0 to 20 boxes, some outside the image or without area, scores full of ties."""
     count, classes = draw(st.integers(0, 20)), draw(st.integers(2, 5))
     points = draw(arrays(np.int16, (count, 2, 2), elements=st.integers(-1, 8))) / np.float32(7)
     scores = draw(arrays(np.uint8, (count, classes), elements=st.integers(0, 4))) / np.float32(4)
@@ -123,5 +123,5 @@ def test_suppressing_twice_changes_nothing() -> None:
     ],
 )
 def test_what_the_contract_refuses_is_refused(boxes: Array, scores: Array, message: str) -> None:
-    with pytest.raises(ContractError, match=message):
+    with pytest.raises(SpecError, match=message):
         postprocess(boxes, scores, DetectionConfig())

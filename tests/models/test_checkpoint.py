@@ -17,7 +17,6 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from refinedet.models import checkpoint as module
-from refinedet.support import files
 from refinedet.models.checkpoint import (
     FORMAT,
     Checkpoint,
@@ -30,23 +29,24 @@ from refinedet.models.checkpoint import (
     save_checkpoint,
     write_checkpoint,
 )
-from refinedet.support.files import WriteError
 from refinedet.settings import resolve
 from refinedet.spec.config import replace
 from refinedet.spec.network import initial_parameters, parameter_table
 from refinedet.spec.optimizer import LossScale
+from refinedet.support import files
+from refinedet.support.files import WriteError
 
 SETTINGS = resolve("refinedet_eighth_128", None, ["model.network.width=0.03125"], ("a", "b"))
 
 
 def checkpoint_of(step, seed=0):
     parameters = initial_parameters(SETTINGS.model, seed)
-    velocities = {
+    momentum_buffers = {
         p.name: np.full(p.shape, seed, np.float32)
         for p in parameter_table(SETTINGS.model)
         if p.group != "statistic"
     }
-    return Checkpoint(SETTINGS, parameters, velocities, step)
+    return Checkpoint(SETTINGS, parameters, momentum_buffers, step)
 
 
 def names(folder):
@@ -54,28 +54,31 @@ def names(folder):
 
 
 def test_what_is_written_is_read(tmp_path):
-    wanted = checkpoint_of(7, seed=3)
-    got = load_checkpoint(save_checkpoint(tmp_path, wanted, keep=1))
+    expected = checkpoint_of(7, seed=3)
+    got = load_checkpoint(save_checkpoint(tmp_path, expected, keep=1))
     assert (got.settings, got.steps_done) == (SETTINGS, 7)
-    for mine, other in ((got.parameters, wanted.parameters), (got.velocities, wanted.velocities)):
+    for mine, other in (
+        (got.parameters, expected.parameters),
+        (got.momentum_buffers, expected.momentum_buffers),
+    ):
         assert mine.keys() == other.keys()
         for name, value in mine.items():
             np.testing.assert_array_equal(value, other[name])
-    weights = dataclasses.replace(wanted, velocities=None)
+    weights = dataclasses.replace(expected, momentum_buffers=None)
     write_checkpoint(tmp_path / "weights.safetensors", weights)
-    assert load_checkpoint(tmp_path / "weights.safetensors").velocities is None
+    assert load_checkpoint(tmp_path / "weights.safetensors").momentum_buffers is None
 
 
 def test_the_loss_scale_is_kept(tmp_path):
     for scale in (LossScale(0.1 + 0.2, 7), LossScale(2.0**24), None):
-        wanted = dataclasses.replace(checkpoint_of(1), loss_scale=scale)
-        assert load_checkpoint(save_checkpoint(tmp_path, wanted, keep=1)).loss_scale == scale
+        expected = dataclasses.replace(checkpoint_of(1), loss_scale=scale)
+        assert load_checkpoint(save_checkpoint(tmp_path, expected, keep=1)).loss_scale == scale
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"loss_scale": "nan"}, "loss scale: wants a number above 0, got nan"),
+        ({"loss_scale": "nan"}, "loss scale: expected a number above 0, got nan"),
         ({"loss_scale": "much"}, "could not convert string to float"),
         ({"good_steps": "-1"}, "good steps: want a whole number from 0, got -1"),
         ({"good_steps": None}, "its metadata has no 'good_steps'"),
@@ -121,20 +124,20 @@ def test_the_one_just_written_always_stays(tmp_path):
 
 
 def test_another_memory_layout_is_the_same_checkpoint(tmp_path):
-    wanted = checkpoint_of(1, seed=1)
-    turned = {name: np.asfortranarray(p) for name, p in wanted.parameters.items()}
-    path = save_checkpoint(tmp_path, dataclasses.replace(wanted, parameters=turned), keep=1)
+    expected = checkpoint_of(1, seed=1)
+    turned = {name: np.asfortranarray(p) for name, p in expected.parameters.items()}
+    path = save_checkpoint(tmp_path, dataclasses.replace(expected, parameters=turned), keep=1)
     for name, value in load_checkpoint(path).parameters.items():
-        np.testing.assert_array_equal(value, wanted.parameters[name])
+        np.testing.assert_array_equal(value, expected.parameters[name])
 
 
 def test_other_programs_can_read_it(tmp_path):
-    wanted = checkpoint_of(5)
-    path = save_checkpoint(tmp_path, wanted, keep=1)
+    expected = checkpoint_of(5)
+    path = save_checkpoint(tmp_path, expected, keep=1)
     tensors = load_file(path)
-    assert len(tensors) == len(wanted.parameters) + len(wanted.velocities)
+    assert len(tensors) == len(expected.parameters) + len(expected.momentum_buffers)
     name = "backbone.conv1_1.weight"
-    np.testing.assert_array_equal(tensors[f"parameter/{name}"], wanted.parameters[name])
+    np.testing.assert_array_equal(tensors[f"parameter/{name}"], expected.parameters[name])
     with safe_open(path, "numpy") as stored:
         metadata = stored.metadata()
     assert metadata["steps_done"] == "5"
@@ -197,13 +200,13 @@ def test_metadata_is_part_of_the_checkpoint(tmp_path):
         metadata = stored.metadata()
     for key in metadata:
         save_file(tensors, path, {k: v for k, v in metadata.items() if k != key})
-        refused(path, "wants the format|does not match its digest")
+        refused(path, "expected the format|does not match its digest")
     save_file(tensors, path, {**metadata, "steps_done": "3"})
     refused(path, "does not match its digest")
     save_file(tensors, path, {**metadata, "format": "refinedet checkpoint 99"})
-    refused(path, f"wants the format '{FORMAT}', got 'refinedet checkpoint 99'")
+    refused(path, f"expected the format '{FORMAT}', got 'refinedet checkpoint 99'")
     save_file(tensors, path)
-    refused(path, "wants the format .* got None")
+    refused(path, "expected the format .* got None")
 
 
 def signed(path, tensors, metadata):
@@ -241,7 +244,7 @@ def test_what_another_program_wrote_is_checked_against_the_network(tmp_path):
 
 def test_numbers_that_are_not_finite_are_not_saved(tmp_path):
     save_checkpoint(tmp_path, checkpoint_of(1), keep=1)
-    for part in ("parameters", "velocities"):
+    for part in ("parameters", "momentum_buffers"):
         bad = checkpoint_of(2)
         next(iter(getattr(bad, part).values())).flat[0] = np.nan
         with pytest.raises(CheckpointError, match=r"conv1_1\.weight: not finite"):
@@ -250,18 +253,18 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "shape", "dtype"])
-def test_other_velocities_are_not_saved(tmp_path, change):
+def test_other_momentum_buffers_are_not_saved(tmp_path, change):
     bad = checkpoint_of(1)
     name = "backbone.conv1_1.weight"
     if change == "missing":
-        del bad.velocities[name]
+        del bad.momentum_buffers[name]
     elif change == "unknown":
-        bad.velocities["x"] = np.zeros(1, np.float32)
+        bad.momentum_buffers["x"] = np.zeros(1, np.float32)
     elif change == "shape":
-        bad.velocities[name] = np.zeros(1, np.float32)
+        bad.momentum_buffers[name] = np.zeros(1, np.float32)
     else:
-        bad.velocities[name] = bad.velocities[name].astype(np.float64)
-    with pytest.raises(CheckpointError, match="not written: velocity "):
+        bad.momentum_buffers[name] = bad.momentum_buffers[name].astype(np.float64)
+    with pytest.raises(CheckpointError, match="not written: momentum buffer "):
         save_checkpoint(tmp_path, bad, keep=1)
     assert names(tmp_path) == []
 

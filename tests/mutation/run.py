@@ -1,4 +1,4 @@
-"""Mutation testing of the contract: do its tests notice each small change of it?
+"""Mutation testing of the specification: do its tests notice each small change of it?
 
     python tests/mutation/run.py [MODULE ...] [--jobs 2] [--keep FOLDER [--again]]
 

@@ -1,1 +1,1 @@
-"""Tests of the contract; they need NumPy, pytest and Hypothesis."""
+"""Tests of the specification; they need NumPy, pytest and Hypothesis."""

@@ -1,4 +1,4 @@
-"""What the tests of the contract share: inputs drawn from its domain, and one refusal."""
+"""What the tests of the specification share: inputs drawn from its domain, and one refusal."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from refinedet.spec.config import Config, preset, replace
-from refinedet.spec.errors import Array, ContractError
+from refinedet.spec.errors import Array, SpecError
 from refinedet.spec.network import Heads, Parameters, forward, forward_and_back
 
 # The same examples on every run, and no database left behind.
@@ -22,15 +22,15 @@ settings.load_profile("spec")
 
 @contextmanager
 def refused(message: str) -> Iterator[None]:
-    """The block raises a ``ContractError`` that says exactly this, on one line."""
-    with pytest.raises(ContractError) as caught:
+    """The block raises a ``SpecError`` that says exactly this, on one line."""
+    with pytest.raises(SpecError) as caught:
         yield
     assert str(caught.value) == message
     assert "\n" not in message
 
 
 def slopes(
-    parameters: Parameters, pictures: Array, config: Config, step: float = 1e-7
+    parameters: Parameters, images: Array, config: Config, step: float = 1e-7
 ) -> Iterator[tuple[str, float, float]]:
     """The slopes of a weighted sum of the heads in training, along random directions.
 
@@ -40,21 +40,21 @@ def slopes(
     def drawn(seed: int, like: Array) -> Array:
         return np.random.default_rng([18, seed]).normal(size=like.shape)
 
-    heads, _, back = forward_and_back(parameters, pictures, config)
+    heads, _, back = forward_and_back(parameters, images, config)
     weights = Heads(*(drawn(i, head) for i, head in enumerate(heads)))
     gradients = back(weights)
     direction = {n: drawn(9 + i, g) for i, (n, g) in enumerate(gradients.items())}
 
     def total(names: list[str], step: float) -> float:
         moved = {n: parameters[n] + step * direction[n] for n in names}
-        outputs, _ = forward(parameters | moved, pictures, config, training=True)
+        outputs, _ = forward(parameters | moved, images, config, training=True)
         return sum(float((w * out).sum()) for w, out in zip(weights, outputs, strict=True))
 
     for part in dict.fromkeys(".".join(name.split(".")[:2]) for name in gradients):
         names = [n for n in gradients if n.startswith(f"{part}.")]
         there, here = total(names, step), total(names, -step)
-        wanted = sum(float((gradients[n] * direction[n]).sum()) for n in names)
-        yield part, (there - here) / (2 * step), wanted
+        expected = sum(float((gradients[n] * direction[n]).sum()) for n in names)
+        yield part, (there - here) / (2 * step), expected
 
 
 @st.composite

@@ -52,7 +52,7 @@ def test_first_anchor_at_512_keeps_its_size_in_pixels():
     assert_allclose(got[0] * 512, [-12, -12, 20, 20], atol=1e-4)
 
 
-def test_every_anchor_of_a_picture_that_is_not_square():
+def test_every_anchor_of_a_image_that_is_not_square():
     config = replace(
         preset("refinedet_vgg16_320"),
         image_size=(128, 192),
@@ -81,7 +81,7 @@ def test_anchors_of_a_level_have_one_area_and_the_aspect_ratio_in_pixels():
     assert_allclose(centres[:, :2], [[40, 24]] * 3, rtol=1e-6)
 
 
-def test_anchors_reach_outside_the_picture():
+def test_anchors_reach_outside_the_image():
     got = anchors(preset("refinedet_vgg16_320"))
     assert got.min() < -0.3
     assert got.max() > 1.3

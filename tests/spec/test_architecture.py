@@ -96,8 +96,8 @@ def test_how_weights_begin():
 
 def test_a_plain_convolution_is_3x3_with_a_bias_and_keeps_the_size():
     # Kernel, stride, padding, dilation, far; batch normalisation, its momentum, its gamma.
-    wanted = ("x", 3, 8, 3, 1, 1, 1, 0, False, 0.9, 1.0, True, False, False)
-    assert Conv("x", 3, 8) == wanted
+    expected = ("x", 3, 8, 3, 1, 1, 1, 0, False, 0.9, 1.0, True, False, False)
+    assert Conv("x", 3, 8) == expected
 
 
 def test_pooling_and_upsampling():

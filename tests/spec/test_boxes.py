@@ -65,18 +65,18 @@ def test_crossed_corners_are_refused():
         clip_boxes(crossed)
     with refused("anchors: row 1 has crossed corners [0.5, 0.0, 0.25, 1.0]"):
         box_iou(crossed, crossed[:1])
-    with refused("truths: row 1 has crossed corners [0.5, 0.0, 0.25, 1.0]"):
+    with refused("ground_truth: row 1 has crossed corners [0.5, 0.0, 0.25, 1.0]"):
         box_iou(crossed[:1], crossed)
 
 
 def test_centre_form_refuses_negative_sides_and_other_shapes():
     with refused("boxes: row 2 has a negative side"):
         centres_to_corners(np.float32([[0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 1, -0.5], [0, 0, -1, 0]]))
-    with refused("boxes: wants shape (any, 4), got (1, 3)"):
+    with refused("boxes: expected shape (any, 4), got (1, 3)"):
         centres_to_corners(np.zeros((1, 3)))
     with refused("boxes: not finite at (0, 1)"):
         centres_to_corners(np.array([[0, np.nan, 1, 1]]))
-    with refused("boxes: wants a float32 or float64 array, got int64"):
+    with refused("boxes: expected a float32 or float64 array, got int64"):
         centres_to_corners(np.zeros((1, 4), np.int64))
 
 
@@ -150,11 +150,11 @@ def test_overlap_does_not_change_when_x_and_y_are_exchanged(a, t):
 
 
 def test_overlap_wants_one_dtype():
-    with refused("anchors, truths: want one dtype, got ['float32', 'float64']"):
+    with refused("anchors, ground_truth: expected one dtype, got ['float32', 'float64']"):
         box_iou(np.zeros((1, 4), np.float32), np.zeros((1, 4)))
 
 
-def test_clipping_brings_every_coordinate_into_the_picture():
+def test_clipping_brings_every_coordinate_into_the_image():
     b = np.float32([[-0.5, 0.25, 1.5, 0.75], [1.25, -3, 2, -1], [0, 0, 1, 1]])
     want = np.float32([[0, 0.25, 1, 0.75], [1, 0, 1, 0], [0, 0, 1, 1]])
     assert_array_equal(clip_boxes(b), want)

@@ -133,9 +133,9 @@ def test_encoding_refuses_a_side_of_length_0(side):
 
 
 def test_encoding_wants_a_box_for_each_anchor():
-    with refused("boxes: wants shape (2, 4), got (1, 4)"):
+    with refused("boxes: expected shape (2, 4), got (1, 4)"):
         encode(np.float64([[0, 0, 1, 1]]), np.float64([[0, 0, 1, 1]] * 2), VARIANCES)
-    with refused("boxes, anchors: want one dtype, got ['float32', 'float64']"):
+    with refused("boxes, anchors: expected one dtype, got ['float32', 'float64']"):
         encode(np.float32([[0, 0, 1, 1]]), np.float64([[0, 0, 1, 1]]), VARIANCES)
     with refused("anchors: row 0 has crossed corners [1.0, 0.0, 0.0, 1.0]"):
         encode(np.float64([[0, 0, 1, 1]]), np.float64([[1, 0, 0, 1]]), VARIANCES)
@@ -149,15 +149,15 @@ def test_decoding_takes_an_anchor_without_area():
 
 def test_decoding_names_the_argument_it_refuses():
     one = np.float32(ANCHOR)
-    with refused("offsets: wants shape (1, 4), got (2, 4)"):
+    with refused("offsets: expected shape (1, 4), got (2, 4)"):
         decode(np.zeros((2, 4), np.float32), one, VARIANCES)
-    with refused("offsets, anchors: want one dtype, got ['float32', 'float64']"):
+    with refused("offsets, anchors: expected one dtype, got ['float32', 'float64']"):
         decode(np.zeros((1, 4)), one, VARIANCES)
     with refused("offsets: not finite at (0, 3)"):
         decode(np.float32([[0, 0, 0, np.inf]]), one, VARIANCES)
     with refused("anchors: row 0 has crossed corners [1.0, 0.0, 0.0, 1.0]"):
         decode(np.zeros((1, 4)), np.float64([[1, 0, 0, 1]]), VARIANCES)
-    with refused("anchors: wants shape (any, 4), got (4,)"):
+    with refused("anchors: expected shape (any, 4), got (4,)"):
         decode(np.zeros((4, 4)), np.zeros(4), VARIANCES)
 
 

@@ -11,11 +11,11 @@ from refinedet.spec.config import (
     AnchorsConfig,
     Config,
     DetectionConfig,
+    ImageConfig,
     LossConfig,
     MatchingConfig,
     NetworkConfig,
     OptimizerConfig,
-    PictureConfig,
     ScheduleConfig,
     feature_sizes,
     preset,
@@ -25,7 +25,7 @@ from refinedet.spec.config import (
 from .strategies import refused
 
 SECTIONS = {
-    "picture": PictureConfig,
+    "image": ImageConfig,
     "network": NetworkConfig,
     "anchors": AnchorsConfig,
     "matching": MatchingConfig,
@@ -40,16 +40,16 @@ COUNTS = ([None, 1, 10**6], [0, -1, 1.0, True, "1"])
 
 # Section, field, what it wants, values it takes, values it refuses.
 FIELDS = [
-    ("picture", "channels", "'RGB' or 'BGR'", ["RGB", "BGR"], ["rgb", "RBG", "", None, ["RGB"]]),
+    ("image", "channels", "'RGB' or 'BGR'", ["RGB", "BGR"], ["rgb", "RBG", "", None, ["RGB"]]),
     (
-        "picture",
+        "image",
         "mean",
         "three numbers from 0",
         [(0, 0, 0), (255.0, 1, 2.5)],
         [(1, 2), (1, 2, 3, 4), [1, 2, 3], (-1e-9, 0, 0), (0, 0, NAN), ("1", 0, 0), (0, True, 0)],
     ),
     (
-        "picture",
+        "image",
         "std",
         "three numbers above 0",
         [(1e-6, 1e-6, 1e-6), (58.4, 57.1, 57.4)],
@@ -258,7 +258,7 @@ FIELDS = [
     ("schedule", "final_rate", "0 to schedule.rate", [0, 1e-3], [-1e-9, 1.1e-3, NAN]),
 ]
 GOOD = [(s, f, value) for s, f, _, good, _ in FIELDS for value in good]
-BAD = [(s, f, wanted, value) for s, f, wanted, _, bad in FIELDS for value in bad]
+BAD = [(s, f, expected, value) for s, f, expected, _, bad in FIELDS for value in bad]
 
 
 def test_the_table_covers_every_field_of_every_section():
@@ -273,15 +273,15 @@ def test_a_value_in_range_is_taken(section, field, value):
     assert getattr(SECTIONS[section](**{field: value}), field) == value
 
 
-@pytest.mark.parametrize(("section", "field", "wanted", "value"), BAD)
-def test_a_value_out_of_range_names_its_field(section, field, wanted, value):
-    with refused(f"{section}.{field}: wants {wanted}, got {value!r}"):
+@pytest.mark.parametrize(("section", "field", "expected", "value"), BAD)
+def test_a_value_out_of_range_names_its_field(section, field, expected, value):
+    with refused(f"{section}.{field}: expected {expected}, got {value!r}"):
         SECTIONS[section](**{field: value})
 
 
-@pytest.mark.parametrize(("section", "field", "wanted", "value"), BAD[:40:7])
-def test_replace_checks_again(section, field, wanted, value):
-    with refused(f"{section}.{field}: wants {wanted}, got {value!r}"):
+@pytest.mark.parametrize(("section", "field", "expected", "value"), BAD[:40:7])
+def test_replace_checks_again(section, field, expected, value):
+    with refused(f"{section}.{field}: expected {expected}, got {value!r}"):
         replace(Config(), **{section: {field: value}})
 
 
@@ -298,20 +298,20 @@ def test_image_sizes_need_not_be_square(value):
     ],
 )
 def test_an_image_size_is_two_whole_numbers(value):
-    wanted = "height and width, whole numbers from 1 to 8192"
-    with refused(f"image_size: wants {wanted}, got {value!r}"):
+    expected = "height and width, whole numbers from 1 to 8192"
+    with refused(f"image_size: expected {expected}, got {value!r}"):
         Config(image_size=value)
 
 
 @pytest.mark.parametrize("value", [(63, 64), (64, 96), (300, 300), (64, 1)])
 def test_an_image_size_is_a_multiple_of_the_coarsest_stride(value):
-    with refused(f"image_size: wants multiples of 64, the coarsest stride, got {value!r}"):
+    with refused(f"image_size: expected multiples of 64, the coarsest stride, got {value!r}"):
         Config(image_size=value)
 
 
 @pytest.mark.parametrize("value", [1, 0, -1, 10**5 + 1, 2.0, True, "2", None])
 def test_there_is_a_class_besides_the_background(value):
-    with refused(f"num_classes: wants a whole number from 2 to 10**5, got {value!r}"):
+    with refused(f"num_classes: expected a whole number from 2 to 10**5, got {value!r}"):
         Config(num_classes=value)
     assert Config(num_classes=2).num_classes == 2
     assert Config(num_classes=10**5).num_classes == 10**5
@@ -321,51 +321,51 @@ def test_there_is_a_class_besides_the_background(value):
 @pytest.mark.parametrize("value", [None, {}, "x"])
 def test_a_section_is_of_its_kind(section, value):
     kind = SECTIONS[section].__name__
-    with refused(f"{section}: wants a {kind}, got {value!r}"):
+    with refused(f"{section}: expected a {kind}, got {value!r}"):
         Config(**{section: value})
 
 
 def test_anchors_and_feature_maps_agree():
-    wanted = "(8, 16, 32, 64), the strides of the network's feature maps"
+    expected = "(8, 16, 32, 64), the strides of the network's feature maps"
     for strides in ((4, 8, 16, 32), (8, 16, 32, 128)):
-        with refused(f"anchors.strides: wants {wanted}, got {strides}"):
+        with refused(f"anchors.strides: expected {expected}, got {strides}"):
             replace(Config(), anchors={"strides": strides})
-    with refused(f"anchors.strides: wants {wanted}, got (8, 16, 32)"):
+    with refused(f"anchors.strides: expected {expected}, got (8, 16, 32)"):
         replace(Config(), anchors={"strides": (8, 16, 32), "sides": (32.0, 64.0, 128.0)})
 
 
 def test_width_keeps_every_channel_count_whole():
-    wanted = "1/64 to 4, with whole channel counts"
+    expected = "1/64 to 4, with whole channel counts"
     assert NetworkConfig(width=0.5, tcb_channels=2).channels(2) == 1
-    with refused(f"network.width: wants {wanted}, got 0.5"):
+    with refused(f"network.width: expected {expected}, got 0.5"):
         NetworkConfig(width=0.5, tcb_channels=3)  # 1.5 channels
-    with refused(f"network.width: wants {wanted}, got 0.1"):
+    with refused(f"network.width: expected {expected}, got 0.1"):
         NetworkConfig(width=0.1, tcb_channels=10)  # 6.4 channels of conv1
-    with refused(f"network.width: wants {wanted}, got {3 / 128}"):
+    with refused(f"network.width: expected {expected}, got {3 / 128}"):
         NetworkConfig(width=3 / 128, tcb_channels=128)  # 1.5 channels of conv1, 3 of conv2
-    with refused(f"network.width: wants {wanted}, got 0.5"):
+    with refused(f"network.width: expected {expected}, got 0.5"):
         NetworkConfig("resnet", width=0.5, extra_width=3)  # 1.5 channels inside res6
     assert NetworkConfig("vgg16", width=0.5, extra_width=3).width == 0.5  # has no res6
 
 
 def test_only_vgg16_has_a_source_before_its_relu():
-    with refused("network.fc7_relu: wants true, unless network.backbone is 'vgg16', got False"):
+    with refused("network.fc7_relu: expected true, unless network.backbone is 'vgg16', got False"):
         NetworkConfig("resnet", fc7_relu=False)
 
 
 def test_one_field_bounds_another():
     assert MatchingConfig(iou=0.3, lowest_iou=0.3).lowest_iou == 0.3
-    with refused("matching.lowest_iou: wants 0 to matching.iou, got 0.4"):
+    with refused("matching.lowest_iou: expected 0 to matching.iou, got 0.4"):
         MatchingConfig(iou=0.3, lowest_iou=0.4)
     assert ScheduleConfig(steps=5, warmup_steps=5, milestones=()).warmup_steps == 5
-    with refused("schedule.warmup_steps: wants a whole number from 0 to schedule.steps, got 6"):
+    with refused("schedule.warmup_steps: expected a whole number from 0 to schedule.steps, got 6"):
         ScheduleConfig(steps=5, warmup_steps=6)
-    with refused("schedule.final_rate: wants 0 to schedule.rate, got 0.2"):
+    with refused("schedule.final_rate: expected 0 to schedule.rate, got 0.2"):
         ScheduleConfig(rate=0.1, final_rate=0.2)
     # Else the step after the warm-up would not have the full rate.
     assert ScheduleConfig(warmup_steps=5, milestones=(6,)).milestones == (6,)
-    wanted = "whole numbers above schedule.warmup_steps, rising"
-    with refused(f"schedule.milestones: wants {wanted}, got (5, 9)"):
+    expected = "whole numbers above schedule.warmup_steps, rising"
+    with refused(f"schedule.milestones: expected {expected}, got (5, 9)"):
         ScheduleConfig(warmup_steps=5, milestones=(5, 9))
 
 
@@ -406,7 +406,7 @@ FIELD_NAMES = [f.name for f in dataclasses.fields(Config)]
 
 
 def test_replace_wants_a_value_where_a_field_has_no_fields():
-    with refused("num_classes: wants a whole number from 2 to 10**5, got {'x': 1}"):
+    with refused("num_classes: expected a whole number from 2 to 10**5, got {'x': 1}"):
         replace(Config(), num_classes={"x": 1})
 
 
@@ -439,7 +439,7 @@ def test_the_papers_presets(name, size):
     config = preset(f"refinedet_vgg16_{name}")
     assert config.image_size == size
     assert config.num_classes == 81  # COCO's 80 and the background
-    assert config.picture == PictureConfig("BGR", (104, 117, 123), (1, 1, 1))
+    assert config.image == ImageConfig("BGR", (104, 117, 123), (1, 1, 1))
     net = config.network
     assert (net.backbone, net.width, net.tcb_channels) == ("vgg16", 1, 256)
     assert (net.batch_norm, net.batch_norm_eps, net.batch_norm_momentum) == (False, 1e-5, 0.9)
@@ -474,7 +474,7 @@ def test_the_model_zoos_presets():
     zoo, large = preset("modelzoo_vgg16_320"), preset("modelzoo_vgg16_512")
     assert (zoo.image_size, large.image_size) == ((320, 320), (512, 512))
     assert zoo.num_classes == 81
-    assert zoo.picture == PictureConfig("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+    assert zoo.image == ImageConfig("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
     net = zoo.network
     assert (net.width, net.batch_norm, net.tcb_channels) == (1, False, 256)
     assert (net.batch_norm_eps, net.batch_norm_momentum, net.l2_eps) == (1e-3, 0.97, 1e-10)
@@ -520,13 +520,13 @@ def test_the_model_zoos_narrow_preset_has_its_familys_ways():
     assert not narrow.anchors.refined
     assert narrow.optimizer == OptimizerConfig(0.9, 1.5e-4, 1, 10, None, True)
     assert narrow.schedule == preset("refinedet_eighth_128").schedule
-    for section in ("picture", "matching", "loss", "detection"):
+    for section in ("image", "matching", "loss", "detection"):
         assert getattr(narrow, section) == getattr(zoo, section)
 
 
 def test_anchors_of_one_level_are_possible_and_of_none_are_not():
     assert AnchorsConfig(strides=(8,), sides=(32,)).strides == (8,)
-    with refused("anchors.strides: wants whole numbers from 1, got ()"):
+    with refused("anchors.strides: expected whole numbers from 1, got ()"):
         AnchorsConfig(strides=(), sides=())
 
 
@@ -550,10 +550,10 @@ def test_a_loss_scale_may_follow_the_gradient_in_float16(scale):
 
 def test_a_loss_scale_follows_the_gradient_in_float16_alone_and_within_bounds():
     with refused(
-        "optimizer.loss_scale_window: wants null with optimizer.precision 'float32', got 1"
+        "optimizer.loss_scale_window: expected null with optimizer.precision 'float32', got 1"
     ):
         OptimizerConfig(loss_scale_window=1)
     for scale in (0.5, 2.0**24 + 2):
-        wanted = "1 to 2**24 with an optimizer.loss_scale_window"
-        with refused(f"optimizer.loss_scale: wants {wanted}, got {scale!r}"):
+        expected = "1 to 2**24 with an optimizer.loss_scale_window"
+        with refused(f"optimizer.loss_scale: expected {expected}, got {scale!r}"):
             OptimizerConfig(precision="float16", loss_scale=scale, loss_scale_window=1)

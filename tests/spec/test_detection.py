@@ -128,17 +128,17 @@ def test_laws_of_suppression(data, threshold):
 
 def test_what_suppression_refuses():
     b = np.float32([[0, 0, 1, 1]])
-    with refused("scores: wants shape (1), got (2,)"):
+    with refused("scores: expected shape (1), got (2,)"):
         nms(b, np.float32([0.1, 0.2]), 0.5)
     with refused("boxes: row 0 has crossed corners [1.0, 0.0, 0.0, 1.0]"):
         nms(np.float32([[1, 0, 0, 1]]), np.float32([0.1]), 0.5)
-    with refused("boxes, scores: want one dtype, got ['float32', 'float64']"):
+    with refused("boxes, scores: expected one dtype, got ['float32', 'float64']"):
         nms(b, np.array([0.1]), 0.5)
     with refused("scores: not finite at (0,)"):
         nms(b, np.float32([np.nan]), 0.5)
 
 
-# Detections of a picture
+# Detections of an image
 
 
 def test_a_score_of_exactly_the_threshold_is_no_candidate():
@@ -210,7 +210,7 @@ def test_classes_do_not_suppress_one_another():
     assert got.scores.tolist() == np.float32([0.9, 0.7]).tolist()
 
 
-def test_the_best_of_a_picture_are_chosen_before_suppression():
+def test_the_best_of_a_image_are_chosen_before_suppression():
     # Two copies of one box lead; with room for two candidates nothing else is left.
     b = np.concatenate([far_apart(3)[:1], far_apart(3)])
     scores = np.float32([[0, 0.9, 0], [0, 0.8, 0], [0, 0.7, 0], [0, 0, 0.6]])
@@ -224,7 +224,7 @@ def test_the_best_of_a_picture_are_chosen_before_suppression():
     assert per_class.scores.tolist() == np.float32([0.9, 0.6]).tolist()
 
 
-def test_the_best_of_a_class_and_of_a_picture_are_kept_after_suppression():
+def test_the_best_of_a_class_and_of_a_image_are_kept_after_suppression():
     b = np.concatenate([far_apart(3)[:1], far_apart(3)])
     scores = np.float32([[0, 0.9, 0], [0, 0.8, 0.5], [0, 0.7, 0.65], [0, 0.6, 0.4]])
     config = replace_in(EVERYTHING, nms_iou=0.45)
@@ -247,7 +247,7 @@ def test_boxes_are_clipped_last_and_only_if_asked():
     assert got.boxes.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1]]
 
 
-def test_a_box_beside_the_picture_is_clipped_to_one_without_area_and_stays():
+def test_a_box_beside_the_image_is_clipped_to_one_without_area_and_stays():
     got = detect(np.float32([[2, 0, 3, 1]]), np.float32([[0, 1]]), DetectionConfig())
     assert got.boxes.tolist() == [[1, 0, 1, 1]]
 
@@ -309,9 +309,9 @@ def test_what_detect_refuses():
     b = far_apart(2)
     with refused("scores: want a column for the background and one a class"):
         detect(b, np.zeros((2, 1), np.float32), EVERYTHING)
-    with refused("scores: wants shape (2, any), got (3, 4)"):
+    with refused("scores: expected shape (2, any), got (3, 4)"):
         detect(b, np.zeros((3, 4), np.float32), EVERYTHING)
-    with refused("boxes, scores: want one dtype, got ['float32', 'float64']"):
+    with refused("boxes, scores: expected one dtype, got ['float32', 'float64']"):
         detect(b, np.zeros((2, 4)), EVERYTHING)
     with refused("boxes: row 0 has crossed corners [1.0, 0.0, 0.0, 1.0]"):
         detect(np.float32([[1, 0, 0, 1]]), np.zeros((1, 4), np.float32), EVERYTHING)
@@ -324,10 +324,10 @@ def test_what_detect_refuses():
 # From the heads
 
 
-def heads_of(seed, pictures=2, dtype=np.float32):
+def heads_of(seed, images=2, dtype=np.float32):
     rng = np.random.default_rng(seed)
     shapes = (4, 2, 4, CONFIG.num_classes)
-    return Heads(*(rng.normal(size=(pictures, ANCHORS, n)).astype(dtype) for n in shapes))
+    return Heads(*(rng.normal(size=(images, ANCHORS, n)).astype(dtype) for n in shapes))
 
 
 @BOTH
@@ -371,7 +371,7 @@ def test_a_filtered_anchor_is_not_found_even_without_a_score_threshold():
     assert [len(d.scores) for d in detections(heads, config)] == [0, 0]
 
 
-def test_detections_are_those_of_each_picture():
+def test_detections_are_those_of_each_image():
     heads = heads_of(4)
     b, scores = scored_boxes(heads, CONFIG)
     got = detections(heads, CONFIG)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from refinedet.spec.errors import (
-    ContractError,
+    SpecError,
     check_boxes,
     check_float,
     check_labels,
@@ -15,7 +15,7 @@ from .strategies import refused
 
 
 def test_a_contract_error_is_a_value_error():
-    assert issubclass(ContractError, ValueError)
+    assert issubclass(SpecError, ValueError)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -35,7 +35,7 @@ def test_check_float_takes_finite_floats_of_one_dtype(dtype):
     ],
 )
 def test_check_float_names_another_type(bad, got):
-    with refused(f"b: wants a float32 or float64 array, got {got}"):
+    with refused(f"b: expected a float32 or float64 array, got {got}"):
         check_float(a=np.zeros(1), b=bad)
 
 
@@ -48,7 +48,7 @@ def test_check_float_names_the_first_number_that_is_not_finite(bad):
 
 
 def test_check_float_refuses_a_mixture_of_dtypes():
-    with refused("a, b: want one dtype, got ['float32', 'float64']"):
+    with refused("a, b: expected one dtype, got ['float32', 'float64']"):
         check_float(a=np.zeros(1, np.float64), b=np.zeros(1, np.float32))
 
 
@@ -62,13 +62,13 @@ def test_check_shape():
     [((2, 3), "(2, 3)"), ((4,), "(4,)"), ((2, 1, 4), "(2, 1, 4)"), ((2, 4, 1), "(2, 4, 1)")],
 )
 def test_check_shape_says_what_it_wants(shape, got):
-    with refused(f"x: wants shape (any, 4), got {got}"):
+    with refused(f"x: expected shape (any, 4), got {got}"):
         check_shape(np.zeros(shape), "x", None, 4)
 
 
 @pytest.mark.parametrize(("bad", "got"), [([1, 2], "list"), (None, "NoneType"), (3, "int")])
 def test_check_shape_refuses_what_is_no_array(bad, got):
-    with refused(f"x: wants an array, got {got}"):
+    with refused(f"x: expected an array, got {got}"):
         check_shape(bad, "x", None)
 
 
@@ -84,11 +84,11 @@ def test_check_boxes_names_argument_and_row_of_crossed_corners(row):
 
 
 def test_check_boxes_wants_rows_of_four_floats():
-    with refused("a: wants shape (any, 4), got (4,)"):
+    with refused("a: expected shape (any, 4), got (4,)"):
         check_boxes(a=np.zeros(4))
-    with refused("a: wants shape (any, 4), got (2, 5)"):
+    with refused("a: expected shape (any, 4), got (2, 5)"):
         check_boxes(a=np.zeros((2, 5)))
-    with refused("a: wants a float32 or float64 array, got int64"):
+    with refused("a: expected a float32 or float64 array, got int64"):
         check_boxes(a=np.zeros((1, 4), np.int64))
 
 
@@ -114,5 +114,5 @@ def test_check_labels_names_the_first_out_of_range():
     ("bad", "got"), [(np.zeros(1), "float64"), ([1], "list"), (np.zeros(1, bool), "bool")]
 )
 def test_check_labels_wants_integers(bad, got):
-    with refused(f"y: wants an integer array, got {got}"):
+    with refused(f"y: expected an integer array, got {got}"):
         check_labels(bad, "y", 3)

@@ -1,4 +1,4 @@
-"""Fusion of views: voting and soft suppression by example, their laws, and whole pictures."""
+"""Fusion of views: voting and soft suppression by example, their laws, and whole images."""
 
 import dataclasses
 import math
@@ -110,7 +110,7 @@ def test_softly_beaten_voters_stay_beside_the_vote():
 
 
 def test_pixels_are_added_where_overlaps_are_measured():
-    # Two pixels side by side in a picture 4 wide and 2 high: with a pixel more, 2 x 2 of 3 x 2.
+    # Two pixels side by side in an image 4 wide and 2 high: with a pixel more, 2 x 2 of 3 x 2.
     b = np.float32([[0, 0, 0.25, 0.5], [0.25, 0, 0.5, 0.5]])
     scores = np.float32([0.75, 0.25])
     for pixel, voted, lowered in (((0, 0), 2, 0.25), ((0.25, 0.5), 1, 0.25 * 2 / 3)):
@@ -211,11 +211,11 @@ def test_laws_of_soft_suppression(data, dtype):
 @pytest.mark.parametrize("combine", [box_voting, lambda *a: soft_nms(*a[:3], 0.01)])
 def test_what_both_refuse(combine):
     b = np.float32([[0, 0, 1, 1]])
-    with refused("scores: wants shape (1), got (2,)"):
+    with refused("scores: expected shape (1), got (2,)"):
         combine(b, np.float32([0.1, 0.2]), 0.5)
     with refused("boxes: row 0 has crossed corners [1.0, 0.0, 0.0, 1.0]"):
         combine(np.float32([[1, 0, 0, 1]]), np.float32([0.1]), 0.5)
-    with refused("boxes, scores: want one dtype, got ['float32', 'float64']"):
+    with refused("boxes, scores: expected one dtype, got ['float32', 'float64']"):
         combine(b, np.array([0.1]), 0.5)
     with refused("scores: row 0 is 0.0, not above 0"):
         combine(b, np.float32([0]), 0.5)
@@ -247,8 +247,8 @@ def one_view(view, *rows, size=SIZE, **change):
     return fuse([detections(*rows)], config, size)
 
 
-def test_large_and_small_boxes_count_by_pixels_of_the_picture():
-    # In a picture 200 wide and 100 high: 32 x 16, 32 x 8 and 16 x 32 pixels; far apart.
+def test_large_and_small_boxes_count_by_pixels_of_the_image():
+    # In an image 200 wide and 100 high: 32 x 16, 32 x 8 and 16 x 32 pixels; far apart.
     rows = (
         ((0, 0, 0.16, 0.16), 0.5, 1),
         ((0.2, 0, 0.36, 0.08), 0.4, 1),
@@ -320,7 +320,7 @@ def test_two_views_by_hand():
     )
 
 
-def test_overlaps_of_a_picture_that_is_not_square():
+def test_overlaps_of_a_image_that_is_not_square():
     # 4 x 1 pixels beside 4 x 1 below it: with a pixel more, 5 x 2, shared 5 x 1 of 5 x 3.
     b = [(0, 0, 0.5, 0.25), (0, 0.25, 0.5, 0.5)]
     rows = [(b[0], 0.5, 1), (b[1], 0.25, 1)]
@@ -386,7 +386,7 @@ def test_the_order_of_the_views_does_not_matter(data, found, rule):
 
 
 @given(found=several(), rule=RULES)
-def test_a_mirrored_picture_has_the_mirrored_detections(found, rule):
+def test_a_mirrored_image_has_the_mirrored_detections(found, rule):
     config = FusionConfig(VIEWS, rule, score=0.001)
     mirrored = tuple(dataclasses.replace(v, mirrored=not v.mirrored) for v in VIEWS)
     got = fuse(found, config, SIZE)
@@ -399,14 +399,14 @@ def test_a_mirrored_picture_has_the_mirrored_detections(found, rule):
 
 def test_what_fusion_refuses():
     one = detections(((0, 0, 1, 1), 0.5, 1))
-    with refused("found: wants detections of 1 views, got 2"):
+    with refused("found: expected detections of 1 views, got 2"):
         fuse([one, one], PLAIN, SIZE)
     double = one._replace(boxes=one.boxes.astype("f8"), scores=one.scores.astype("f8"))
-    with refused("found[0], found[1]: want one dtype, got ['float32', 'float64']"):
+    with refused("found[0], found[1]: expected one dtype, got ['float32', 'float64']"):
         fuse([one, double], dataclasses.replace(PLAIN, views=(View(), View())), SIZE)
     with refused("labels: 0 at (0,) is outside 1..99999"):
         fuse([one._replace(labels=np.int64([0]))], PLAIN, SIZE)
-    with refused("labels: wants shape (1), got (2,)"):
+    with refused("labels: expected shape (1), got (2,)"):
         fuse([one._replace(labels=np.int64([1, 1]))], PLAIN, SIZE)
     with refused("boxes: row 0 has crossed corners [1.0, 0.0, 0.0, 1.0]"):
         fuse([one._replace(boxes=np.float32([[1, 0, 0, 1]]))], PLAIN, SIZE)
@@ -441,13 +441,13 @@ FIELDS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "name", "wanted", "good", "bad"), FIELDS)
-def test_every_field_is_checked(kind, name, wanted, good, bad):
+@pytest.mark.parametrize(("kind", "name", "expected", "good", "bad"), FIELDS)
+def test_every_field_is_checked(kind, name, expected, good, bad):
     for value in good:
         assert getattr(kind(**{name: value}), name) == value
     section = kind.__name__.removesuffix("Config").lower()
     for value in bad:
-        with refused(f"{section}.{name}: wants {wanted}, got {value!r}"):
+        with refused(f"{section}.{name}: expected {expected}, got {value!r}"):
             kind(**{name: value})
 
 
@@ -465,12 +465,12 @@ def test_the_first_bad_score_is_named():
 
 
 def test_fewer_lists_than_views_are_refused():
-    with refused("found: wants detections of 2 views, got 1"):
+    with refused("found: expected detections of 2 views, got 1"):
         fuse([detections()], FusionConfig(views=(View(), View(mirrored=True))), SIZE)
 
 
 def test_pixels_of_the_width_are_added_to_widths():
-    """In a picture 100 high and 10 wide, a pixel is a tenth of the width."""
+    """In an image 100 high and 10 wide, a pixel is a tenth of the width."""
     config, size = FusionConfig(iou=0.3, pixel=1), (100, 10)
     beside = detections(([0, 0, 0.1, 1], 0.75, 1), ([0.1, 0, 0.2, 1], 0.5, 1))
     assert len(fuse([beside], config, size).boxes) == 1  # columns 0 to 2 and 1 to 3

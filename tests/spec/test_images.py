@@ -1,4 +1,4 @@
-"""Pictures: which number lands where."""
+"""Images: which number lands where."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from refinedet.spec.config import PictureConfig, preset
+from refinedet.spec.config import ImageConfig, preset
 from refinedet.spec.images import normalise
 
 from .strategies import refused
@@ -14,9 +14,9 @@ from .strategies import refused
 
 def test_the_authors_mean():
     # B 104, G 117, R 123 (mean of the authors' release), blue first; no division.
-    picture = np.zeros((2, 3, 3), np.uint8)
-    picture[1, 2] = [200, 150, 100]  # R, G, B
-    got = normalise(picture, preset("refinedet_vgg16_320").picture)
+    image = np.zeros((2, 3, 3), np.uint8)
+    image[1, 2] = [200, 150, 100]  # R, G, B
+    got = normalise(image, preset("refinedet_vgg16_320").image)
     assert got.shape == (3, 2, 3)
     assert got.dtype == np.float32
     assert got[:, 0, 0].tolist() == [-104, -117, -123]
@@ -24,52 +24,50 @@ def test_the_authors_mean():
 
 
 def test_mean_and_deviation_follow_the_channel_order():
-    picture = np.uint8([[[10, 20, 30]]])
-    rgb = normalise(picture, PictureConfig("RGB", (1, 2, 3), (2, 4, 8)))
+    image = np.uint8([[[10, 20, 30]]])
+    rgb = normalise(image, ImageConfig("RGB", (1, 2, 3), (2, 4, 8)))
     assert rgb[:, 0, 0].tolist() == [9 / 2, 18 / 4, 27 / 8]
-    bgr = normalise(picture, PictureConfig("BGR", (1, 2, 3), (2, 4, 8)))
+    bgr = normalise(image, ImageConfig("BGR", (1, 2, 3), (2, 4, 8)))
     assert bgr[:, 0, 0].tolist() == [29 / 2, 18 / 4, 7 / 8]
 
 
 def test_one_rounding_to_float32():
-    config = PictureConfig("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-    picture = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-    want = (picture.astype(np.float64) - config.mean) / config.std
-    assert_array_equal(normalise(picture, config), np.float32(want.transpose(2, 0, 1)))
+    config = ImageConfig("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+    image = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    want = (image.astype(np.float64) - config.mean) / config.std
+    assert_array_equal(normalise(image, config), np.float32(want.transpose(2, 0, 1)))
 
 
-def test_the_result_is_contiguous_and_the_picture_unchanged():
-    picture = np.full((4, 6, 3), 7, np.uint8)[:, ::2]
-    got = normalise(picture, PictureConfig())
+def test_the_result_is_contiguous_and_the_image_unchanged():
+    image = np.full((4, 6, 3), 7, np.uint8)[:, ::2]
+    got = normalise(image, ImageConfig())
     assert got.shape == (3, 4, 3)
     assert got.flags["C_CONTIGUOUS"]
-    assert (picture == 7).all()
+    assert (image == 7).all()
 
 
 @given(height=st.integers(0, 4), width=st.integers(0, 4))
 def test_mirroring_before_or_after_is_the_same(height, width):
-    picture = np.random.default_rng(height * 5 + width).integers(
-        0, 256, (height, width, 3), np.uint8
-    )
-    config = PictureConfig(std=(2, 3, 4))
-    got = normalise(picture, config)
+    image = np.random.default_rng(height * 5 + width).integers(0, 256, (height, width, 3), np.uint8)
+    config = ImageConfig(std=(2, 3, 4))
+    got = normalise(image, config)
     assert got.shape == (3, height, width)
-    assert_array_equal(normalise(picture[:, ::-1], config), got[..., ::-1])
+    assert_array_equal(normalise(image[:, ::-1], config), got[..., ::-1])
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (np.zeros((2, 2), np.uint8), "picture: wants shape (any, any, 3), got (2, 2)"),
-        (np.zeros((2, 2, 4), np.uint8), "picture: wants shape (any, any, 3), got (2, 2, 4)"),
-        (np.zeros((3, 2, 2), np.uint8), "picture: wants shape (any, any, 3), got (3, 2, 2)"),
-        (np.zeros((2, 2, 3), np.float32), "picture: wants uint8, got float32"),
-        (np.zeros((2, 2, 3), np.uint16), "picture: wants uint8, got uint16"),
-        (np.zeros((2, 2, 3), np.int8), "picture: wants uint8, got int8"),
-        (np.zeros((2, 2, 3), bool), "picture: wants uint8, got bool"),
-        ([[[1, 2, 3]]], "picture: wants an array, got list"),
+        (np.zeros((2, 2), np.uint8), "image: expected shape (any, any, 3), got (2, 2)"),
+        (np.zeros((2, 2, 4), np.uint8), "image: expected shape (any, any, 3), got (2, 2, 4)"),
+        (np.zeros((3, 2, 2), np.uint8), "image: expected shape (any, any, 3), got (3, 2, 2)"),
+        (np.zeros((2, 2, 3), np.float32), "image: expected uint8, got float32"),
+        (np.zeros((2, 2, 3), np.uint16), "image: expected uint8, got uint16"),
+        (np.zeros((2, 2, 3), np.int8), "image: expected uint8, got int8"),
+        (np.zeros((2, 2, 3), bool), "image: expected uint8, got bool"),
+        ([[[1, 2, 3]]], "image: expected an array, got list"),
     ],
 )
 def test_another_shape_or_dtype_is_refused(bad, message):
     with refused(message):
-        normalise(bad, PictureConfig())
+        normalise(bad, ImageConfig())

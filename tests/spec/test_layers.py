@@ -177,7 +177,7 @@ def test_batch_normalisation_by_hand():
 
 def test_weights_hold_rows_before_columns():
     # (outputs, inputs, rows, columns), and (inputs, outputs, rows, columns) for upsampling: a
-    # kernel that only looks right, or down, moves the picture left, or up.
+    # kernel that only looks right, or down, moves the image left, or up.
     x = np.zeros((1, 1, 4, 6))
     x[0, 0, 1, 2] = 1
     right, down = np.zeros((1, 1, 3, 3)), np.zeros((1, 1, 3, 3))
@@ -211,7 +211,7 @@ CASES = {
     "relu": (relu, [IMAGE], {}),
     "sum": (add, [IMAGE, IMAGE], {}),
     "rows": (anchor_rows, [(2, 6, 4, 3), (2, 6, 2, 1)], {"per_anchor": 2}),
-    "rows of one picture": (anchor_rows, [(1, 6, 4, 3), (1, 6, 2, 1)], {"per_anchor": 2}),
+    "rows of one image": (anchor_rows, [(1, 6, 4, 3), (1, 6, 2, 1)], {"per_anchor": 2}),
 }
 
 

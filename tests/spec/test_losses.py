@@ -152,11 +152,11 @@ def test_cross_entropy_of_nothing_and_what_it_refuses():
         cross_entropy(two, np.array([0, 3]))
     with refused("labels: -1 at (0,) is outside 0..2"):
         cross_entropy(two, np.array([-1, 0]))
-    with refused("labels: wants shape (2), got (3,)"):
+    with refused("labels: expected shape (2), got (3,)"):
         cross_entropy(two, np.array([0, 1, 2]))
-    with refused("logits: wants shape (any, any), got (2,)"):
+    with refused("logits: expected shape (any, any), got (2,)"):
         cross_entropy(np.zeros(2), np.array([0, 1]))
-    with refused("logits: wants a float32 or float64 array, got int64"):
+    with refused("logits: expected a float32 or float64 array, got int64"):
         cross_entropy(np.zeros((2, 3), np.int64), np.array([0, 1]))
 
 
@@ -168,8 +168,8 @@ def test_smooth_l1_by_hand(dtype):
     # 0.5 * 0.25 + 0 + (2 - 0.5) + (3 - 0.5) = 4.125; slopes 0.5, 0, -1, 1.
     # At a difference of 1 both branches say 0.5, and the slope is 1.
     predicted = np.array([[1.5, 1, -1, 4], [1, -1, 0, 0]], dtype)
-    wanted = np.array([[1, 1, 1, 1], [0, 0, 0, 0]], dtype)
-    loss, gradient = smooth_l1(predicted, wanted)
+    expected = np.array([[1, 1, 1, 1], [0, 0, 0, 0]], dtype)
+    loss, gradient = smooth_l1(predicted, expected)
     assert loss.dtype == gradient.dtype == dtype
     assert loss.tolist() == [4.125, 1.0]
     assert gradient.tolist() == [[0.5, 0, -1, 1], [1, -1, 0, 0]]
@@ -178,11 +178,11 @@ def test_smooth_l1_by_hand(dtype):
 @given(seed=st.integers(0, 99))
 def test_gradient_of_smooth_l1(seed):
     rng = random(seed)
-    predicted, wanted = rng.normal(size=(3, 4)) * 2, rng.normal(size=(3, 4))
-    _, gradient = smooth_l1(predicted, wanted)
-    numeric = differences(lambda x: smooth_l1(x, wanted)[0].sum(), predicted)
+    predicted, expected = rng.normal(size=(3, 4)) * 2, rng.normal(size=(3, 4))
+    _, gradient = smooth_l1(predicted, expected)
+    numeric = differences(lambda x: smooth_l1(x, expected)[0].sum(), predicted)
     assert_allclose(gradient, numeric, atol=1e-6)
-    _, reverse = smooth_l1(wanted, predicted)
+    _, reverse = smooth_l1(expected, predicted)
     assert_array_equal(reverse, -gradient)
 
 
@@ -199,13 +199,13 @@ def test_smooth_l1_of_nothing_and_what_it_refuses():
     loss, gradient = smooth_l1(np.zeros((0, 4)), np.zeros((0, 4)))
     assert loss.shape == (0,)
     assert gradient.shape == (0, 4)
-    with refused("wanted: wants shape (2, 4), got (1, 4)"):
+    with refused("target: expected shape (2, 4), got (1, 4)"):
         smooth_l1(np.zeros((2, 4)), np.zeros((1, 4)))
-    with refused("predicted: wants shape (any, 4), got (4,)"):
+    with refused("predicted: expected shape (any, 4), got (4,)"):
         smooth_l1(np.zeros(4), np.zeros(4))
-    with refused("predicted: wants shape (any, 4), got (2, 3)"):
+    with refused("predicted: expected shape (any, 4), got (2, 3)"):
         smooth_l1(np.zeros((2, 3)), np.zeros((2, 3)))
-    with refused("predicted, wanted: want one dtype, got ['float32', 'float64']"):
+    with refused("predicted, target: expected one dtype, got ['float32', 'float64']"):
         smooth_l1(np.zeros((1, 4)), np.zeros((1, 4), np.float32))
 
 
@@ -249,7 +249,7 @@ def test_the_number_is_rounded_down(ratio, positives, count):
     assert len(got) == min(count, 10 - positives)
 
 
-def test_a_picture_without_positives_has_no_negatives():
+def test_a_image_without_positives_has_no_negatives():
     assert mined([1, 2, 3], positive=[]) == []
     assert mined([], positive=[]) == []
 
@@ -273,30 +273,30 @@ def test_the_hardest_eligible_negatives_are_chosen(data, size, ratio):
 # One module
 
 
-def module_batch(seed=0, dtype=np.float64, pictures=2, anchors=9, classes=4):
+def module_batch(seed=0, dtype=np.float64, images=2, anchors=9, classes=4):
     rng = random(seed)
-    labels = rng.integers(0, classes, (pictures, anchors)) * (rng.random((pictures, anchors)) < 0.4)
+    labels = rng.integers(0, classes, (images, anchors)) * (rng.random((images, anchors)) < 0.4)
     return (
-        rng.normal(size=(pictures, anchors, 4)).astype(dtype) * 2,
-        rng.normal(size=(pictures, anchors, classes)).astype(dtype),
-        rng.normal(size=(pictures, anchors, 4)).astype(dtype),
+        rng.normal(size=(images, anchors, 4)).astype(dtype) * 2,
+        rng.normal(size=(images, anchors, classes)).astype(dtype),
+        rng.normal(size=(images, anchors, 4)).astype(dtype),
         labels,
-        rng.random((pictures, anchors)) < 0.8,
+        rng.random((images, anchors)) < 0.8,
     )
 
 
 @BOTH
 def test_a_batch_by_hand(dtype):
-    # Two classes with equal logits cost ln 2 each. Picture 0: anchor 0 is positive, off by
+    # Two classes with equal logits cost ln 2 each. Image 0: anchor 0 is positive, off by
     # 0.5 and 2: 0.125 + 1.5; two negatives of the same loss may count, and with a ratio of 1
-    # the first does. Picture 1: no positives, so nothing counts. One positive in the batch.
+    # the first does. Image 1: no positives, so nothing counts. One positive in the batch.
     offsets = np.zeros((2, 3, 4), dtype)
     offsets[0, 0] = [0.5, 2, 0, 0]
     offsets[:, 1:] = 7  # is not read
     zeros = np.zeros((2, 3, 2), dtype)
     labels = np.array([[1, 0, 0], [0, 0, 0]])
-    wanted = np.zeros((2, 3, 4), dtype)
-    got = module_loss(offsets, zeros, wanted, labels, np.ones((2, 3), bool), 1.0)
+    expected = np.zeros((2, 3, 4), dtype)
+    got = module_loss(offsets, zeros, expected, labels, np.ones((2, 3), bool), 1.0)
     assert isinstance(got, ModuleLoss)
     assert got.offsets_gradient.dtype == got.logits_gradient.dtype == dtype
     assert got.offsets == 1.625
@@ -312,11 +312,11 @@ def test_a_batch_by_hand(dtype):
 
 
 def test_the_divisor_counts_the_positives_of_the_whole_batch():
-    # Four positives, three in one picture; each is off by 3: 2.5, ten in all, over four.
-    offsets, wanted = np.zeros((2, 4, 4)), np.zeros((2, 4, 4))
+    # Four positives, three in one image; each is off by 3: 2.5, ten in all, over four.
+    offsets, expected = np.zeros((2, 4, 4)), np.zeros((2, 4, 4))
     offsets[..., 0] = 3
     labels = np.array([[1, 2, 1, 0], [0, 0, 0, 2]])
-    got = module_loss(offsets, np.zeros((2, 4, 3)), wanted, labels, np.zeros((2, 4), bool), 3)
+    got = module_loss(offsets, np.zeros((2, 4, 3)), expected, labels, np.zeros((2, 4), bool), 3)
     assert got.offsets == 2.5
     assert got.classes == pytest.approx(math.log(3), rel=1e-14)
     assert got.offsets_gradient[0, 0, 0] == 0.25
@@ -324,8 +324,8 @@ def test_the_divisor_counts_the_positives_of_the_whole_batch():
     assert_allclose(got.logits_gradient[1, 3], np.float64([1, 1, -2]) / 12, rtol=1e-14)
 
 
-def test_negatives_are_counted_picture_by_picture():
-    # Picture 0 has two positives and room for two negatives; picture 1 has none of either,
+def test_negatives_are_counted_image_by_image():
+    # Image 0 has two positives and room for two negatives; image 1 has none of either,
     # however hard its negatives are.
     logits = np.zeros((2, 5, 2))
     logits[1, :, 1] = 50
@@ -341,8 +341,8 @@ def test_negatives_are_counted_picture_by_picture():
 
 @BOTH
 def test_a_batch_without_positives_costs_nothing(dtype):
-    offsets, logits, wanted, labels, eligible = module_batch(dtype=dtype)
-    got = module_loss(offsets, logits, wanted, labels * 0, eligible, 3)
+    offsets, logits, expected, labels, eligible = module_batch(dtype=dtype)
+    got = module_loss(offsets, logits, expected, labels * 0, eligible, 3)
     assert (got.offsets, got.classes) == (0, 0)
     assert got.offsets_gradient.shape == offsets.shape
     assert got.logits_gradient.shape == logits.shape
@@ -353,12 +353,12 @@ def test_a_batch_without_positives_costs_nothing(dtype):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("ratio", [0, 1, 3])
 def test_gradients_of_a_module(seed, ratio):
-    offsets, logits, wanted, labels, eligible = module_batch(seed)
-    got = module_loss(offsets, logits, wanted, labels, eligible, ratio)
+    offsets, logits, expected, labels, eligible = module_batch(seed)
+    got = module_loss(offsets, logits, expected, labels, eligible, ratio)
     assert labels.any()
 
     def total(x, y):
-        loss = module_loss(x, y, wanted, labels, eligible, ratio)
+        loss = module_loss(x, y, expected, labels, eligible, ratio)
         return loss.offsets + loss.classes
 
     by_offsets = differences(lambda x: total(x, logits), offsets)
@@ -369,24 +369,24 @@ def test_gradients_of_a_module(seed, ratio):
 
 @given(seed=st.integers(0, 99))
 def test_only_positives_and_chosen_negatives_have_a_gradient(seed):
-    offsets, logits, wanted, labels, eligible = module_batch(seed)
-    got = module_loss(offsets, logits, wanted, labels, eligible, 1.5)
+    offsets, logits, expected, labels, eligible = module_batch(seed)
+    got = module_loss(offsets, logits, expected, labels, eligible, 1.5)
     positive = labels > 0
     assert not got.offsets_gradient[~positive].any()
     counted = np.abs(got.logits_gradient).sum(axis=2) > 0
     assert counted[positive].all()
     assert not counted[~positive & ~eligible].any()
-    for picture in range(len(labels)):
-        room = (eligible & ~positive)[picture].sum()
-        extra = (counted & ~positive)[picture].sum()
-        assert extra == min(room, math.floor(1.5 * positive[picture].sum()))
+    for image in range(len(labels)):
+        room = (eligible & ~positive)[image].sum()
+        extra = (counted & ~positive)[image].sum()
+        assert extra == min(room, math.floor(1.5 * positive[image].sum()))
 
 
 def test_wanted_is_read_at_positives_only():
-    offsets, logits, wanted, labels, eligible = module_batch()
-    a = module_loss(offsets, logits, wanted, labels, eligible, 3)
+    offsets, logits, expected, labels, eligible = module_batch()
+    a = module_loss(offsets, logits, expected, labels, eligible, 3)
     b = module_loss(
-        offsets, logits, np.where(labels[..., None] > 0, wanted, 1e6), labels, eligible, 3
+        offsets, logits, np.where(labels[..., None] > 0, expected, 1e6), labels, eligible, 3
     )
     assert (a.offsets, a.classes) == (b.offsets, b.classes)
     assert_array_equal(a.offsets_gradient, b.offsets_gradient)
@@ -403,36 +403,36 @@ def test_a_module_sums_in_float64():
 
 
 def test_what_a_module_refuses():
-    offsets, logits, wanted, labels, eligible = module_batch()
-    with refused("offsets: wants shape (2, 9, 4), got (2, 8, 4)"):
-        module_loss(offsets[:, :8], logits, wanted, labels, eligible, 3)
-    with refused("wanted: wants shape (2, 9, 4), got (9, 2, 4)"):
-        module_loss(offsets, logits, wanted.reshape(9, 2, 4), labels, eligible, 3)
-    with refused("labels: wants shape (2, 9), got (18,)"):
-        module_loss(offsets, logits, wanted, labels.reshape(-1), eligible, 3)
-    with refused("eligible: wants shape (2, 9), got (2, 8)"):
-        module_loss(offsets, logits, wanted, labels, eligible[:, :8], 3)
-    with refused("logits: wants shape (any, any, any), got (9, 4)"):
-        module_loss(offsets, logits[0], wanted, labels, eligible, 3)
+    offsets, logits, expected, labels, eligible = module_batch()
+    with refused("offsets: expected shape (2, 9, 4), got (2, 8, 4)"):
+        module_loss(offsets[:, :8], logits, expected, labels, eligible, 3)
+    with refused("target: expected shape (2, 9, 4), got (9, 2, 4)"):
+        module_loss(offsets, logits, expected.reshape(9, 2, 4), labels, eligible, 3)
+    with refused("labels: expected shape (2, 9), got (18,)"):
+        module_loss(offsets, logits, expected, labels.reshape(-1), eligible, 3)
+    with refused("eligible: expected shape (2, 9), got (2, 8)"):
+        module_loss(offsets, logits, expected, labels, eligible[:, :8], 3)
+    with refused("logits: expected shape (any, any, any), got (9, 4)"):
+        module_loss(offsets, logits[0], expected, labels, eligible, 3)
     with refused("labels: 4 at (3,) is outside 0..3"):
         bad = labels * 0
         bad[0, 3] = 4
-        module_loss(offsets, logits, wanted, bad, eligible, 3)
-    with refused("offsets, logits, wanted: want one dtype, got ['float32', 'float64']"):
-        module_loss(offsets, logits.astype(np.float32), wanted, labels, eligible, 3)
+        module_loss(offsets, logits, expected, bad, eligible, 3)
+    with refused("offsets, logits, target: expected one dtype, got ['float32', 'float64']"):
+        module_loss(offsets, logits.astype(np.float32), expected, labels, eligible, 3)
     with refused("offsets: not finite at (0, 0, 0)"):
-        module_loss(offsets * np.inf, logits, wanted, labels, eligible, 3)
-    with refused("logits: want at least one picture"):
-        module_loss(offsets[:0], logits[:0], wanted[:0], labels[:0], eligible[:0], 3)
+        module_loss(offsets * np.inf, logits, expected, labels, eligible, 3)
+    with refused("logits: want at least one image"):
+        module_loss(offsets[:0], logits[:0], expected[:0], labels[:0], eligible[:0], 3)
 
 
 # The detector
 
 
-def heads_of(seed, pictures=3, dtype=np.float64):
+def heads_of(seed, images=3, dtype=np.float64):
     rng = random(seed)
     shapes = (4, 2, 4, CONFIG.num_classes)
-    return Heads(*(rng.normal(size=(pictures, ANCHORS, n)).astype(dtype) for n in shapes))
+    return Heads(*(rng.normal(size=(images, ANCHORS, n)).astype(dtype) for n in shapes))
 
 
 def objects_of(dtype=np.float64):
@@ -447,18 +447,18 @@ def test_targets_of_both_modules(dtype):
     heads, (boxes, labels) = heads_of(0, dtype=dtype), objects_of(dtype)
     got = detector_targets(heads, boxes, labels, CONFIG)
     anchors = all_anchors(CONFIG).astype(dtype)
-    for picture in range(3):
-        offsets, classes = targets(anchors, boxes[picture], labels[picture], CONFIG)
-        assert_array_equal(got.arm_offsets[picture], offsets)
-        assert_array_equal(got.arm_labels[picture], classes > 0)  # an object, whichever
-        refined = decode(heads.arm_offsets[picture], anchors, CONFIG.anchors.variances)
-        offsets, classes = targets(refined, boxes[picture], labels[picture], CONFIG)
-        assert_array_equal(got.odm_offsets[picture], offsets)
-        assert_array_equal(got.odm_labels[picture], classes)
+    for image in range(3):
+        offsets, classes = targets(anchors, boxes[image], labels[image], CONFIG)
+        assert_array_equal(got.arm_offsets[image], offsets)
+        assert_array_equal(got.arm_labels[image], classes > 0)  # an object, whichever
+        refined = decode(heads.arm_offsets[image], anchors, CONFIG.anchors.variances)
+        offsets, classes = targets(refined, boxes[image], labels[image], CONFIG)
+        assert_array_equal(got.odm_offsets[image], offsets)
+        assert_array_equal(got.odm_labels[image], classes)
         positive = classes > 0
         reached = (
             encode(
-                boxes[picture][labels[picture].tolist().index(classes[positive][0])][None],
+                boxes[image][labels[image].tolist().index(classes[positive][0])][None],
                 refined[positive][:1],
                 CONFIG.anchors.variances,
             )
@@ -503,29 +503,34 @@ def test_filtered_positives_of_the_odm_stay():
     heads = heads_of(1)
     heads.arm_logits[...] = [50, 0]
     loss = detector_loss(heads, *objects_of(), CONFIG)
-    wanted = detector_targets(heads, *objects_of(), CONFIG)
-    assert not wanted.odm_eligible.any()
+    expected = detector_targets(heads, *objects_of(), CONFIG)
+    assert not expected.odm_eligible.any()
     counted = np.abs(loss.odm.logits_gradient).sum(axis=2) > 0
-    assert_array_equal(counted, wanted.odm_labels > 0)
+    assert_array_equal(counted, expected.odm_labels > 0)
     arm = np.abs(loss.arm.logits_gradient).sum(axis=2) > 0
-    assert arm.sum() > (wanted.arm_labels > 0).sum()  # the ARM's own negatives are not filtered
+    assert arm.sum() > (expected.arm_labels > 0).sum()  # the ARM's own negatives are not filtered
 
 
 def test_the_loss_is_the_sum_of_two_modules():
     heads, (boxes, labels) = heads_of(2), objects_of()
     config = replace(CONFIG, loss={"negatives_per_positive": 2.0})
-    wanted = detector_targets(heads, boxes, labels, config)
+    expected = detector_targets(heads, boxes, labels, config)
     loss = detector_loss(heads, boxes, labels, config)
     all_of_them = np.ones((3, ANCHORS), bool)
     arm = module_loss(
-        heads.arm_offsets, heads.arm_logits, wanted.arm_offsets, wanted.arm_labels, all_of_them, 2
+        heads.arm_offsets,
+        heads.arm_logits,
+        expected.arm_offsets,
+        expected.arm_labels,
+        all_of_them,
+        2,
     )
     odm = module_loss(
         heads.odm_offsets,
         heads.odm_logits,
-        wanted.odm_offsets,
-        wanted.odm_labels,
-        wanted.odm_eligible,
+        expected.odm_offsets,
+        expected.odm_labels,
+        expected.odm_eligible,
         2,
     )
     for got, want in ((loss.arm, arm), (loss.odm, odm)):
@@ -546,9 +551,9 @@ def test_total_adds_the_four_parts():
 @pytest.mark.parametrize("head", range(4))
 @pytest.mark.parametrize("seed", range(4))
 def test_gradients_of_the_detector_with_its_targets_held(head, seed):
-    heads = heads_of(seed, pictures=3)
-    wanted = detector_targets(heads, *objects_of(), CONFIG)
-    loss = loss_on_targets(heads, wanted, CONFIG)
+    heads = heads_of(seed, images=3)
+    expected = detector_targets(heads, *objects_of(), CONFIG)
+    loss = loss_on_targets(heads, expected, CONFIG)
     gradients = [
         loss.arm.offsets_gradient,
         loss.arm.logits_gradient,
@@ -562,7 +567,7 @@ def test_gradients_of_the_detector_with_its_targets_held(head, seed):
         up, down = (
             loss_on_targets(
                 heads._replace(**{Heads._fields[head]: heads[head] + sign * STEP * direction}),
-                wanted,
+                expected,
                 CONFIG,
             ).total
             for sign in (1, -1)
@@ -572,7 +577,7 @@ def test_gradients_of_the_detector_with_its_targets_held(head, seed):
 
 
 def test_a_batch_without_objects_costs_nothing():
-    heads = heads_of(3, pictures=2, dtype=np.float32)
+    heads = heads_of(3, images=2, dtype=np.float32)
     none = [np.zeros((0, 4), np.float32)] * 2
     loss = detector_loss(heads, none, [np.zeros(0, int)] * 2, CONFIG)
     assert loss.total == 0
@@ -591,12 +596,12 @@ def test_the_order_of_the_objects_does_not_matter():
 
 def test_perfect_heads_cost_almost_nothing():
     heads, (boxes, labels) = heads_of(5), objects_of()
-    wanted = detector_targets(heads, boxes, labels, CONFIG)
-    heads.arm_offsets[...] = wanted.arm_offsets
-    wanted = detector_targets(heads, boxes, labels, CONFIG)
-    heads.odm_offsets[...] = wanted.odm_offsets
-    heads.arm_logits[...] = 60 * (np.arange(2) == wanted.arm_labels[..., None])
-    heads.odm_logits[...] = 60 * (np.arange(4) == wanted.odm_labels[..., None])
+    expected = detector_targets(heads, boxes, labels, CONFIG)
+    heads.arm_offsets[...] = expected.arm_offsets
+    expected = detector_targets(heads, boxes, labels, CONFIG)
+    heads.odm_offsets[...] = expected.odm_offsets
+    heads.arm_logits[...] = 60 * (np.arange(2) == expected.arm_labels[..., None])
+    heads.odm_logits[...] = 60 * (np.arange(4) == expected.odm_labels[..., None])
     loss = detector_loss(heads, boxes, labels, CONFIG)
     assert 0 <= loss.total < 1e-12
 
@@ -608,13 +613,13 @@ def test_what_the_detector_refuses():
         *((boxes[:2], labels), (boxes, labels[:2]), (boxes[:2], labels[:2])),
         *((more_boxes, labels), (boxes, more_labels), (more_boxes, more_labels)),
     ):
-        with refused("boxes, labels: want one entry for each picture, at least one"):
+        with refused("boxes, labels: want one entry for each image, at least one"):
             detector_targets(heads, b, c, CONFIG)
-    with refused("boxes, labels: want one entry for each picture, at least one"):
+    with refused("boxes, labels: want one entry for each image, at least one"):
         detector_targets(Heads(*(h[:0] for h in heads)), [], [], CONFIG)
     with refused("labels: 4 at (0,) is outside 1..3"):
         detector_loss(heads, boxes, [labels[0], labels[1], np.array([4])], CONFIG)
     with refused("boxes: row 0 has crossed corners [1.0, 0.0, 0.0, 1.0]"):
         detector_loss(heads, [*boxes[:2], np.float64([[1, 0, 0, 1]])], labels, CONFIG)
-    with refused("anchors, boxes: want one dtype, got ['float32', 'float64']"):
+    with refused("anchors, boxes: expected one dtype, got ['float32', 'float64']"):
         detector_loss(heads, [b.astype(np.float32) for b in boxes], labels, CONFIG)

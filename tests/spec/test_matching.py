@@ -19,12 +19,12 @@ CONFIG = tiny()
 
 def brute_force(iou, config):
     """The same by sorting all pairs once."""
-    anchors, truths = iou.shape
+    anchors, ground_truth = iou.shape
     matched = [-1] * anchors
     pairs = sorted(
         (-iou[a, t], a, t)
         for a in range(anchors)
-        for t in range(truths)
+        for t in range(ground_truth)
         if iou[a, t] > config.lowest_iou
     )
     served = set()
@@ -137,33 +137,33 @@ def test_the_overlaps_are_left_as_they_are():
     assert_array_equal(iou, kept)
 
 
-@given(data=st.data(), anchors=st.integers(0, 6), truths=st.integers(0, 4))
-def test_the_greedy_choice_agrees_with_sorting_all_pairs(data, anchors, truths):
-    iou = data.draw(grid_scores(anchors, truths))
+@given(data=st.data(), anchors=st.integers(0, 6), ground_truth=st.integers(0, 4))
+def test_the_greedy_choice_agrees_with_sorting_all_pairs(data, anchors, ground_truth):
+    iou = data.draw(grid_scores(anchors, ground_truth))
     for config in (HALF, MatchingConfig(iou=0.625, lowest_iou=0.25), MatchingConfig(iou=1)):
         assert match(iou, config).tolist() == brute_force(iou, config)
 
 
-@given(data=st.data(), anchors=st.integers(1, 6), truths=st.integers(1, 4))
-def test_without_ties_the_order_of_the_objects_does_not_matter(data, anchors, truths):
-    distinct = data.draw(st.permutations(range(1, anchors * truths + 1)))
-    iou = np.float32(distinct).reshape(anchors, truths) / (anchors * truths)
-    order = np.array(data.draw(st.permutations(range(truths))))
+@given(data=st.data(), anchors=st.integers(1, 6), ground_truth=st.integers(1, 4))
+def test_without_ties_the_order_of_the_objects_does_not_matter(data, anchors, ground_truth):
+    distinct = data.draw(st.permutations(range(1, anchors * ground_truth + 1)))
+    iou = np.float32(distinct).reshape(anchors, ground_truth) / (anchors * ground_truth)
+    order = np.array(data.draw(st.permutations(range(ground_truth))))
     there = match(iou, HALF)
     back = match(iou[:, order], HALF)
     back[back >= 0] = order[back[back >= 0]]
     assert_array_equal(back, there)
 
 
-@given(data=st.data(), truths=st.integers(1, 4), more=st.integers(0, 3))
-def test_every_touched_object_gets_an_anchor_if_there_are_enough(data, truths, more):
-    iou = data.draw(grid_scores(truths + more, truths)).clip(0.125)
-    assert set(match(iou, HALF).tolist()) >= set(range(truths))
+@given(data=st.data(), ground_truth=st.integers(1, 4), more=st.integers(0, 3))
+def test_every_touched_object_gets_an_anchor_if_there_are_enough(data, ground_truth, more):
+    iou = data.draw(grid_scores(ground_truth + more, ground_truth)).clip(0.125)
+    assert set(match(iou, HALF).tolist()) >= set(range(ground_truth))
 
 
-@given(data=st.data(), anchors=st.integers(1, 6), truths=st.integers(1, 4))
-def test_no_anchor_over_the_threshold_is_left_out(data, anchors, truths):
-    iou = data.draw(grid_scores(anchors, truths))
+@given(data=st.data(), anchors=st.integers(1, 6), ground_truth=st.integers(1, 4))
+def test_no_anchor_over_the_threshold_is_left_out(data, anchors, ground_truth):
+    iou = data.draw(grid_scores(anchors, ground_truth))
     matched = match(iou, HALF)
     assert (matched[iou.max(axis=1) >= 0.5] >= 0).all()
     answered = np.flatnonzero(matched >= 0)
@@ -183,7 +183,7 @@ def test_targets_by_hand():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_picture_without_objects_is_background(dtype):
+def test_a_image_without_objects_is_background(dtype):
     anchors = all_anchors(CONFIG).astype(dtype)
     offsets, classes = targets(anchors, np.zeros((0, 4), dtype), np.zeros(0, int), CONFIG)
     assert offsets.shape == anchors.shape
@@ -231,13 +231,13 @@ def test_what_targets_refuses():
         targets(anchors, box, np.array([0]), CONFIG)
     with refused("labels: 4 at (0,) is outside 1..3"):
         targets(anchors, box, np.array([4]), CONFIG)
-    with refused("labels: wants shape (1), got (2,)"):
+    with refused("labels: expected shape (1), got (2,)"):
         targets(anchors, box, np.array([1, 1]), CONFIG)
-    with refused("labels: wants an array, got list"):
+    with refused("labels: expected an array, got list"):
         targets(anchors, box, [1], CONFIG)
-    with refused("labels: wants an integer array, got float64"):
+    with refused("labels: expected an integer array, got float64"):
         targets(anchors, box, np.array([1.0]), CONFIG)
     with refused("boxes: row 0 has crossed corners [1.0, 0.0, 0.0, 1.0]"):
         targets(anchors, np.float32([[1, 0, 0, 1]]), np.array([1]), CONFIG)
-    with refused("anchors, boxes: want one dtype, got ['float32', 'float64']"):
+    with refused("anchors, boxes: expected one dtype, got ['float32', 'float64']"):
         targets(anchors, box.astype(float), np.array([1]), CONFIG)

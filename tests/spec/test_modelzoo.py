@@ -115,7 +115,7 @@ def test_weights_are_drawn_from_a_cut_normal_distribution():
     assert parameters["arm.0.offsets.bias"].tolist() == [0] * 12
 
 
-def other_opinion(p, pictures):
+def other_opinion(p, images):
     """The small detector's ARM logits and ODM logits of the coarsest level, by hand."""
 
     def conv(name, x, padding=1, dilation=1, stride=1):
@@ -148,7 +148,7 @@ def other_opinion(p, pictures):
             + p[f"{name}.bias"][:, None, None]
         )
 
-    x, sources = pictures, []
+    x, sources = images, []
     for block, count in enumerate((2, 2, 3, 3, 3), start=1):
         for n in range(1, count + 1):
             x = np.maximum(conv(f"backbone.conv{block}_{n}", x), 0)
@@ -186,9 +186,9 @@ def lively(seed):
 
 
 def test_the_whole_against_a_second_opinion():
-    parameters, pictures = lively(0), numbers(1, 2, 3, 64, 128)
-    heads, _ = forward(parameters, pictures, SMALL)
-    arm, odm2, odm3 = other_opinion(parameters, pictures)
+    parameters, images = lively(0), numbers(1, 2, 3, 64, 128)
+    heads, _ = forward(parameters, images, SMALL)
+    arm, odm2, odm3 = other_opinion(parameters, images)
     rows = np.concatenate([y.transpose(0, 2, 3, 1).reshape(2, -1, 2) for y in arm], axis=1)
     assert_allclose(heads.arm_logits, rows, rtol=1e-9, atol=1e-12)
     coarse = [y.transpose(0, 2, 3, 1).reshape(2, -1, 4) for y in (odm2, odm3)]
@@ -197,22 +197,22 @@ def test_the_whole_against_a_second_opinion():
 
 
 def test_the_arm_does_not_read_the_l2_scales_and_the_blocks_do():
-    parameters, pictures = lively(0), numbers(1, 1, 3, 64, 128)
-    before, _ = forward(parameters, pictures, SMALL)
+    parameters, images = lively(0), numbers(1, 1, 3, 64, 128)
+    before, _ = forward(parameters, images, SMALL)
     name = "backbone.conv4_3.l2_scale"
-    after, _ = forward(parameters | {name: 2 * parameters[name]}, pictures, SMALL)
+    after, _ = forward(parameters | {name: 2 * parameters[name]}, images, SMALL)
     assert_array_equal(before.arm_logits, after.arm_logits)
     assert (before.odm_logits != after.odm_logits).any()
     paper = replace(SMALL, network={"l2_in_arm": True})
-    before, _ = forward(parameters, pictures, paper)
-    after, _ = forward(parameters | {name: 2 * parameters[name]}, pictures, paper)
+    before, _ = forward(parameters, images, paper)
+    after, _ = forward(parameters | {name: 2 * parameters[name]}, images, paper)
     assert (before.arm_logits != after.arm_logits).any()
 
 
 def test_the_way_back_is_the_slope_of_the_way_there():
-    parameters, pictures = lively(0), numbers(1, 2, 3, 64, 128)
-    for part, slope, wanted in slopes(parameters, pictures, SMALL):
-        assert abs(slope - wanted) < 1e-3 * (abs(wanted) + 1), part
+    parameters, images = lively(0), numbers(1, 2, 3, 64, 128)
+    for part, slope, expected in slopes(parameters, images, SMALL):
+        assert abs(slope - expected) < 1e-3 * (abs(expected) + 1), part
 
 
 def test_layers_by_hand():
@@ -278,7 +278,7 @@ IN_ORDER = MatchingConfig(0.5, 1e-6, "in_order")
 
 
 @pytest.mark.parametrize(
-    ("iou", "wanted"),
+    ("iou", "expected"),
     [
         # Both objects like anchor 0 best: the earlier keeps it, the later has none.
         ([[0.6, 0.7], [0.2, 0.3]], [0, -1]),
@@ -295,8 +295,8 @@ IN_ORDER = MatchingConfig(0.5, 1e-6, "in_order")
         ([[0.25], [0.25]], [0, -1]),
     ],
 )
-def test_matching_in_order(iou, wanted):
-    assert match(np.float64(iou), IN_ORDER).tolist() == wanted
+def test_matching_in_order(iou, expected):
+    assert match(np.float64(iou), IN_ORDER).tolist() == expected
 
 
 def test_the_order_matters_and_the_arguments_stay():
@@ -340,16 +340,16 @@ def test_focal_loss_of_large_logits_is_finite():
 
 def test_every_anchor_pays_and_positives_divide():
     offsets, logits = numbers(0, 2, 3, 4), numbers(1, 2, 3, 5)
-    wanted, labels = numbers(2, 2, 3, 4), np.array([[0, 4, 0], [1, 0, 0]])
-    got = focal_module_loss(offsets, logits, wanted, labels, 0.75, 2.0)
+    expected, labels = numbers(2, 2, 3, 4), np.array([[0, 4, 0], [1, 0, 0]])
+    got = focal_module_loss(offsets, logits, expected, labels, 0.75, 2.0)
     classes = focal(logits.reshape(-1, 5), labels.ravel(), 0.75, 2.0)
-    boxes = smooth_l1(offsets.reshape(-1, 4), wanted.reshape(-1, 4))
+    boxes = smooth_l1(offsets.reshape(-1, 4), expected.reshape(-1, 4))
     assert_allclose(got.classes, classes[0].sum() / 2)
     assert_allclose(got.offsets, boxes[0][[1, 3]].sum() / 2)
     assert_allclose(got.logits_gradient.reshape(-1, 5), classes[1] / 2)
     assert_allclose(got.offsets_gradient[0, 1], boxes[1][1] / 2)
     assert not got.offsets_gradient[0, 0].any()
-    empty = focal_module_loss(offsets, logits, wanted, 0 * labels, 0.75, 2.0)
+    empty = focal_module_loss(offsets, logits, expected, 0 * labels, 0.75, 2.0)
     assert empty.offsets == 0
     assert_allclose(
         empty.classes, focal(logits.reshape(-1, 5), 0 * labels.ravel(), 0.75, 2.0)[0].sum()
@@ -363,14 +363,14 @@ def heads_of(seed):
 
 def test_the_arm_knows_the_first_class_alone_and_the_odm_shares_its_targets():
     boxes, labels = [np.float64([[0.1, 0.2, 0.5, 0.9], [0.5, 0.1, 0.9, 0.8]])], [np.array([1, 3])]
-    wanted = detector_targets(heads_of(0), boxes, labels, SMALL)
-    assert set(np.unique(wanted.arm_labels)) == {0, 1, 3}
-    assert_array_equal(wanted.arm_labels, wanted.odm_labels)
-    assert_array_equal(wanted.arm_offsets, wanted.odm_offsets)
-    assert wanted.odm_eligible.all()
+    expected = detector_targets(heads_of(0), boxes, labels, SMALL)
+    assert set(np.unique(expected.arm_labels)) == {0, 1, 3}
+    assert_array_equal(expected.arm_labels, expected.odm_labels)
+    assert_array_equal(expected.arm_offsets, expected.odm_offsets)
+    assert expected.odm_eligible.all()
     # Class 3 is in neither of the ARM's two columns: both logits are pushed down.
     loss = detector_loss(heads_of(0), boxes, labels, SMALL)
-    gradient = loss.arm.logits_gradient[wanted.arm_labels == 3]
+    gradient = loss.arm.logits_gradient[expected.arm_labels == 3]
     assert len(gradient)
     assert (gradient > 0).all()
     every = replace(SMALL, loss={"arm_first_class": False})
@@ -401,7 +401,7 @@ def test_a_pixel_more_on_every_side():
     config = DetectionConfig(nms_iou=0.1, pixel=1.0)
     assert len(detect(boxes, scores, config, (8, 8)).scores) == 1
     assert len(detect(boxes, scores, config, (8, 1000)).scores) == 2  # a narrow pixel
-    with refused("size: detection.pixel wants the picture's height and width"):
+    with refused("size: detection.pixel expected the image's height and width"):
         detect(boxes, scores, config)
 
 
@@ -420,9 +420,9 @@ def test_everything_decays():
     config = replace(SMALL, optimizer={"decay_all": True, "weight_decay": 0.25, "clip_norm": None})
     parameters = initial_parameters(config, 0)
     zeros = {p.name: np.zeros(p.shape, np.float32) for p in trained_parameters(config)}
-    _, velocities = momentum_step(parameters, zeros, zeros, 0.1, config)
-    for name, velocity in velocities.items():
-        assert_array_equal(velocity, 0.25 * parameters[name])
+    _, momentum_buffers = momentum_step(parameters, zeros, zeros, 0.1, config)
+    for name, momentum_buffer in momentum_buffers.items():
+        assert_array_equal(momentum_buffer, 0.25 * parameters[name])
 
 
 def test_published_schedule():

@@ -169,7 +169,7 @@ def test_parameters_are_those_of_the_table():
         check_parameters(without, config)
     with refused("parameters: zebra is unknown"):
         check_parameters({**good, "zebra": np.zeros(1, np.float32)}, config)
-    with refused(f"parameters: {first} has shape (3, 3, 3), wants (1, 3, 3, 3)"):
+    with refused(f"parameters: {first} has shape (3, 3, 3), expected (1, 3, 3, 3)"):
         check_parameters({**good, first: good[first][0]}, config)
     with refused(f"{first}: not finite at (0, 0, 0, 0)"):
         check_parameters({**good, first: good[first] * np.nan}, config)
@@ -189,7 +189,7 @@ def test_five_faults_are_shown_in_order(extra, more):
 # The whole
 
 
-def other_opinion(parameters, pictures, config, training=False):
+def other_opinion(parameters, images, config, training=False):
     """The network once more, written down layer by layer from the publications alone.
 
     arXiv:1711.06897, figures 1 and 2; the authors' release for what they leave open.
@@ -229,7 +229,7 @@ def other_opinion(parameters, pictures, config, training=False):
         scale = parameters[f"{name}.l2_scale"][:, None, None]
         return scale * x / np.sqrt((x * x).sum(axis=1)[:, None] + net.l2_eps)
 
-    x, sources = pictures, []
+    x, sources = images, []
     for block, layers in ((1, 2), (2, 2), (3, 3), (4, 3), (5, 3)):
         for layer in range(1, layers + 1):
             x = positive(conv(f"backbone.conv{block}_{layer}", x))
@@ -305,9 +305,9 @@ def test_the_whole_against_a_second_opinion(batch_norm, training, size):
         },
         anchors={"aspect_ratios": (1.0, 2.0, 0.5)},
     )
-    parameters, pictures = lively(config, 3), numbers(4, 2, 3, *size)
-    got, statistics = forward(parameters, pictures, config, training=training)
-    want, seen = other_opinion(parameters, pictures, config, training)
+    parameters, images = lively(config, 3), numbers(4, 2, 3, *size)
+    got, statistics = forward(parameters, images, config, training=training)
+    want, seen = other_opinion(parameters, images, config, training)
     assert got._fields == NAMES
     for name, mine, theirs in zip(NAMES, got, want, strict=True):
         assert mine.std() > 0.01, name  # it is alive
@@ -321,11 +321,11 @@ def test_the_whole_against_a_second_opinion(batch_norm, training, size):
 def test_float32_comes_out_of_float32():
     config = tiny(network={"width": 1 / 16, "batch_norm": True})
     parameters = {k: v.astype(np.float32) for k, v in lively(config, 0).items()}
-    pictures = numbers(1, 2, 3, 64, 128).astype(np.float32)
+    images = numbers(1, 2, 3, 64, 128).astype(np.float32)
     for training in (False, True):
-        got, statistics = forward(parameters, pictures, config, training=training)
+        got, statistics = forward(parameters, images, config, training=training)
         fine = {k: v.astype(np.float64) for k, v in parameters.items()}
-        want, _ = forward(fine, pictures.astype(np.float64), config, training=training)
+        want, _ = forward(fine, images.astype(np.float64), config, training=training)
         assert {a.dtype for a in [*got, *statistics.values()]} == {np.dtype(np.float32)}
         for mine, theirs in zip(got, want, strict=True):
             assert_allclose(mine, theirs, atol=1e-3)
@@ -336,8 +336,8 @@ def test_published_shapes(name, count):
     # 40, 20, 10, 5 or 64, 32, 16, 8 cells a side, three anchors a cell: arXiv:1711.06897.
     config = replace(preset(f"refinedet_vgg16_{name}"), network={"width": 1 / 64})
     side = int(name)
-    pictures = np.zeros((1, 3, side, side), np.float32)
-    got, statistics = forward(initial_parameters(config, 0), pictures, config)
+    images = np.zeros((1, 3, side, side), np.float32)
+    got, statistics = forward(initial_parameters(config, 0), images, config)
     assert [a.shape for a in got] == [(1, count, n) for n in (4, 2, 4, 81)]
     assert statistics == {}
 
@@ -368,10 +368,10 @@ def test_a_pixel_changes_the_rows_of_the_cells_near_it(y, x):
     # conv4_3 sees 92 pixels, its head 16 more: cells whose centre is within 54 pixels.
     # conv5_3 sees 196, its head 32 more: 114 pixels.
     config = tiny(image_size=(64, 512), network={"width": 1 / 16, "batch_norm": False})
-    parameters, pictures = lively(config, 0), numbers(1, 1, 3, 64, 512)
-    before, _ = forward(parameters, pictures, config)
-    pictures[0, :, y, x] += 100
-    after, _ = forward(parameters, pictures, config)
+    parameters, images = lively(config, 0), numbers(1, 1, 3, 64, 512)
+    before, _ = forward(parameters, images, config)
+    images[0, :, y, x] += 100
+    after, _ = forward(parameters, images, config)
     changed = (before.arm_offsets != after.arm_offsets)[0].any(axis=1)
     first = 0
     for stride, reach in ((8, 54), (16, 114)):
@@ -387,53 +387,53 @@ def test_a_pixel_changes_the_rows_of_the_cells_near_it(y, x):
     assert odm[: 8 * 64].reshape(8, 64).any(axis=0).sum() > 40
 
 
-def test_pictures_of_a_batch_do_not_meet_outside_training():
+def test_images_of_a_batch_do_not_meet_outside_training():
     config = tiny(network={"width": 1 / 16, "batch_norm": True})
-    parameters, pictures = lively(config, 0), numbers(1, 3, 3, 64, 128)
-    whole, _ = forward(parameters, pictures, config)
+    parameters, images = lively(config, 0), numbers(1, 3, 3, 64, 128)
+    whole, _ = forward(parameters, images, config)
     for n in range(3):
-        alone, _ = forward(parameters, pictures[n : n + 1], config)
+        alone, _ = forward(parameters, images[n : n + 1], config)
         for a, b in zip(alone, whole, strict=True):
             assert_allclose(a[0], b[n], atol=1e-12)
 
 
 def test_running_statistics_by_hand():
-    # The picture is 1 everywhere and conv1_1 the identity of its middle: its outputs are 0 at
+    # The image is 1 everywhere and conv1_1 the identity of its middle: its outputs are 0 at
     # no border, so mean 1 and variance 0. 0.9 * 0 + 0.1 * 1 = 0.1; 0.9 * 1 + 0.1 * 0 = 0.9.
     config = tiny(network={"width": 1 / 64, "batch_norm": True})
     parameters = initial_parameters(config, 0)
     parameters["backbone.conv1_1.weight"][...] = 0
     parameters["backbone.conv1_1.weight"][0, 0, 1, 1] = 1
     kept = {k: v.copy() for k, v in parameters.items()}
-    pictures = np.ones((1, 3, 64, 128), np.float32)
-    _, statistics = forward(parameters, pictures, config, training=True)
+    images = np.ones((1, 3, 64, 128), np.float32)
+    _, statistics = forward(parameters, images, config, training=True)
     assert_allclose(statistics["backbone.conv1_1.moving_mean"], 0.1, rtol=1e-6)
     assert_allclose(statistics["backbone.conv1_1.moving_variance"], 0.9, rtol=1e-6)
     # Half of the pixels 0, half 2: mean 1, variance 1 by M, M / (M - 1) by M - 1; M = 8192.
-    pictures[:, :, :32], pictures[:, :, 32:] = 0, 2
+    images[:, :, :32], images[:, :, 32:] = 0, 2
     fine = {k: v.astype(np.float64) for k, v in parameters.items()}
-    _, statistics = forward(fine, pictures.astype(np.float64), config, training=True)
+    _, statistics = forward(fine, images.astype(np.float64), config, training=True)
     want = 0.9 + 0.1 * 8192 / 8191
     assert_allclose(statistics["backbone.conv1_1.moving_variance"], want, rtol=1e-12)
     assert all((parameters[k] == kept[k]).all() for k in kept)  # the arguments stay
 
 
 def test_one_number_a_channel_has_no_variance():
-    # conv6_2 of one picture of 64 x 64 is one pixel.
+    # conv6_2 of one image of 64 x 64 is one pixel.
     config = tiny(image_size=(64, 64), network={"width": 1 / 64, "batch_norm": True})
     parameters = initial_parameters(config, 0)
-    pictures = numbers(0, 1, 3, 64, 64).astype(np.float32)
-    heads, statistics = forward(parameters, pictures, config, training=True)
+    images = numbers(0, 1, 3, 64, 64).astype(np.float32)
+    heads, statistics = forward(parameters, images, config, training=True)
     assert_allclose(statistics["backbone.conv6_2.moving_variance"], 0.9, rtol=1e-6)
     assert all(np.isfinite(head).all() for head in heads)
 
 
 def test_two_numbers_a_channel_have_a_variance_divided_by_one():
-    # conv6_2 of two pictures of 64 x 64 is two pixels.
+    # conv6_2 of two images of 64 x 64 is two pixels.
     config = tiny(image_size=(64, 64), network={"width": 1 / 64, "batch_norm": True})
-    parameters, pictures = lively(config, 0), numbers(1, 2, 3, 64, 64)
-    _, statistics = forward(parameters, pictures, config, training=True)
-    _, want = other_opinion(parameters, pictures, config, training=True)
+    parameters, images = lively(config, 0), numbers(1, 2, 3, 64, 64)
+    _, statistics = forward(parameters, images, config, training=True)
+    _, want = other_opinion(parameters, images, config, training=True)
     name = "backbone.conv6_2.moving_variance"
     assert_allclose(statistics[name], want[name], rtol=1e-9)
 
@@ -441,20 +441,20 @@ def test_two_numbers_a_channel_have_a_variance_divided_by_one():
 def test_what_the_network_refuses():
     config = tiny()
     parameters = initial_parameters(config, 0)
-    pictures = np.zeros((1, 3, 64, 128), np.float32)
-    with refused("pictures: wants shape (any, 3, 64, 128), got (1, 3, 128, 64)"):
-        forward(parameters, pictures.transpose(0, 1, 3, 2), config)
-    with refused("pictures: wants shape (any, 3, 64, 128), got (3, 64, 128)"):
-        forward(parameters, pictures[0], config)
-    with refused("pictures: want at least one"):
-        forward(parameters, pictures[:0], config)
-    with refused("pictures, weight: want one dtype, got ['float32', 'float64']"):
-        forward(parameters, pictures.astype(np.float64), config)
-    with refused("pictures: wants a float32 or float64 array, got uint8"):
-        forward(parameters, pictures.astype(np.uint8), config)
+    images = np.zeros((1, 3, 64, 128), np.float32)
+    with refused("images: expected shape (any, 3, 64, 128), got (1, 3, 128, 64)"):
+        forward(parameters, images.transpose(0, 1, 3, 2), config)
+    with refused("images: expected shape (any, 3, 64, 128), got (3, 64, 128)"):
+        forward(parameters, images[0], config)
+    with refused("images: want at least one"):
+        forward(parameters, images[:0], config)
+    with refused("images, weight: expected one dtype, got ['float32', 'float64']"):
+        forward(parameters, images.astype(np.float64), config)
+    with refused("images: expected a float32 or float64 array, got uint8"):
+        forward(parameters, images.astype(np.uint8), config)
     with refused("parameters: backbone.conv1_1.bias is missing"):
         forward(
-            {k: v for k, v in parameters.items() if k != "backbone.conv1_1.bias"}, pictures, config
+            {k: v for k, v in parameters.items() if k != "backbone.conv1_1.bias"}, images, config
         )
 
 
@@ -463,22 +463,22 @@ def test_the_way_back_is_the_slope_of_the_way_there(batch_norm):
     """For each part, along a random direction, against central differences in float64."""
     config = tiny(network={"width": 1 / 64, "batch_norm": batch_norm})
     parameters = lively(config, 0)
-    pictures = numbers(1, 2, 3, 64, 128)
-    heads, statistics, back = forward_and_back(parameters, pictures, config)
-    want, running = forward(parameters, pictures, config, training=True)
-    for got, wanted in zip(heads, want, strict=True):
-        assert_array_equal(got, wanted)
+    images = numbers(1, 2, 3, 64, 128)
+    heads, statistics, back = forward_and_back(parameters, images, config)
+    want, running = forward(parameters, images, config, training=True)
+    for got, expected in zip(heads, want, strict=True):
+        assert_array_equal(got, expected)
     assert {n: a.tolist() for n, a in statistics.items()} == {
         n: a.tolist() for n, a in running.items()
     }
     assert list(back(heads)) == [p.name for p in trained_parameters(config)]
-    for part, slope, wanted in slopes(parameters, pictures, config):
-        assert abs(slope - wanted) < 1e-4 * (abs(wanted) + 1), part
+    for part, slope, expected in slopes(parameters, images, config):
+        assert abs(slope - expected) < 1e-4 * (abs(expected) + 1), part
 
 
 def test_the_way_back_keeps_float32():
     config = tiny(network={"width": 1 / 64, "batch_norm": True})
     parameters = {name: p.astype(np.float32) for name, p in lively(config, 0).items()}
-    pictures = numbers(1, 1, 3, 64, 128).astype(np.float32)
-    heads, _, back = forward_and_back(parameters, pictures, config)
+    images = numbers(1, 1, 3, 64, 128).astype(np.float32)
+    heads, _, back = forward_and_back(parameters, images, config)
     assert {g.dtype for g in back(heads).values()} == {np.dtype(np.float32)}

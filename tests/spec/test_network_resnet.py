@@ -42,7 +42,7 @@ def numbers(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def other_opinion(p, pictures, family, training):
+def other_opinion(p, images, family, training):
     """The four outputs, and the running statistics, from the published descriptions."""
     config = small(family)
     seen = {}
@@ -89,7 +89,7 @@ def other_opinion(p, pictures, family, training):
         projected = f"{name}.projection.weight" in p
         return positive(y + (conv(f"{name}.projection", x, stride) if projected else x))
 
-    x = positive(conv("backbone.conv1", pictures, 2, same=family == "zoo"))
+    x = positive(conv("backbone.conv1", images, 2, same=family == "zoo"))
     sides = (1, 0) if family == "torchvision" else (0, 1)
     x = window(x, 3, 2, *sides, value=-np.inf).max(axis=(4, 5))
     sources = []
@@ -156,9 +156,9 @@ def lively(config, seed):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_whole_against_a_second_opinion(family, training):
     config = small(family)
-    parameters, pictures = lively(config, 0), numbers(1, 2, 3, *config.image_size)
-    got, statistics = forward(parameters, pictures, config, training=training)
-    want, seen = other_opinion(parameters, pictures, family, training)
+    parameters, images = lively(config, 0), numbers(1, 2, 3, *config.image_size)
+    got, statistics = forward(parameters, images, config, training=training)
+    want, seen = other_opinion(parameters, images, family, training)
     for name, mine, theirs in zip(Heads._fields, got, want, strict=True):
         assert mine.std() > 0.01, name
         assert_allclose(mine, theirs, rtol=1e-9, atol=1e-11, err_msg=name)
@@ -171,6 +171,6 @@ def test_the_whole_against_a_second_opinion(family, training):
 @pytest.mark.parametrize("family", ["paper", "zoo"])
 def test_the_way_back_is_the_slope_of_the_way_there(family):
     config = small(family)
-    parameters, pictures = lively(config, 0), numbers(1, 2, 3, *config.image_size)
-    for part, slope, wanted in slopes(parameters, pictures, config):
-        assert abs(slope - wanted) < 1e-3 * (abs(wanted) + 1), part
+    parameters, images = lively(config, 0), numbers(1, 2, 3, *config.image_size)
+    for part, slope, expected in slopes(parameters, images, config):
+        assert abs(slope - expected) < 1e-3 * (abs(expected) + 1), part

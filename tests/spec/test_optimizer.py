@@ -39,21 +39,21 @@ def filled(value, entries=TRAINED, dtype=np.float64):
 
 
 def test_one_step_by_hand():
-    # Parameter 1, gradient 0.5, velocity 0.2, rate 0.01.
-    # decay:    gradient 0.5 + 0.1 * 1 = 0.6; velocity 0.9 * 0.2 + 0.6 = 0.78; 1 - 0.0078.
-    # no decay: velocity 0.18 + 0.5 = 0.68; 1 - 0.0068.
-    # bias:     the same velocity at twice the rate; 1 - 0.0136.
+    # Parameter 1, gradient 0.5, momentum buffer 0.2, rate 0.01.
+    # decay:    gradient 0.5 + 0.1 * 1 = 0.6; momentum buffer 0.9 * 0.2 + 0.6 = 0.78; 1 - 0.0078.
+    # no decay: momentum buffer 0.18 + 0.5 = 0.68; 1 - 0.0068.
+    # bias:     the same momentum buffer at twice the rate; 1 - 0.0136.
     parameters = filled(1.0, TABLE)
     new, moved = momentum_step(parameters, filled(0.5), filled(0.2), 0.01, CONFIG)
     want = {"decay": (0.9922, 0.78), "no_decay": (0.9932, 0.68), "bias": (0.9864, 0.68)}
     assert {p.group for p in TRAINED} == set(want)
     for entry in TRAINED:
-        value, velocity = want[entry.group]
+        value, momentum_buffer = want[entry.group]
         assert_allclose(new[entry.name], np.full(entry.shape, value), rtol=1e-14)
-        assert_allclose(moved[entry.name], np.full(entry.shape, velocity), rtol=1e-14)
+        assert_allclose(moved[entry.name], np.full(entry.shape, momentum_buffer), rtol=1e-14)
 
 
-def test_running_statistics_pass_through_and_have_no_velocity():
+def test_running_statistics_pass_through_and_have_no_momentum_buffer():
     parameters = filled(1.0, TABLE)
     new, moved = momentum_step(parameters, filled(0.5), filled(0.2), 0.01, CONFIG)
     assert list(new) == [p.name for p in TABLE]
@@ -72,16 +72,18 @@ def test_the_arguments_stay_as_they_are():
         assert all((t == value).all() for t in tensors.values())
 
 
-def test_two_steps_carry_the_velocity():
+def test_two_steps_carry_the_momentum_buffer():
     # 0, then 0.9 * 1 + 1: without decay, gradient 1 and rate 1 move by 1 and by 1.9.
     config = replace(CONFIG, optimizer={"weight_decay": 0, "bias_rate": 1})
-    parameters, velocities = filled(0.0, TABLE), filled(0.0)
+    parameters, momentum_buffers = filled(0.0, TABLE), filled(0.0)
     for where in (-1.0, -2.9):
-        parameters, velocities = momentum_step(parameters, filled(1.0), velocities, 1.0, config)
+        parameters, momentum_buffers = momentum_step(
+            parameters, filled(1.0), momentum_buffers, 1.0, config
+        )
         assert all(np.allclose(parameters[p.name], where, rtol=1e-14) for p in TRAINED)
 
 
-def test_a_rate_of_0_moves_velocities_only():
+def test_a_rate_of_0_moves_momentum_buffers_only():
     parameters = initial_parameters(CONFIG, 0)
     new, moved = momentum_step(
         parameters, filled(0.5, dtype=np.float32), filled(0.2, dtype=np.float32), 0.0, CONFIG
@@ -133,11 +135,11 @@ def test_computed_in_float64_and_rounded_once():
     for e in TRAINED:
         fine = {k: t[e.name].astype(np.float64) for k, t in (("p", p), ("g", g), ("v", v))}
         decay = 0.1 if e.group == "decay" else 0
-        velocity = 0.9 * fine["v"] + (fine["g"] + decay * fine["p"])
+        momentum_buffer = 0.9 * fine["v"] + (fine["g"] + decay * fine["p"])
         step = rate * (2 if e.group == "bias" else 1)
         assert new[e.name].dtype == moved[e.name].dtype == np.float32
-        assert_array_equal(moved[e.name], velocity.astype(np.float32))
-        assert_array_equal(new[e.name], (fine["p"] - step * velocity).astype(np.float32))
+        assert_array_equal(moved[e.name], momentum_buffer.astype(np.float32))
+        assert_array_equal(new[e.name], (fine["p"] - step * momentum_buffer).astype(np.float32))
 
 
 # Clipping
@@ -233,7 +235,7 @@ def test_without_a_window_the_loss_scale_stays():
 
 @pytest.mark.parametrize("scale", [0, float("inf"), float("nan"), True, None])
 def test_a_loss_scale_is_a_number_above_0(scale):
-    with refused(f"loss scale: wants a number above 0, got {scale!r}"):
+    with refused(f"loss scale: expected a number above 0, got {scale!r}"):
         LossScale(scale)
 
 
@@ -252,14 +254,14 @@ def test_tensors_are_those_of_the_table():
     without = {k: v for k, v in good[1].items() if k != name}
     with refused(f"gradients: {name} is missing"):
         momentum_step(good[0], without, good[2], 0.1, CONFIG)
-    with refused("velocities: x is unknown"):
+    with refused("momentum_buffers: x is unknown"):
         momentum_step(good[0], good[1], {**good[2], "x": np.zeros(1)}, 0.1, CONFIG)
     # A statistic is not trained: a gradient for it would count in the norm.
     statistic = next(p for p in TABLE if p.group == "statistic")
     with refused(f"gradients: {statistic.name} is unknown"):
         extra = {**good[1], statistic.name: np.zeros(statistic.shape)}
         momentum_step(good[0], extra, good[2], 0.1, CONFIG)
-    with refused(f"gradients: {name} has shape (1,), wants {TRAINED[0].shape}"):
+    with refused(f"gradients: {name} has shape (1,), expected {TRAINED[0].shape}"):
         momentum_step(good[0], {**good[1], name: np.zeros(1)}, good[2], 0.1, CONFIG)
     with refused(f"parameters: {name} is missing"):
         other = {k: v for k, v in good[0].items() if k != name}

@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from refinedet.spec.config import replace
-from refinedet.spec.errors import ContractError
+from refinedet.spec.errors import SpecError
 from refinedet.spec.losses import detector_loss
 from refinedet.spec.network import (
     Heads,
@@ -31,18 +31,18 @@ LABELS = [np.array([1, 3]), np.zeros(0, np.int64)]
 
 def start():
     rng = np.random.default_rng(0)
-    pictures = rng.normal(size=(2, 3, 64, 128)).astype(np.float32)
+    images = rng.normal(size=(2, 3, 64, 128)).astype(np.float32)
     parameters = initial_parameters(CONFIG, 0)
-    velocities = {
+    momentum_buffers = {
         p.name: rng.normal(0, 1e-3, p.shape).astype(np.float32) for p in trained_parameters(CONFIG)
     }
-    return parameters, velocities, pictures
+    return parameters, momentum_buffers, images
 
 
 def test_a_step_is_loss_gradient_and_update_in_this_order():
-    parameters, velocities, pictures = start()
+    parameters, momentum_buffers, images = start()
     before = {name: p.copy() for name, p in parameters.items()}
-    heads, statistics, back = forward_and_back(parameters, pictures, CONFIG)
+    heads, statistics, back = forward_and_back(parameters, images, CONFIG)
     loss = detector_loss(heads, BOXES, LABELS, CONFIG)
     arm, odm = loss
     by_heads = Heads(
@@ -52,12 +52,12 @@ def test_a_step_is_loss_gradient_and_update_in_this_order():
         8 * odm.logits_gradient,
     )
     want, moved = momentum_step(
-        parameters, back(by_heads), velocities, learning_rate(1, CONFIG.schedule), CONFIG
+        parameters, back(by_heads), momentum_buffers, learning_rate(1, CONFIG.schedule), CONFIG
     )
-    got = training_step(parameters, velocities, pictures, BOXES, LABELS, 1, CONFIG)
+    got = training_step(parameters, momentum_buffers, images, BOXES, LABELS, 1, CONFIG)
     assert got.loss.total == loss.total
     for name, value in moved.items():
-        assert_array_equal(got.velocities[name], value)
+        assert_array_equal(got.momentum_buffers[name], value)
         assert_array_equal(got.parameters[name], want[name])
         assert (got.parameters[name] != parameters[name]).any(), name
     for name, value in statistics.items():
@@ -68,23 +68,23 @@ def test_a_step_is_loss_gradient_and_update_in_this_order():
 
 
 def test_gradients_carry_the_loss_scale():
-    parameters, _, pictures = start()
+    parameters, _, images = start()
     plain = replace(CONFIG, optimizer={"loss_scale": 1.0})
-    _, scaled, _ = loss_gradients(parameters, pictures, BOXES, LABELS, CONFIG)
-    _, unscaled, statistics = loss_gradients(parameters, pictures, BOXES, LABELS, plain)
+    _, scaled, _ = loss_gradients(parameters, images, BOXES, LABELS, CONFIG)
+    _, unscaled, statistics = loss_gradients(parameters, images, BOXES, LABELS, plain)
     for name, gradient in unscaled.items():
         assert_array_equal(scaled[name], 8 * gradient)  # a power of two changes no digit
     assert statistics.keys() == parameters.keys() - unscaled.keys()
 
 
 def test_ten_steps_lower_the_loss():
-    parameters, velocities, pictures = start()
+    parameters, momentum_buffers, images = start()
     losses = []
     for step in range(10):
-        taken = training_step(parameters, velocities, pictures, BOXES, LABELS, step, CONFIG)
-        parameters, velocities = taken.parameters, taken.velocities
+        taken = training_step(parameters, momentum_buffers, images, BOXES, LABELS, step, CONFIG)
+        parameters, momentum_buffers = taken.parameters, taken.momentum_buffers
         losses.append(taken.loss.total)
-        heads, _ = forward(parameters, pictures, CONFIG)
+        heads, _ = forward(parameters, images, CONFIG)
         assert all(np.isfinite(head).all() for head in heads)
     assert losses[-1] < 0.8 * losses[0]
 
@@ -102,21 +102,24 @@ def test_in_float16_a_step_without_overflow_is_that_of_float32():
     want = training_step(*arguments, 3, CONFIG)
     assert not got.skipped
     assert not want.skipped
-    for mine, other in ((got.parameters, want.parameters), (got.velocities, want.velocities)):
+    for mine, other in (
+        (got.parameters, want.parameters),
+        (got.momentum_buffers, want.momentum_buffers),
+    ):
         for name, value in mine.items():
             assert_array_equal(value, other[name])
     assert got.scale == LossScale(16.0)
     assert want.scale == LossScale(8.0)
 
 
-def test_a_step_that_overflows_leaves_parameters_and_velocities():
-    parameters, velocities, pictures = start()
-    batch = pictures, BOXES, LABELS
-    done = training_step(parameters, velocities, *batch, 3, HALF, LossScale(TOO_LARGE, 1))
+def test_a_step_that_overflows_leaves_parameters_and_momentum_buffers():
+    parameters, momentum_buffers, images = start()
+    batch = images, BOXES, LABELS
+    done = training_step(parameters, momentum_buffers, *batch, 3, HALF, LossScale(TOO_LARGE, 1))
     assert done.skipped
     assert done.scale == LossScale(TOO_LARGE / 2)
-    assert done.velocities == velocities
-    plain = training_step(parameters, velocities, *batch, 3, CONFIG)
+    assert done.momentum_buffers == momentum_buffers
+    plain = training_step(parameters, momentum_buffers, *batch, 3, CONFIG)
     assert done.loss.total == plain.loss.total
     trained = {p.name for p in trained_parameters(CONFIG)}
     for name, value in done.parameters.items():
@@ -131,9 +134,9 @@ def test_a_static_loss_scale_skips_too_and_stays():
 
 
 def test_a_gradient_overflows_beyond_the_largest_number_of_float16():
-    parameters, _, pictures = start()
-    batch = pictures, BOXES, LABELS
-    heads, _ = forward(parameters, pictures, CONFIG, training=True)
+    parameters, _, images = start()
+    batch = images, BOXES, LABELS
+    heads, _ = forward(parameters, images, CONFIG, training=True)
     loss = detector_loss(heads, BOXES, LABELS, CONFIG)
     largest = max(np.abs(g).max() for module in loss for g in module[2:])
     for scale, overflows in ((65000 / largest, False), (66000 / largest, True)):
@@ -147,9 +150,9 @@ def test_a_gradient_overflows_beyond_the_largest_number_of_float16():
 
 def test_the_largest_number_of_float16_does_not_overflow(monkeypatch):
     assert np.finfo(np.float16).max == LARGEST_FLOAT16
-    parameters, _, pictures = start()
-    batch = pictures, BOXES, LABELS
-    heads, _ = forward(parameters, pictures, CONFIG, training=True)
+    parameters, _, images = start()
+    batch = images, BOXES, LABELS
+    heads, _ = forward(parameters, images, CONFIG, training=True)
     loss = detector_loss(heads, BOXES, LABELS, CONFIG)
     largest = float(max(np.abs(g).max() for module in loss for g in module[2:]))
     for limit, overflows in ((4 * largest, False), (np.nextafter(4 * largest, 0), True)):
@@ -160,5 +163,5 @@ def test_the_largest_number_of_float16_does_not_overflow(monkeypatch):
 
 def test_in_float32_an_overflow_is_an_error():
     config = replace(CONFIG, optimizer={"loss_scale": 1e38})
-    with np.errstate(all="ignore"), pytest.raises(ContractError, match="not finite"):
+    with np.errstate(all="ignore"), pytest.raises(SpecError, match="not finite"):
         training_step(*start(), BOXES, LABELS, 3, config)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
-from refinedet.training.dry_run import activation_bytes, plan, turning_points
 from refinedet.settings import resolve, to_yaml
 from refinedet.spec.config import ScheduleConfig, preset, replace
 from refinedet.spec.network import initial_parameters
+from refinedet.training.dry_run import activation_bytes, plan, turning_points
 from refinedet.training.loop import TrainingError
 
 SET = ["model.image_size=[64, 128]", "input.batch_size=4", "model.schedule.steps=30"]
@@ -42,14 +42,14 @@ def everything(folder):
 
 @pytest.fixture
 def command(noise, tmp_path, monkeypatch):
-    """``train --dry-run`` on the noisy pictures, by a backend that cannot train."""
+    """``train --dry-run`` on the noisy images, by a backend that cannot train."""
     monkeypatch.setattr("refinedet.cli.backend_options.find_backend", lambda *_: Backend())
     rows = [f"{r.path.name} 2,3,30,40,{r.labels[0]}" for r in noise.records[:9]]
     (tmp_path / "list.txt").write_text("\n".join([*rows, noise.records[9].path.name]))
     return (
         *("train", "--dry-run", "--run", tmp_path / "run", "--layout", "text"),
         *("--annotations", tmp_path / "list.txt", "--classes", "a,b"),
-        *("--pictures", tmp_path / "pictures", "--preset", "refinedet_eighth_128"),
+        *("--images", tmp_path / "images", "--preset", "refinedet_eighth_128"),
         *(part for text in SET for part in ("--set", text)),
     )
 
@@ -58,14 +58,12 @@ def test_options_of_another_layout_are_refused(run, command, tmp_path):
     """The training set would be judged in the place of what was meant."""
     list_ = tmp_path / "list.txt"
     said = "--eval-annotations: --layout text needs it, to evaluate"
-    refused(run(*command, "--eval-pictures", tmp_path), said)
+    refused(run(*command, "--eval-images", tmp_path), said)
     refused(run(*command, "--eval-split", "test"), "--eval-split: is not for --layout text")
     refused(run(*command, "--split", "test"), "--split: is not for --layout text; leave it out")
     voc = ("train", "--run", tmp_path / "run", "--layout", "voc", "--root", tmp_path)
     refused(run(*voc, "--annotations", list_), "--annotations: is not for --layout voc")
-    refused(
-        run(*voc, "--split", "x", "--pictures", tmp_path), "--pictures: is not for --layout voc"
-    )
+    refused(run(*voc, "--split", "x", "--images", tmp_path), "--images: is not for --layout voc")
 
 
 def test_a_dry_run_tells_the_run_and_writes_nothing(run, command, tmp_path):
@@ -74,10 +72,10 @@ def test_a_dry_run_tells_the_run_and_writes_nothing(run, command, tmp_path):
     assert (status, err) == (0, "")
     assert everything(tmp_path) == before
     said = re.sub(r"[ \n]+", " ", out)
-    # The tenth picture has no object: 30 steps of 4 pictures are 120 / 9 epochs.
-    assert "9 pictures with objects of 2 classes" in said
-    assert "10 pictures, after the last step" in said
-    assert "30, each of 4 pictures on one device (still): 13.33 epochs" in said
+    # The tenth image has no object: 30 steps of 4 images are 120 / 9 epochs.
+    assert "9 images with objects of 2 classes" in said
+    assert "10 images, after the last step" in said
+    assert "30, each of 4 images on one device (still): 13.33 epochs" in said
     assert "learning rate 0.001 after 0 steps 0.03 after 10 steps" in said
     assert "of the last step, after 29 steps" in said
     count = sum(p.size for p in initial_parameters(settings_of().model, 0).values())
@@ -137,7 +135,7 @@ def test_the_schedule_is_told_where_it_turns():
 
 
 def vgg16_activations(size):
-    """Numbers that the paper's VGG16 detector keeps for one square picture, counted by hand.
+    """Numbers that the paper's VGG16 detector keeps for one square image, counted by hand.
 
     Of every convolution its sum, that with its bias, and after a ReLU; of the rest one each.
     """
@@ -175,9 +173,9 @@ def test_memory_and_disk_are_reckoned_as_said(noise, tmp_path, monkeypatch):
     said = plan("still", noise, None, settings, tmp_path / "run")
     memory = (held + 2 * trained + 4 * 10**7) / 1e6
     assert f"at least {memory:.1f} MB" in said
-    pictures = sum(r.path.stat().st_size for r in noise.records)
-    disk = (3 * (held + trained) + pictures) / 1e6
-    assert f"disk          {disk:.1f} MB: {pictures / 1e6:.1f} MB for the cache" in said
+    images = sum(r.path.stat().st_size for r in noise.records)
+    disk = (3 * (held + trained) + images) / 1e6
+    assert f"disk          {disk:.1f} MB: {images / 1e6:.1f} MB for the cache" in said
     assert "not enough" not in said
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5))
     assert "not enough" in plan("still", noise, None, settings, tmp_path / "run")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from refinedet.backends.interface import BackendError, StepLosses, find_backend
-from refinedet.models.checkpoint import CheckpointError, checkpoints, load_checkpoint
 from refinedet.data.dataset import DataError
+from refinedet.models.checkpoint import CheckpointError, checkpoints, load_checkpoint
 from refinedet.settings import from_yaml, resolve
 from refinedet.spec.optimizer import LossScale, next_loss_scale
 from refinedet.training.loop import OVERFLOWS, TrainingError, train
@@ -66,7 +66,7 @@ def assert_same(left, right):
     assert left.steps_done == right.steps_done
     for mine, other in (
         (left.parameters, right.parameters),
-        (left.velocities, right.velocities),
+        (left.momentum_buffers, right.momentum_buffers),
     ):
         assert mine.keys() == other.keys()
         for name, value in mine.items():
@@ -76,12 +76,12 @@ def assert_same(left, right):
 def test_killed_at_any_moment_it_arrives_where_an_undisturbed_run_does(backend, noise, tmp_path):
     """kill -9 three times, wherever it happens to be; then on to the end."""
     whole = train(backend, noise, None, settings_of(), tmp_path / "whole")
-    annotations = tmp_path / "truth.json"
+    annotations = tmp_path / "ground_truth.json"
     write_coco(noise, annotations)
     run = tmp_path / "killed"
     command = [
         *(sys.executable, "-I", "-m", "refinedet", "train", "--run", str(run), "--layout", "coco"),
-        *("--annotations", str(annotations), "--pictures", str(noise.records[0].path.parent)),
+        *("--annotations", str(annotations), "--images", str(noise.records[0].path.parent)),
         *("--preset", "refinedet_eighth_128"),
         *(part for text in ASSIGNMENTS for part in ("--set", text)),
     ]
@@ -144,9 +144,9 @@ def test_what_cannot_start_or_go_on_is_one_line(backend, noise, tmp_path):
         train(backend, noise, None, settings_of(), tmp_path / "mistyped", resume=True)
     for record in noise.records:
         record.path.write_bytes(record.path.read_bytes()[:100])
-    with pytest.raises(DataError, match="no readable picture"):
+    with pytest.raises(DataError, match="no readable image"):
         train(backend, noise, None, settings_of(), tmp_path / "new")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "run"]
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
@@ -216,7 +216,7 @@ class Overflowing:
     def __init__(self, first, last):
         self.first, self.last = first, last
 
-    def trainer(self, config, parameters, velocities, steps_done, loss_scale):
+    def trainer(self, config, parameters, momentum_buffers, steps_done, loss_scale):
         self.held, self.at = parameters, steps_done
         self.scale = loss_scale or LossScale(config.optimizer.scale)
         return self
@@ -230,7 +230,7 @@ class Overflowing:
     def parameters(self):
         return self.held
 
-    def velocities(self):
+    def momentum_buffers(self):
         return {n: np.zeros_like(p) for n, p in self.held.items() if ".moving_" not in n}
 
     def loss_scale(self):
@@ -269,4 +269,4 @@ def test_a_backend_without_float16_is_refused_and_leaves_nothing(noise, tmp_path
     backend.precisions = ("float32",)
     with pytest.raises(BackendError, match="overflowing: trains in float32 alone; set "):
         train(backend, noise, None, settings_of(*HALF), tmp_path / "run")
-    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]

@@ -9,7 +9,7 @@ from refinedet_numpy32.network import Float32Network
 
 
 class NumPyFloat32:
-    """``refinedet.backends.interface.Backend`` without a trainer, batches and files."""
+    """``Backend`` without a trainer, batches and files."""
 
     name = "numpy-float32"
     operations = operations  # any object will do that has the functions: here, the module

@@ -24,16 +24,16 @@ def conv2d(
     sides: tuple[int, int] = (1, 1),
     dilation: int = 1,
 ) -> Array:
-    """Cross-correlation with zeros before and behind: im2col, then one product a picture."""
+    """Cross-correlation with zeros before and behind: im2col, then one product an image."""
     outputs, _, k, _ = weight.shape
     matrix = weight.reshape(outputs, -1)
     x = np.pad(x, ((0, 0), (0, 0), sides, sides))
     rows, columns = ((side - dilation * (k - 1) - 1) // stride + 1 for side in x.shape[2:])
     starts = [(i * dilation, j * dilation) for i, j in np.ndindex(k, k)]
     out = np.empty((len(x), outputs, rows, columns), F)
-    for n, picture in enumerate(x):
+    for n, image in enumerate(x):
         taps = [
-            picture[:, i : i + stride * rows : stride, j : j + stride * columns : stride]
+            image[:, i : i + stride * rows : stride, j : j + stride * columns : stride]
             for i, j in starts
         ]
         read = np.stack(taps, axis=1).reshape(matrix.shape[1], -1)  # a column for each pixel
@@ -84,7 +84,7 @@ def relu(x: Array) -> Array:
 
 
 class Float32Network:
-    """``refinedet.backends.interface.Network`` in NumPy."""
+    """``Network`` in NumPy."""
 
     def __init__(self, config: Config, parameters: Parameters) -> None:
         self.config = config
@@ -163,10 +163,10 @@ class Float32Network:
             found[name] = x
         return dict(list(found.items())[-4:])
 
-    def sources(self, pictures: Array) -> tuple[list[Array], list[Array]]:
+    def sources(self, images: Array) -> tuple[list[Array], list[Array]]:
         """What the ARM and what the transfer connection blocks read, finest first."""
         net = self.config.network
-        plain = self._vgg16(pictures) if net.backbone == "vgg16" else self._resnet(pictures)
+        plain = self._vgg16(images) if net.backbone == "vgg16" else self._resnet(images)
         normalised = {
             name: self._normalised(name, x) if name in self.scales else x
             for name, x in plain.items()
@@ -210,9 +210,9 @@ class Float32Network:
             return features
         return [self._bottleneck(f"{module}.{i}.shared", x) for i, x in enumerate(features)]
 
-    def heads(self, pictures: Array) -> Heads:
+    def heads(self, images: Array) -> Heads:
         """The raw outputs."""
-        for_arm, for_blocks = self.sources(pictures)
+        for_arm, for_blocks = self.sources(images)
         arm, odm = self._shared("arm", for_arm), self._shared("odm", self.blocks(for_blocks))
         return Heads(
             self._rows("arm", "offsets", arm, 4),
@@ -221,6 +221,6 @@ class Float32Network:
             self._rows("odm", "logits", odm, self.config.num_classes),
         )
 
-    def scored_boxes(self, pictures: Array) -> tuple[Array, Array]:
+    def scored_boxes(self, images: Array) -> tuple[Array, Array]:
         """Decoded boxes and scores of every anchor."""
-        return operations.scored_boxes(self.heads(pictures), self.config)
+        return operations.scored_boxes(self.heads(images), self.config)

@@ -1,4 +1,4 @@
-"""The operations of the contract in NumPy, all in float32.
+"""The operations of the specification in NumPy, all in float32.
 
 What each must do is said by the function of that name in ``refinedet.spec``. Thresholds
 are rounded to float32 before anything is compared with them. Plain numbers become
@@ -12,9 +12,9 @@ import numpy as np
 from refinedet.spec.config import (
     Config,
     DetectionConfig,
+    ImageConfig,
     LossConfig,
     MatchingConfig,
-    PictureConfig,
     ScheduleConfig,
 )
 from refinedet.spec.detection import Detections
@@ -26,12 +26,12 @@ F = np.float32
 HALF, ONE = F(0.5), F(1)
 
 
-# Pictures and anchors
+# Images and anchors
 
 
-def normalise(picture: Array, config: PictureConfig) -> Array:
-    """The network's input for one picture."""
-    channels = picture.astype(F).transpose(2, 0, 1)
+def normalise(image: Array, config: ImageConfig) -> Array:
+    """The network's input for one image."""
+    channels = image.astype(F).transpose(2, 0, 1)
     if config.channels == "BGR":
         channels = channels[::-1]
     mean, std = (np.array(v, F)[:, None, None] for v in (config.mean, config.std))
@@ -41,7 +41,7 @@ def normalise(picture: Array, config: PictureConfig) -> Array:
 def anchors(config: Config) -> Array:
     """All anchors, finest level first."""
     height, width = config.image_size
-    picture = np.array([width, height], F)
+    image = np.array([width, height], F)
     options, levels = config.anchors, []
     ratios = np.array(options.aspect_ratios, F)
     root = np.sqrt(ratios)
@@ -53,7 +53,7 @@ def anchors(config: Config) -> Array:
         sides = np.where(ratios == 1, F(square / 2), F(side / 2))
         half = np.stack([root, ONE / root], axis=1) * sides[:, None]  # (ratios, x and y)
         low, high = centres[:, :, None] - half, centres[:, :, None] + half
-        levels.append(np.concatenate([low / picture, high / picture], axis=3).reshape(-1, 4))
+        levels.append(np.concatenate([low / image, high / image], axis=3).reshape(-1, 4))
     return np.concatenate(levels)
 
 
@@ -72,10 +72,10 @@ def centres_to_corners(boxes: Array) -> Array:
     return np.concatenate([centre - half, centre + half], axis=1)
 
 
-def box_iou(anchors: Array, truths: Array) -> Array:
-    """Overlap of every anchor with every truth."""
+def box_iou(anchors: Array, ground_truth: Array) -> Array:
+    """Overlap of every anchor with every ground truth."""
     ax, ay, ax2, ay2 = (column[:, None] for column in anchors.T)
-    tx, ty, tx2, ty2 = truths.T
+    tx, ty, tx2, ty2 = ground_truth.T
     wide = np.maximum(np.minimum(ax2, tx2) - np.maximum(ax, tx), F(0))
     high = np.maximum(np.minimum(ay2, ty2) - np.maximum(ay, ty), F(0))
     shared = wide * high
@@ -130,9 +130,9 @@ def match(iou: Array, config: MatchingConfig) -> Array:
     pairs = np.argsort(-iou, axis=None, kind="stable")[: np.count_nonzero(touches)]
     served = np.zeros(objects, bool)
     for pair in pairs:
-        anchor, truth = divmod(int(pair), objects)
-        if matched[anchor] < 0 and not served[truth]:
-            matched[anchor], served[truth] = truth, True
+        anchor, ground_truth = divmod(int(pair), objects)
+        if matched[anchor] < 0 and not served[ground_truth]:
+            matched[anchor], served[ground_truth] = ground_truth, True
             if served.all():
                 break
     best = iou.argmax(axis=1)
@@ -142,17 +142,17 @@ def match(iou: Array, config: MatchingConfig) -> Array:
 
 def _match_in_order(iou: Array, config: MatchingConfig) -> Array:
     matched, held = np.full(len(iou), -1, np.int64), np.zeros(len(iou), F)
-    for truth, overlaps in enumerate(iou.T):
+    for ground_truth, overlaps in enumerate(iou.T):
         best = overlaps.argmax()
         if overlaps[best] > F(config.lowest_iou):
             claim = np.where(np.arange(len(iou)) == best, F(2), overlaps)
             taken = (claim > F(config.iou)) & (claim > held)
-            matched[taken], held[taken] = truth, claim[taken]
+            matched[taken], held[taken] = ground_truth, claim[taken]
     return matched
 
 
 def targets(anchors: Array, boxes: Array, labels: Array, config: Config) -> tuple[Array, Array]:
-    """Offsets and classes of each anchor of one picture."""
+    """Offsets and classes of each anchor of one image."""
     matched = match(box_iou(anchors, boxes), config.matching)
     offsets, classes = np.zeros_like(anchors), np.zeros(len(anchors), np.int64)
     rows = np.flatnonzero(matched >= 0)
@@ -200,29 +200,29 @@ def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     return -logs[hot], np.exp(logs) - hot.astype(F)
 
 
-def smooth_l1(predicted: Array, wanted: Array) -> tuple[Array, Array]:
+def smooth_l1(predicted: Array, target: Array) -> tuple[Array, Array]:
     """Smooth L1 of each row, and its gradient by ``predicted``."""
-    d = predicted - wanted
+    d = predicted - target
     slope = np.minimum(np.maximum(d, -ONE), ONE)
     return (slope * (d - slope * HALF)).sum(axis=1), slope
 
 
 def hard_negatives(losses: Array, positive: Array, eligible: Array, ratio: float) -> Array:
-    """The negatives of one picture that count."""
+    """The negatives of one image that count."""
     candidates = eligible & ~positive
-    wanted = min(int(ratio * int(positive.sum())), int(candidates.sum()))
+    target = min(int(ratio * int(positive.sum())), int(candidates.sum()))
     order = np.argsort(np.where(candidates, -losses, F(np.inf)), kind="stable")
     chosen = np.zeros(len(losses), bool)
-    chosen[order[:wanted]] = True
+    chosen[order[:target]] = True
     return chosen
 
 
 def module_loss(
-    offsets: Array, logits: Array, wanted: Array, labels: Array, eligible: Array, ratio: float
+    offsets: Array, logits: Array, target: Array, labels: Array, eligible: Array, ratio: float
 ) -> ModuleLoss:
     """Loss of one module over a batch, and its gradients."""
     positive = labels > 0
-    box_loss, by_offsets = smooth_l1(offsets.reshape(-1, 4), wanted.reshape(-1, 4))
+    box_loss, by_offsets = smooth_l1(offsets.reshape(-1, 4), target.reshape(-1, 4))
     class_loss, by_logits = cross_entropy(logits.reshape(-1, logits.shape[2]), labels.ravel())
     counted = positive.copy()
     for n, losses in enumerate(class_loss.reshape(labels.shape)):
@@ -237,11 +237,11 @@ def module_loss(
 
 
 def focal_module_loss(
-    offsets: Array, logits: Array, wanted: Array, labels: Array, options: LossConfig
+    offsets: Array, logits: Array, target: Array, labels: Array, options: LossConfig
 ) -> ModuleLoss:
     """Loss of one module whose anchors all pay for every class."""
     positive = labels.ravel() > 0
-    box_loss, by_offsets = smooth_l1(offsets.reshape(-1, 4), wanted.reshape(-1, 4))
+    box_loss, by_offsets = smooth_l1(offsets.reshape(-1, 4), target.reshape(-1, 4))
     rows = logits.reshape(-1, logits.shape[2])
     class_loss, by_logits = focal(rows, labels.ravel(), options.focal_alpha, options.focal_gamma)
     weight = ONE / F(max(1, np.count_nonzero(positive)))
@@ -257,16 +257,16 @@ def detector_loss(heads: Heads, boxes: list[Array], labels: list[Array], config:
     """The whole loss of a batch, from the network's outputs."""
     base, options = anchors(config), config.loss
     found = [targets(base, b, c, config) for b, c in zip(boxes, labels, strict=True)]
-    wanted, classes = (np.stack(part) for part in zip(*found, strict=True))
+    target, classes = (np.stack(part) for part in zip(*found, strict=True))
     objects = classes if options.arm_first_class else np.minimum(classes, 1)
-    arm = heads.arm_offsets, heads.arm_logits, wanted, objects
+    arm = heads.arm_offsets, heads.arm_logits, target, objects
     if config.anchors.refined:
         found = [
             targets(decode(offsets, base, config.anchors.variances), b, c, config)
             for offsets, b, c in zip(heads.arm_offsets, boxes, labels, strict=True)
         ]
-        wanted, classes = (np.stack(part) for part in zip(*found, strict=True))
-    odm = heads.odm_offsets, heads.odm_logits, wanted, classes
+        target, classes = (np.stack(part) for part in zip(*found, strict=True))
+    odm = heads.odm_offsets, heads.odm_logits, target, classes
     if options.classes == "sigmoid":
         return Loss(focal_module_loss(*arm, options), focal_module_loss(*odm, options))
     seen = softmax(heads.arm_logits)[..., 1] >= F(options.objectness)
@@ -305,7 +305,7 @@ def nms(boxes: Array, scores: Array, iou: float, pixel: tuple[float, float] = (0
 def detect(
     boxes: Array, scores: Array, config: DetectionConfig, size: tuple[int, int] | None = None
 ) -> Detections:
-    """The detections of one picture."""
+    """The detections of one image."""
     height, width = size or (1, 1)  # without a size nothing is added
     pixel = (config.pixel / width, config.pixel / height)
     if config.clip_first:
@@ -347,7 +347,7 @@ def learning_rate(step: int, config: ScheduleConfig) -> float:
 def momentum_step(
     parameters: Parameters,
     gradients: Parameters,
-    velocities: Parameters,
+    momentum_buffers: Parameters,
     rate: float,
     config: Config,
     scale: float | None = None,
@@ -368,6 +368,8 @@ def momentum_step(
             continue
         step = F(rate * options.bias_rate) if group == "bias" else F(rate)
         decay = F(options.weight_decay) if group == "decay" or options.decay_all else F(0)
-        moved[name] = velocities[name] * F(options.momentum) + gradients[name] * scale + decay * p
+        moved[name] = (
+            momentum_buffers[name] * F(options.momentum) + gradients[name] * scale + decay * p
+        )
         new[name] = p - step * moved[name]
     return new, moved

@@ -1,4 +1,4 @@
-"""COCO's layout: one JSON file for all pictures, boxes as x, y, width, height.
+"""COCO's layout: one JSON file for all images, boxes as x, y, width, height.
 
 Of the file are read: ``images`` (id, file_name, width, height), ``categories`` (id,
 name) and ``annotations`` (image_id, category_id, bbox; if present id, iscrowd, area).
@@ -13,27 +13,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from refinedet.data.findings import Findings, Folder, read_bytes, require_names
 from refinedet.data.dataset import DataError, Dataset, Object, is_class_name, make_record
+from refinedet.data.findings import Findings, Folder, read_bytes, require_names
 
 TABLES = ("images", "annotations", "categories")
 
 MAX_AREA = 2.0**48
-"""Square pixels, beyond any picture; a larger number would overflow float32."""
+"""Square pixels, beyond any image; a larger number would overflow float32."""
 
 
 def read_coco(
-    annotations: Path, pictures: Path, class_names: tuple[str, ...] | None = None
+    annotations: Path, image_folder: Path, class_names: tuple[str, ...] | None = None
 ) -> Dataset:
     """Read a data set in COCO's layout.
 
     Args:
         annotations: the JSON file.
-        pictures: the folder that the ``file_name``s start from.
+        image_folder: the folder that the ``file_name``s start from.
         class_names: the classes to keep, in the order of their labels; None keeps all,
             by ascending category id.
     Returns:
-        The pictures in the file's order, under COCO's ids. Whether a picture exists
+        The images in the file's order, under COCO's ids. Whether an image exists
         is looked up; its size is believed.
     Raises:
         DataError: no such file or folder, not JSON, not the three tables, or a class
@@ -41,7 +41,7 @@ def read_coco(
     """
     findings = Findings()
     document = _load(annotations)
-    folder = Folder(pictures, findings)
+    folder = Folder(image_folder, findings)
     categories = _categories(document, annotations, findings)
     chosen = _choose(categories, class_names, annotations)
     images = _images(document, annotations, folder, findings)
@@ -53,7 +53,7 @@ def read_coco(
         image_id, category_id = row.get("image_id"), row.get("category_id")
         if not _is_id(image_id) or image_id not in images:
             what = f"image_id {image_id!r} is not in images"
-            findings.add("unknown picture", where, f"{what}; correct or remove it")
+            findings.add("unknown image", where, f"{what}; correct or remove it")
         elif not _is_id(category_id) or category_id not in categories:
             what = f"category_id {category_id!r} is not in categories"
             findings.add("unknown class", where, f"{what}; correct or remove it")
@@ -85,7 +85,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not JSON: {error}; repair or replace it") from None
     for table in TABLES:
         if not isinstance(document, dict) or not isinstance(document.get(table), list):
-            raise DataError(f'{path}: no list "{table}"; COCO\'s "instances" format is wanted')
+            raise DataError(f'{path}: no list "{table}"; COCO\'s "instances" format is expected')
     return dict(document)
 
 

@@ -1,8 +1,8 @@
-"""A text list: one line a picture, as the model zoo's README documents it.
+"""A text list: one line an image, as the model zoo's README documents it.
 
     train/0001.jpg 0,259,401,459,7 35,28,324,201,2
 
-The path of the picture, below the pictures' folder, then its objects, each
+The path of the image, below the images' folder, then its objects, each
 ``x_min,y_min,x_max,y_max,class``: pixels, and the number of a class from 1 (0 is the
 background). Spaces separate; a path has none. Empty lines and lines that begin with #
 are not read.
@@ -12,24 +12,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refinedet.data.findings import Findings, Folder, plain, read_lines, require_names
 from refinedet.data.dataset import DataError, Dataset, Object, Record, make_record
-from refinedet.data.images import picture_size
+from refinedet.data.findings import Findings, Folder, plain, read_lines, require_names
+from refinedet.data.images import image_size
 
 
-def read_text_list(file: Path, pictures: Path, class_names: tuple[str, ...]) -> Dataset:
+def read_text_list(file: Path, image_folder: Path, class_names: tuple[str, ...]) -> Dataset:
     """Read a text list.
 
     Args:
         file: the list, UTF-8.
-        pictures: the folder that the paths start from.
+        image_folder: the folder that the paths start from.
         class_names: name of class 1, 2, ...
     Raises:
         DataError: no such file or folder, or no class names.
     """
     require_names(class_names)
     findings = Findings()
-    folder = Folder(pictures, findings)
+    folder = Folder(image_folder, findings)
     records: list[Record] = []
     for number, line in enumerate(read_lines(file), start=1):
         if not line or line.startswith("#"):
@@ -40,10 +40,10 @@ def read_text_list(file: Path, pictures: Path, class_names: tuple[str, ...]) -> 
         if path is None:
             continue
         try:
-            size = picture_size(path)
+            size = image_size(path)
         except DataError as error:
             reason = str(error).removeprefix(f"{path}: ")
-            findings.add("unreadable picture", str(path), f"{reason}: left out")
+            findings.add("unreadable image", str(path), f"{reason}: left out")
             continue
         found = [
             _object(f"{where}: object {i}", text, size, len(class_names), findings)

@@ -17,6 +17,14 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
+from refinedet.data.dataset import (
+    DataError,
+    Dataset,
+    Object,
+    Record,
+    is_class_name,
+    make_record,
+)
 from refinedet.data.findings import (
     Findings,
     Folder,
@@ -26,15 +34,7 @@ from refinedet.data.findings import (
     require_names,
     sizes,
 )
-from refinedet.data.dataset import (
-    DataError,
-    Dataset,
-    Object,
-    Record,
-    is_class_name,
-    make_record,
-)
-from refinedet.data.images import picture_size
+from refinedet.data.images import image_size
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -43,7 +43,7 @@ CLASSES = (
 )  # fmt: skip
 """VOC's own twenty, in the devkit's order."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".JPG", ".JPEG", ".PNG", ".BMP")
-"""Of pictures; VOC's own are ``.jpg``."""
+"""Of images; VOC's own are ``.jpg``."""
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -57,7 +57,7 @@ def read_voc(root: Path, split: str, class_names: tuple[str, ...] | None = None)
         class_names: the classes, in the order of their labels. None takes VOC's twenty if
             no others occur, else all that occur, sorted.
     Returns:
-        The pictures in the order of the lists, under ids 1, 2, ... The picture's
+        The images in the order of the lists, under ids 1, 2, ... The image's
         real size counts; an annotation that says another is a finding.
     Raises:
         DataError: no such folder or list.
@@ -86,21 +86,21 @@ def read_voc(root: Path, split: str, class_names: tuple[str, ...] | None = None)
 
 
 def _listed(root: Path, part: str, findings: Findings) -> list[tuple[str, str, Folder, Folder]]:
-    """Of each picture of one list: the line, its name, and where to look for its two files."""
+    """Of each image of one list: the line, its name, and where to look for its two files."""
     year, colon, name = part.rpartition(":")
     folder = root / f"VOC{year.removeprefix('VOC')}" if colon else root
     if not name:
-        raise DataError(f"{root}: --split wants the name of a list in ImageSets/Main")
+        raise DataError(f"{root}: --split expected the name of a list in ImageSets/Main")
     path = folder / "ImageSets" / "Main" / f"{name}.txt"
     if not path.is_file():
         have = sorted(p.stem for p in path.parent.glob("*.txt")) if path.parent.is_dir() else []
         known = f"; there are {', '.join(have[:20])}" if have else ""
         raise DataError(f"{path}: no such list{known}")
     annotations = Folder(folder / "Annotations", findings, "annotation")
-    pictures = Folder(folder / "JPEGImages", findings)
+    image_folder = Folder(folder / "JPEGImages", findings)
     return [
         # A class's own list has a flag behind the name.
-        (f"{path}: line {number}", line.split()[0], annotations, pictures)
+        (f"{path}: line {number}", line.split()[0], annotations, image_folder)
         for number, line in enumerate(read_lines(path), start=1)
         if line
     ]
@@ -111,9 +111,9 @@ Row = tuple[str, str, tuple[float, float, float, float], bool]
 
 
 def _parse(
-    where: str, stem: str, annotations: Folder, pictures: Folder, findings: Findings
+    where: str, stem: str, annotations: Folder, image_folder: Folder, findings: Findings
 ) -> tuple[Path, tuple[int, int], list[Row]] | None:
-    """A picture's file and size, and its objects; None and a finding if it has none."""
+    """An image's file and size, and its objects; None and a finding if it has none."""
     file = annotations.find(where, f"{stem}.xml")
     if file is None:
         return None
@@ -129,15 +129,15 @@ def _parse(
         return None
     # The name in the file is not followed: other tools leave a name of theirs there.
     named = (f"{stem}{suffix}" for suffix in SUFFIXES)
-    name = next((n for n in named if (pictures.root / n).exists()), f"{stem}.jpg")
-    path = pictures.find(where, name)
+    name = next((n for n in named if (image_folder.root / n).exists()), f"{stem}.jpg")
+    path = image_folder.find(where, name)
     if path is None:
         return None
     try:
-        size = picture_size(path)
+        size = image_size(path)
     except DataError as error:
         reason = str(error).removeprefix(f"{path}: ")
-        findings.add("unreadable picture", str(path), f"{reason}: left out")
+        findings.add("unreadable image", str(path), f"{reason}: left out")
         return None
     try:
         width, height = (_number(root, f"size/{side}", "0") for side in ("width", "height"))
@@ -162,7 +162,7 @@ def _objects(root: Element, file: Path, findings: Findings) -> list[Row]:
             what = f"name {name!r:.40} is not a name of one line; correct it"
             findings.add("malformed annotation", where, what)
         elif difficult not in ("0", "1"):
-            what = f"difficult is {difficult!r:.40}, wants 0 or 1; correct it"
+            what = f"difficult is {difficult!r:.40}, expected 0 or 1; correct it"
             findings.add("malformed annotation", where, what)
         else:
             try:

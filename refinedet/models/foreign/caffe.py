@@ -24,9 +24,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from refinedet.spec.errors import Array
 from refinedet.models.foreign.errors import FormatError, brief
 from refinedet.models.foreign.protobuf import fields, message, shaped, varint
+from refinedet.spec.errors import Array
 
 LAYERS = {2: (4, None, 6), 100: (1, 2, 7)}
 """Field of a layer in the net: the layer's fields of name, type where it is a text, blobs."""
@@ -72,13 +72,13 @@ def _divided(arrays: list[Array], name: str) -> list[Array]:
     """Mean and variance of a BatchNorm layer, from what is stored of it."""
     where = f"BatchNorm layer {brief(name)!r}"
     if len(arrays) != 3:
-        raise FormatError(f"{where}: {len(arrays)} blobs, wants 3: mean, variance, their factor")
+        raise FormatError(f"{where}: {len(arrays)} blobs, expected 3: mean, variance, their factor")
     *sums, factor = arrays
     if factor.size != 1:
-        raise FormatError(f"{where}: its factor has {factor.size} numbers, wants one")
+        raise FormatError(f"{where}: its factor has {factor.size} numbers, expected one")
     by = factor.item()
     if not 0 <= by < np.inf:
-        raise FormatError(f"{where}: its factor is {by}, wants a number from 0")
+        raise FormatError(f"{where}: its factor is {by}, expected a number from 0")
     if by == 0:
         return [np.zeros_like(array) for array in sums]
     with np.errstate(all="ignore"):  # what overflows is not finite, and told

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from refinedet.models.checkpoint import Checkpoint, CheckpointError
 from refinedet.data.formats.voc import CLASSES as VOC_CLASSES
-from refinedet.settings import Settings, SettingsError, resolve
-from refinedet.spec.config import Config, PictureConfig, preset
-from refinedet.spec.network import Parameters, initial_parameters
+from refinedet.models.checkpoint import Checkpoint, CheckpointError
 from refinedet.models.foreign.errors import brief
 from refinedet.models.foreign.mapping import for_export
 from refinedet.models.foreign.reading import WeightsFile, read_weights
 from refinedet.models.foreign.scheme import classifier_layers, trunk_fields
+from refinedet.settings import Settings, SettingsError, resolve
+from refinedet.spec.config import Config, ImageConfig, preset
+from refinedet.spec.network import Parameters, initial_parameters
 
 FIRST = 5
 """So many misfits are told; the others are counted."""
@@ -44,7 +44,7 @@ def _under(name: str, pattern: str) -> bool:
 def fit(
     file: WeightsFile,
     fresh: Parameters,
-    wanted: Sequence[str],
+    expected: Sequence[str],
     partial: Sequence[str],
     part: str = "",
 ) -> Parameters:
@@ -53,27 +53,27 @@ def fit(
     Args:
         fresh: all parameters of the network, by canonical name.
         part: what the names begin with that are looked at; the file's others are left.
-        wanted: those of them that the file must have; its others are left.
+        expected: those of them that the file must have; its others are left.
         partial: patterns of canonical names, or of what they are in; such a tensor stays
             fresh where the file lacks it or has it in another shape.
     Returns:
-        The tensors of ``wanted`` that come from the file, float32.
+        The tensors of ``expected`` that come from the file, float32.
     Raises:
         CheckpointError: lists what is missing, unexpected, misshapen or not finite.
     """
     for pattern in partial:
-        if not any(_under(name, pattern) for name in wanted):
+        if not any(_under(name, pattern) for name in expected):
             raise CheckpointError(f"--partial: {pattern!r} is none of the tensors that are loaded")
     found = {name: value for name, value in file.parameters.items() if name.startswith(part)}
     faults = [f"{brief(name)} is unexpected" for name in file.unexpected()]
     faults += [f"{name} is unexpected" for name in found if name not in fresh]
     taken = {}
-    for name in wanted:
+    for name in expected:
         optional = any(_under(name, pattern) for pattern in partial)
         if name not in found:
             faults += [] if optional else [f"{name} is missing"]
         elif found[name].shape != fresh[name].shape:
-            shapes = f"has shape {found[name].shape}, wants {fresh[name].shape}"
+            shapes = f"has shape {found[name].shape}, expected {fresh[name].shape}"
             faults += [] if optional else [f"{name} {shapes}"]
         elif not np.isfinite(found[name]).all():
             faults.append(f"{name} is not finite")
@@ -87,7 +87,7 @@ def fit(
             "nothing was loaded"
         )
     if not taken:
-        raise CheckpointError(f"{file.path}: holds nothing that is wanted; nothing was loaded")
+        raise CheckpointError(f"{file.path}: holds nothing that is expected; nothing was loaded")
     return taken
 
 
@@ -103,7 +103,7 @@ def with_backbone(
 
     A detector's file must have the whole trunk, ``backbone.*``. A classifier's has no L2
     scales, and nothing of the last stage: of it, VGG16's conv1_1 to fc7 or a ResNet's conv1
-    to res5 are wanted.
+    to res5 are expected.
 
     Returns:
         All parameters, and a line that tells what came from where.
@@ -115,9 +115,9 @@ def with_backbone(
     trunk = [name for name in fresh if name.startswith("backbone.")]
     layers = {name.rpartition(".")[0] for name in file.parameters if ".l2_scale" not in name}
     classifier = {*classifier_layers(settings.model)}
-    wanted = [n for n in trunk if n.rpartition(".")[0] in classifier and ".l2_scale" not in n]
-    wanted = wanted if layers <= classifier else trunk
-    taken = fit(file, fresh, wanted, partial, "backbone.")
+    expected = [n for n in trunk if n.rpartition(".")[0] in classifier and ".l2_scale" not in n]
+    expected = expected if layers <= classifier else trunk
+    taken = fit(file, fresh, expected, partial, "backbone.")
     return _laid_over(file, fresh, taken, trunk, "the trunk", settings)
 
 
@@ -158,26 +158,26 @@ def _laid_over(
 
 def _settings_note(file: WeightsFile, settings: Settings) -> str:
     """What a trunk was trained with, where the settings differ."""
-    picture, network = file.scheme.picture, file.scheme.network
+    image, network = file.scheme.image, file.scheme.network
     if file.settings:
-        picture = file.settings.model.picture
+        image = file.settings.model.image
         network = trunk_fields(file.settings.model.network)
     now = trunk_fields(settings.model.network)
     told = _assignments(
-        None if picture == settings.model.picture else picture,
+        None if image == settings.model.image else image,
         {name: value for name, value in network.items() if value != now[name]},
     )
     return f"; they were trained with other settings: {' '.join(told)}" if told else ""
 
 
-def _assignments(picture: PictureConfig | None, network: Mapping[str, object]) -> list[str]:
+def _assignments(image: ImageConfig | None, network: Mapping[str, object]) -> list[str]:
     """As ``--set`` takes them."""
     told = []
-    if picture is not None:
+    if image is not None:
         told += [
-            f"model.picture.channels={picture.channels}",
-            f"model.picture.mean=[{', '.join(map(str, picture.mean))}]",
-            f"model.picture.std=[{', '.join(map(str, picture.std))}]",
+            f"model.image.channels={image.channels}",
+            f"model.image.mean=[{', '.join(map(str, image.mean))}]",
+            f"model.image.std=[{', '.join(map(str, image.std))}]",
         ]
     for name, value in network.items():
         text = str(value).lower() if isinstance(value, bool) else value
@@ -225,7 +225,7 @@ def import_weights(
         names = class_names or _default_names(count)
         if len(names) + 1 != count:
             raise SettingsError(f"--classes: {path} detects {count - 1} classes, got {len(names)}")
-        about = _assignments(file.scheme.picture, file.scheme.network)
+        about = _assignments(file.scheme.image, file.scheme.network)
         settings = resolve(chosen, None, [*about, *assignments], names)
     fresh = initial_parameters(settings.model, settings.input.seed)
     taken = fit(file, fresh, list(fresh), partial)

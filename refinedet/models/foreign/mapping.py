@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from refinedet.spec.config import PRESETS
-from refinedet.spec.network import parameter_table
 from refinedet.models.foreign import modelzoo, resnet, vgg16
 from refinedet.models.foreign.scheme import BGR, Scheme
+from refinedet.spec.config import PRESETS
+from refinedet.spec.network import parameter_table
 
 CANONICAL = Scheme(
     "RefineDet, canonical names",

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from refinedet.spec.errors import Array
 from refinedet.models.foreign.errors import FormatError, brief
 from refinedet.models.foreign.protobuf import fields, message, shaped, varint, written_field
+from refinedet.spec.errors import Array
 
 TYPES = {
     "Float16": "<f2", "Float32": "<f4", "Float64": "<f8", "Bool": "|b1",
@@ -62,9 +62,9 @@ def read_ckpt(data: memoryview) -> dict[str, Array]:
         FormatError: cut off, or not such a file.
     """
     if bytes(data[-CHECKSUM_BYTES:-10]) == CHECKSUM:
-        wanted = int.from_bytes(data[-10:], "big")
+        expected = int.from_bytes(data[-10:], "big")
         data = data[:-CHECKSUM_BYTES]
-        if zlib.crc32(data) != wanted:
+        if zlib.crc32(data) != expected:
             raise FormatError("its checksum is that of other bytes")
     values: dict[str, _Value] = {}
     last = None

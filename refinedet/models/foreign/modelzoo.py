@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from refinedet.models.foreign.resnet import torch_layers
+from refinedet.models.foreign.scheme import Scheme, trunk_fields
 from refinedet.spec.architecture import LEVELS, NORMALISED, backbone_convs, normalised_sources
 from refinedet.spec.config import PRESETS, VGG16_BLOCKS, Config
 from refinedet.spec.errors import Array
-from refinedet.models.foreign.resnet import torch_layers
-from refinedet.models.foreign.scheme import Scheme, trunk_fields
 
 VGG16_PRESET = "modelzoo_vgg16_320"
 RESNET101_PRESET = "modelzoo_resnet101_320"
@@ -97,7 +97,7 @@ def _scheme(kind: str, preset: str, trunk: Iterable[tuple[str, str]]) -> Scheme:
     return Scheme(
         f"RefineDet {kind}of the MindSpore model zoo",
         names,
-        config.picture,
+        config.image,
         ignored=r"moments\..+|momentum|learning_rate|global_step",
         convert=_offsets,
         revert=_offsets,

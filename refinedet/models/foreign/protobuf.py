@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from refinedet.spec.errors import Array
 from refinedet.models.foreign.errors import FormatError
+from refinedet.spec.errors import Array
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MOST_DIMENSIONS = 8

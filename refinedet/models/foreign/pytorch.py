@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from refinedet.spec.errors import Array
 from refinedet.models.foreign.errors import FormatError, brief
 from refinedet.models.foreign.pickles import Storage, Tensor, read_pickle
+from refinedet.spec.errors import Array
 
 MAGIC = 0x1950A86A20F9469CFC6C
 LARGEST_PICKLE = 4 << 20

@@ -14,15 +14,15 @@ from safetensors import SafetensorError, safe_open
 
 from refinedet.models.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from refinedet.models.checkpoint import LARGEST_HEADER, CheckpointError, load_checkpoint
+from refinedet.models.foreign.caffe import read_caffemodel
+from refinedet.models.foreign.errors import FormatError, brief
+from refinedet.models.foreign.mapping import recognise
+from refinedet.models.foreign.mindspore_ckpt import is_ckpt, read_ckpt
+from refinedet.models.foreign.pytorch import read_legacy, read_zip
+from refinedet.models.foreign.scheme import Scheme
 from refinedet.settings import Settings, SettingsError, from_yaml
 from refinedet.spec.errors import Array
 from refinedet.spec.network import Parameters
-from refinedet.models.foreign.caffe import read_caffemodel
-from refinedet.models.foreign.mindspore_ckpt import is_ckpt, read_ckpt
-from refinedet.models.foreign.errors import FormatError, brief
-from refinedet.models.foreign.mapping import recognise
-from refinedet.models.foreign.pytorch import read_legacy, read_zip
-from refinedet.models.foreign.scheme import Scheme
 
 LARGEST_FILE = 2 << 30
 """Bytes of a file that are read; protobuf allows no more either."""
@@ -58,7 +58,7 @@ class WeightsFile:
             if ours is not None:
                 if tensor.dtype.kind != "f":
                     raise CheckpointError(
-                        f"{self.path}: {brief(name)} has the type {tensor.dtype}, wants floats"
+                        f"{self.path}: {brief(name)} has the type {tensor.dtype}, expected floats"
                     )
                 with np.errstate(over="ignore"):  # what overflows is not finite, and told
                     found[ours] = np.array(self.scheme.convert(ours, tensor), np.float32, order="C")

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from refinedet.spec.architecture import convs_of, trunk
-from refinedet.spec.config import Config, NetworkConfig, PictureConfig
+from refinedet.spec.config import Config, ImageConfig, NetworkConfig
 from refinedet.spec.errors import Array
 
-BGR = PictureConfig("BGR", (104.0, 117.0, 123.0))
-RGB = PictureConfig("RGB", (123.0, 117.0, 104.0))
+BGR = ImageConfig("BGR", (104.0, 117.0, 123.0))
+RGB = ImageConfig("RGB", (123.0, 117.0, 104.0))
 """The port subtracts the means in BGR, then turns the channels round: data/voc0712.py."""
-IMAGENET = PictureConfig("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+IMAGENET = ImageConfig("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 """255 times torchvision's mean and standard deviation."""
 
 
@@ -48,7 +48,7 @@ class Scheme:
     Attributes:
         kind: what it is, for messages.
         names: the file's name by the canonical one.
-        picture: what its network wants to see; None where nobody has said.
+        image: what its network wants to see; None where nobody has said.
         ignored: pattern of names that are known, and of no use here.
         convert: from the canonical name and the file's tensor to ours.
         revert: from the canonical name and our tensor to the file's.
@@ -59,7 +59,7 @@ class Scheme:
 
     kind: str
     names: Mapping[str, str]
-    picture: PictureConfig | None
+    image: ImageConfig | None
     ignored: str = r"(?!)"
     convert: Callable[[str, Array], Array] = field(default=_unchanged)
     revert: Callable[[str, Array], Array] = field(default=_unchanged)

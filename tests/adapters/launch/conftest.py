@@ -28,7 +28,7 @@ class Job:
 
     def data(self):
         shapes = self.folder / "shapes"
-        where = ["--annotations", shapes / "annotations.json", "--pictures", shapes / "pictures"]
+        where = ["--annotations", shapes / "annotations.json", "--images", shapes / "images"]
         return ["--layout", "coco", *where]
 
     def train(self, run, *more, settings=(), judged=True):

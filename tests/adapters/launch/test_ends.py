@@ -71,7 +71,7 @@ def test_a_folder_named_mindspore_where_the_command_runs(job, tmp_path):
         job.launch(job.train("elsewhere", settings=["input.batch_size=3"])), cwd=tmp_path
     )
     assert status == 1
-    assert "input.batch_size: 3 pictures" in err
+    assert "input.batch_size: 3 images" in err
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ CLOSE = 1e-5
 """Tolerance without batch normalisation, relative: ten times what was seen."""
 NORMALISED_LOSS, NORMALISED_STEP = 2e-5, 5e-3
 """With it: one worker has MindSpore's own, whose gradient is less exact; the second is of the
-L2 norm of all velocities after one step."""
+L2 norm of all momentum buffers after one step."""
 
 
 def rows(run):
@@ -46,7 +46,7 @@ def test_losses_are_those_of_one_worker_with_the_whole_batch(trained):
 def test_parameters_are_those_of_one_worker(trained):
     one, two = (newest_checkpoint(run / "checkpoints", print) for run in trained)
     assert one.steps_done == two.steps_done == 6
-    for kind in ("parameters", "velocities"):
+    for kind in ("parameters", "momentum_buffers"):
         mine, other = getattr(one, kind), getattr(two, kind)
         assert mine.keys() == other.keys()
         for name, value in mine.items():
@@ -61,8 +61,10 @@ def test_batch_normalisation_is_over_all_workers(normalised):
             assert other[part] == pytest.approx(mine[part], rel=NORMALISED_LOSS)
     first = "checkpoints/step-00000001.safetensors"
     one, two = (load_checkpoint(run / first) for run in normalised)
-    difference = [two.velocities[name] - value for name, value in one.velocities.items()]
-    assert norm(difference) <= NORMALISED_STEP * norm(one.velocities.values())
+    difference = [
+        two.momentum_buffers[name] - value for name, value in one.momentum_buffers.items()
+    ]
+    assert norm(difference) <= NORMALISED_STEP * norm(one.momentum_buffers.values())
     averages = [name for name in one.parameters if ".moving_" in name]
     assert averages
     for name in averages:
@@ -72,7 +74,7 @@ def test_batch_normalisation_is_over_all_workers(normalised):
 def test_in_float16_all_workers_skip_the_same_steps(job):
     """The loss scale begins too large for both, and comes down until a step trains.
 
-    Nearer to what float16 holds two workers overflow less: each adds up its own pictures in
+    Nearer to what float16 holds two workers overflow less: each adds up its own images in
     float16, and what they have in common in float32.
     """
     half = "model.optimizer={precision: float16, loss_scale: 16777216, loss_scale_window: 4}"
@@ -91,7 +93,7 @@ def test_in_float16_all_workers_skip_the_same_steps(job):
 
 
 def test_figures_are_those_of_one_worker_to_the_last_digit(job, trained):
-    # Shares of six pictures: in batches of three, so that both compute the same batches.
+    # Shares of six images: in batches of three, so that both compute the same batches.
     model = ["eval", "--model", trained[0], "--batch-size", "3", *job.data()]
     alone = job.run([*model, "--output", job.folder / "alone"])
     shared = job.run(job.launch([*model, "--output", job.folder / "shared"]))
@@ -127,14 +129,14 @@ def test_killed_it_ends_at_once_and_goes_on_to_the_same_end(job, trained):
     assert status == 0, (out, err)
     ends = [newest_checkpoint(r / "checkpoints", print) for r in (trained[1], run)]
     assert ends[0].steps_done == ends[1].steps_done == 6
-    for kind in ("parameters", "velocities"):
+    for kind in ("parameters", "momentum_buffers"):
         for name, value in getattr(ends[0], kind).items():
             np.testing.assert_array_equal(getattr(ends[1], kind)[name], value, err_msg=name)
 
 
 def processes_of(launcher, rank):
     """The living workers of a rank that a launcher started."""
-    wanted = {
+    expected = {
         f"REFINEDET_LAUNCHER={launcher}".encode(),
         b"MS_ROLE=MS_WORKER",
         f"RANK_ID={rank}".encode(),
@@ -142,7 +144,7 @@ def processes_of(launcher, rank):
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if wanted <= set((process / "environ").read_bytes().split(b"\0")):
+            if expected <= set((process / "environ").read_bytes().split(b"\0")):
                 found.append(process.name)
     return found
 
@@ -167,7 +169,7 @@ def test_what_every_worker_refuses_is_told_once(job, trained):
     command = job.launch(job.train("odd", settings=["input.batch_size=3"]))
     status, _, err = job.run(command)
     assert status == 1
-    assert "input.batch_size: 3 pictures cannot be shared among 2 workers alike" in err
+    assert "input.batch_size: 3 images cannot be shared among 2 workers alike" in err
     assert err.count("\n") == 1
     assert not (job.folder / "odd").exists()
 

@@ -104,7 +104,7 @@ def test_no_rank_table(run, tmp_path, content, said):
     ("options", "said"),
     [
         (["--workers", "8"], "has 4 devices, and --workers is 8"),
-        (["--workers", "4"], "its machines have 2, 2 devices; --workers 4 --nodes 1 wants 4"),
+        (["--workers", "4"], "its machines have 2, 2 devices; --workers 4 --nodes 1 expected 4"),
     ],
 )
 def test_a_rank_table_of_other_workers(run, tmp_path, options, said):

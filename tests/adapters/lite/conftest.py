@@ -44,15 +44,15 @@ def made(backend, python):
 
 @pytest.fixture(scope="session")
 def agrees(backend):
-    """Compares a network's outputs with the contract's, as far as there are pictures.
+    """Compares a network's outputs with the specification's, as far as there are images.
 
     Ascend 310 multiplies in float16; its number is a guess, no such device was at hand.
     """
     atol = {"mindspore-lite": 1e-5, "mindspore-ascend310": 0.05}[backend.name]
 
-    def compare(network, wanted, pictures):
-        for name, mine, want in zip(wanted._fields, network.heads(pictures), wanted, strict=True):
-            want = want[: len(pictures)]
+    def compare(network, expected, images):
+        for name, mine, want in zip(expected._fields, network.heads(images), expected, strict=True):
+            want = want[: len(images)]
             assert (mine.shape, mine.dtype) == (want.shape, np.float32), name
             assert_allclose(mine, want, atol=atol, rtol=1e-5, err_msg=name)
 

@@ -246,7 +246,7 @@ def test_a_worker_that_is_killed_is_told(hung, tmp_path):
 def test_a_real_worker_that_is_killed_is_told(python):
     made = Worker(python)
     os.kill(made._process.pid, signal.SIGKILL)
-    line = said(made.ask, "run", {}, {"pictures": np.zeros((1, 3, 320, 320), np.float32)})
+    line = said(made.ask, "run", {}, {"images": np.zeros((1, 3, 320, 320), np.float32)})
     assert "ended by signal SIGKILL at 'run'" in line
 
 

@@ -1,4 +1,4 @@
-"""Networks and files: the contract's outputs for any number of pictures, files of their own."""
+"""Networks and files: the specification's outputs for any number of images, files of their own."""
 
 import errno
 import importlib
@@ -17,7 +17,6 @@ from refinedet.adapters.lite.backend import MindSporeLite
 from refinedet.adapters.lite.engine import Worker
 from refinedet.adapters.onnx.export import SCORED_BOXES, detector
 from refinedet.backends.interface import BackendError
-from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.conformance import inputs
 from refinedet.conformance.checks.network import (
     LIKE_THE_ZOO,
@@ -26,25 +25,26 @@ from refinedet.conformance.checks.network import (
     WITH_BATCH_NORM,
     WITH_BIASES,
 )
-from refinedet.support.files import WriteError
+from refinedet.models.checkpoint import Checkpoint, write_checkpoint
+from refinedet.models.foreign.protobuf import fields
 from refinedet.models.open import with_settings
 from refinedet.settings import Settings, to_yaml
 from refinedet.spec.config import replace
 from refinedet.spec.detection import scored_boxes
-from refinedet.spec.errors import ContractError
+from refinedet.spec.errors import SpecError
 from refinedet.spec.network import forward
-from refinedet.models.foreign.protobuf import fields
+from refinedet.support.files import WriteError
 
 CONFIG = replace(WITH_BATCH_NORM, image_size=(64, 128), num_classes=3)
 SETTINGS = Settings(model=CONFIG, class_names=("a", "b"))
 PARAMETERS = inputs.seeded_parameters(CONFIG, 0)
-PICTURES = inputs.seeded_pictures(CONFIG, 5, 0)
+IMAGES = inputs.seeded_images(CONFIG, 5, 0)
 
 
 @pytest.fixture(scope="module")
-def wanted():
-    """The contract's outputs."""
-    return forward(PARAMETERS, PICTURES, CONFIG)[0]
+def expected():
+    """The specification's outputs."""
+    return forward(PARAMETERS, IMAGES, CONFIG)[0]
 
 
 @pytest.fixture(scope="module")
@@ -80,25 +80,25 @@ def refused(backend, path, message, settings=SETTINGS):
     ids=["biases", "zoo", "resnet of the paper", "resnet of the zoo"],
 )
 def test_every_kind_of_layer_gives_the_contracts_outputs(backend, agrees, config):
-    parameters, pictures = inputs.seeded_parameters(config, 1), inputs.seeded_pictures(config, 2, 1)
-    agrees(backend.network(config, parameters), forward(parameters, pictures, config)[0], pictures)
+    parameters, images = inputs.seeded_parameters(config, 1), inputs.seeded_images(config, 2, 1)
+    agrees(backend.network(config, parameters), forward(parameters, images, config)[0], images)
 
 
 def test_one_file_runs_any_batch_with_the_contracts_numbers(
-    backend, agrees, network, exported, wanted
+    backend, agrees, network, exported, expected
 ):
     loaded = backend.load(exported, SETTINGS)
     for count in (5, 1, 3):
-        agrees(network, wanted, PICTURES[:count])
-        agrees(loaded, wanted, PICTURES[:count])
-    for mine, want in zip(loaded.scored_boxes(PICTURES), scored_boxes(wanted, CONFIG), strict=True):
+        agrees(network, expected, IMAGES[:count])
+        agrees(loaded, expected, IMAGES[:count])
+    for mine, want in zip(loaded.scored_boxes(IMAGES), scored_boxes(expected, CONFIG), strict=True):
         assert_allclose(mine, want, atol=1e-5, rtol=1e-5)
 
 
-def test_pictures_of_another_size_are_refused(network):
-    wrong = inputs.seeded_pictures(replace(CONFIG, image_size=(128, 64)), 1, 0)
+def test_images_of_another_size_are_refused(network):
+    wrong = inputs.seeded_images(replace(CONFIG, image_size=(128, 64)), 1, 0)
     for runs in (network.heads, network.scored_boxes):
-        with pytest.raises(ContractError, match=r"pictures: wants shape \(any, 3, 64, 128\)"):
+        with pytest.raises(SpecError, match=r"images: expected shape \(any, 3, 64, 128\)"):
             runs(wrong)
 
 
@@ -108,9 +108,9 @@ class Counted:
     def __init__(self, runner):
         self.runner, self.given = runner, []
 
-    def run(self, pictures):
-        self.given.append(len(pictures))
-        return self.runner.run(pictures)
+    def run(self, images):
+        self.given.append(len(images))
+        return self.runner.run(images)
 
 
 def counted(network):
@@ -118,24 +118,24 @@ def counted(network):
     return network.runners
 
 
-def test_a_compiled_batch_is_filled_up(made, agrees, wanted):
+def test_a_compiled_batch_is_filled_up(made, agrees, expected):
     compiled = made(batch=3).network(CONFIG, PARAMETERS)
     assert compiled.size == 3
-    assert compiled.runners[0].inputs == [["pictures", [3, 3, 64, 128], "FLOAT32"]]
+    assert compiled.runners[0].inputs == [["images", [3, 3, 64, 128], "FLOAT32"]]
     (runner,) = counted(compiled)
     for count, pieces in ((5, [3, 3]), (3, [3]), (1, [3])):
-        agrees(compiled, wanted, PICTURES[:count])
+        agrees(compiled, expected, IMAGES[:count])
         assert runner.given == pieces
         runner.given.clear()
 
 
-def test_streams_share_the_pictures_and_keep_their_order(made, agrees, exported, wanted):
+def test_streams_share_the_images_and_keep_their_order(made, agrees, exported, expected):
     two = made(streams=2).load(exported, SETTINGS)
     processes = {runner._worker._process.pid for runner in two.runners}
     assert len(processes) == 2
     first, second = counted(two)
     for _ in range(3):
-        agrees(two, wanted, PICTURES)
+        agrees(two, expected, IMAGES)
         assert first.given + second.given == [1] * 5
         assert first.given
         assert second.given
@@ -148,22 +148,22 @@ def test_streams_compute_at_the_same_time(made, exported):
     two = made(streams=2).load(exported, SETTINGS)
     both = threading.Barrier(2, timeout=30)
     for runner in two.runners:
-        runner.run = lambda pictures, run=runner.run: (both.wait(), run(pictures))[1]
-    two.heads(PICTURES[:4])
+        runner.run = lambda images, run=runner.run: (both.wait(), run(images))[1]
+    two.heads(IMAGES[:4])
 
 
-def test_one_stream_in_this_process_is_the_same(monkeypatch, exported, wanted, tmp_path):
-    """Where Lite imports here; it is a stand-in, which answers with the contract's outputs."""
+def test_one_stream_in_this_process_is_the_same(monkeypatch, exported, expected, tmp_path):
+    """Where Lite imports here; it is a stand-in, which answers with the specification's outputs."""
     mindspore_lite = standing_in(monkeypatch, tmp_path)
-    mindspore_lite.OUTPUTS = wanted._asdict()
+    mindspore_lite.OUTPUTS = expected._asdict()
     lite = MindSporeLite()
     assert lite.missing() is None
     loaded = lite.load(exported, SETTINGS)
     assert isinstance(loaded.runners[0], module.InProcess)
-    assert_array_equal(loaded.heads(PICTURES[:1]).odm_logits, wanted.odm_logits[:1])
+    assert_array_equal(loaded.heads(IMAGES[:1]).odm_logits, expected.odm_logits[:1])
     mindspore_lite.OUTPUTS = None
     with pytest.raises(BackendError, match=r"^MindSpore Lite: RuntimeError: predict failed!$"):
-        loaded.heads(PICTURES)
+        loaded.heads(IMAGES)
 
 
 def standing_in(monkeypatch, tmp_path):
@@ -187,7 +187,7 @@ class Context:
     cpu = SimpleNamespace()
 
 class Tensor:
-    name, dtype = "pictures", SimpleNamespace(name="FLOAT32")
+    name, dtype = "images", SimpleNamespace(name="FLOAT32")
     shape = [1, 3, 64, 128]
     def set_data_from_numpy(self, array):
         assert list(array.shape) == self.shape
@@ -236,7 +236,7 @@ def test_nothing_is_left_of_a_conversion(backend, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     made = backend.network(CONFIG, PARAMETERS)
     assert list(tmp_path.iterdir()) == []
-    made.heads(PICTURES[:1])  # loaded, not read when needed
+    made.heads(IMAGES[:1])  # loaded, not read when needed
 
 
 def test_a_damaged_file_is_refused(backend, exported, tmp_path):
@@ -261,8 +261,8 @@ def test_settings_of_another_file_are_refused(backend, exported):
     refused(
         backend,
         exported,
-        "model.picture.channels is 'BGR' in it, and 'RGB' in detector.mindir.yaml",
-        Settings(model=replace(CONFIG, picture={"channels": "RGB"}), class_names=("a", "b")),
+        "model.image.channels is 'BGR' in it, and 'RGB' in detector.mindir.yaml",
+        Settings(model=replace(CONFIG, image={"channels": "RGB"}), class_names=("a", "b")),
     )
     refused(
         backend,
@@ -277,8 +277,8 @@ def test_settings_of_another_file_are_refused(backend, exported):
     [
         (
             {"image_size": (128, 64)},
-            "takes [['pictures', [1, 3, 64, 128], 'FLOAT32']], its settings want "
-            "[['pictures', ['N', 3, 128, 64], 'FLOAT32']]; export again",
+            "takes [['images', [1, 3, 64, 128], 'FLOAT32']], its settings want "
+            "[['images', ['N', 3, 128, 64], 'FLOAT32']]; export again",
         ),
         ({"num_classes": 5}, "odm_logits is float32 (1, 510, 3), its settings want float32 (1, 51"),
         (
@@ -289,22 +289,22 @@ def test_settings_of_another_file_are_refused(backend, exported):
     ids=["another size", "other classes", "other anchors"],
 )
 def test_a_file_without_settings_is_known_by_its_tensors(
-    backend, agrees, exported, tmp_path, wanted, changed, message
+    backend, agrees, exported, tmp_path, expected, changed, message
 ):
-    """As another program compiles it, for whatever number of pictures."""
+    """As another program compiles it, for whatever number of images."""
     path = tmp_path / "foreign.mindir"
     whole = exported.read_bytes()
     path.write_bytes(whole[: len(whole) - len(with_settings(b"", SETTINGS))])
-    agrees(backend.load(path, SETTINGS), wanted, PICTURES)
+    agrees(backend.load(path, SETTINGS), expected, IMAGES)
     refused(backend, path, message, Settings(model=replace(CONFIG, **changed)))
 
 
-def test_outputs_of_another_name_or_dtype_are_refused(monkeypatch, tmp_path, exported, wanted):
+def test_outputs_of_another_name_or_dtype_are_refused(monkeypatch, tmp_path, exported, expected):
     mindspore_lite = standing_in(monkeypatch, tmp_path)
-    half = {name: output.astype(np.float16) for name, output in wanted._asdict().items()}
+    half = {name: output.astype(np.float16) for name, output in expected._asdict().items()}
     mindspore_lite.OUTPUTS = half
     refused(MindSporeLite(), exported, "arm_offsets is float16 (1, 510, 4), its settings want flo")
-    mindspore_lite.OUTPUTS = {"boxes": wanted.arm_offsets}
+    mindspore_lite.OUTPUTS = {"boxes": expected.arm_offsets}
     refused(MindSporeLite(), exported, "arm_offsets is missing, its settings want float32 (1, 51")
     mindspore_lite.Tensor.name = "image"
     refused(MindSporeLite(), exported, "takes [['image', [1, 3, 64, 128], 'FLOAT32']], its sett")
@@ -313,7 +313,7 @@ def test_outputs_of_another_name_or_dtype_are_refused(monkeypatch, tmp_path, exp
 def test_a_file_that_leaves_the_number_open_is_refused(monkeypatch, tmp_path, exported):
     lite = standing_in(monkeypatch, tmp_path)
     lite.Tensor.shape = [-1, 3, 64, 128]
-    refused(MindSporeLite(), exported, "leaves open how many pictures it takes; convert it for a n")
+    refused(MindSporeLite(), exported, "leaves open how many images it takes; convert it for a n")
 
 
 def test_an_exported_detector_is_not_exported_again(backend, exported, tmp_path):
@@ -336,12 +336,12 @@ def test_a_graph_that_lite_cannot_convert_is_told_with_the_cause(python, tmp_pat
     assert not (tmp_path / "boxes.mindir").exists()
 
 
-def test_without_onnx_only_files_run(backend, agrees, exported, wanted, monkeypatch):
+def test_without_onnx_only_files_run(backend, agrees, exported, expected, monkeypatch):
     def version(name):
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(module, "version", version)
-    agrees(backend.load(exported, SETTINGS), wanted, PICTURES)
+    agrees(backend.load(exported, SETTINGS), expected, IMAGES)
     with pytest.raises(BackendError, match=r"onnx, from which it converts, is not installed; run"):
         backend.network(CONFIG, PARAMETERS)
 
@@ -351,15 +351,15 @@ def test_without_onnx_only_files_run(backend, agrees, exported, wanted, monkeypa
 
 @pytest.fixture
 def data(noise, tmp_path):
-    """Options for the noisy pictures."""
+    """Options for the noisy images."""
     lines = []
     for record in noise.records:
         rows = zip(record.boxes, record.labels, strict=True)
         objects = [",".join(str(int(v)) for v in (*box, label)) for box, label in rows]
         lines.append(" ".join([record.path.name, *objects]))
     (tmp_path / "list.txt").write_text("\n".join(lines))
-    pictures = noise.records[0].path.parent
-    return "--layout", "text", "--annotations", tmp_path / "list.txt", "--pictures", pictures
+    images = noise.records[0].path.parent
+    return "--layout", "text", "--annotations", tmp_path / "list.txt", "--images", images
 
 
 def test_export_eval_and_detect_run_as_the_contract_does(run, backend, data, tmp_path):

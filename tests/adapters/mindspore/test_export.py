@@ -6,21 +6,21 @@ import mindspore as ms
 import numpy as np
 import pytest
 
+from refinedet.adapters.mindspore import engine
 from refinedet.adapters.mindspore.ascend import MindSporeAscend
 from refinedet.adapters.mindspore.cpu import MindSporeCPU
-from refinedet.adapters.mindspore import engine
 from refinedet.backends.interface import BackendError
+from refinedet.models.foreign.protobuf import fields, written_field
 from refinedet.models.open import open_model, with_settings
 from refinedet.settings import Settings, from_yaml, to_yaml
 from refinedet.spec.config import preset, replace
 from refinedet.spec.detection import scored_boxes
-from refinedet.spec.errors import ContractError
+from refinedet.spec.errors import SpecError
 from refinedet.spec.network import initial_parameters
-from refinedet.models.foreign.protobuf import fields, written_field
 
 CONFIG = replace(preset("modelzoo_eighth_128"), image_size=(64, 128), num_classes=3)
 SETTINGS = Settings(model=CONFIG, class_names=("a", "b"))
-PICTURES = np.random.default_rng(0).normal(size=(3, 3, 64, 128)).astype(np.float32)
+IMAGES = np.random.default_rng(0).normal(size=(3, 3, 64, 128)).astype(np.float32)
 OWN = len(with_settings(b"", SETTINGS))
 """Bytes of our own fields at the end of a file."""
 
@@ -72,34 +72,34 @@ def test_a_file_holds_its_settings_and_the_programs_version(contents):
 def test_a_file_runs_any_batch_with_the_same_numbers(network, file):
     exported = MindSporeCPU().load(file, SETTINGS)
     for count in (3, 1):
-        pictures = PICTURES[:count]
-        want = network.scored_boxes(pictures)
+        images = IMAGES[:count]
+        want = network.scored_boxes(images)
         if exported.raw:
-            for got, head in zip(exported.heads(pictures), network.heads(pictures), strict=True):
+            for got, head in zip(exported.heads(images), network.heads(images), strict=True):
                 np.testing.assert_array_equal(got, head)
-            want = scored_boxes(network.heads(pictures), CONFIG)  # decoded on the host
-        for got, wanted in zip(exported.scored_boxes(pictures), want, strict=True):
-            np.testing.assert_array_equal(got, wanted)
+            want = scored_boxes(network.heads(images), CONFIG)  # decoded on the host
+        for got, expected in zip(exported.scored_boxes(images), want, strict=True):
+            np.testing.assert_array_equal(got, expected)
 
 
 def test_raw_outputs_are_there_if_they_were_exported(contents, tmp_path):
     file = tmp_path / "detector.mindir"
     file.write_bytes(contents[False])
     with pytest.raises(NotImplementedError, match="gives scored boxes"):
-        MindSporeCPU().load(file, SETTINGS).heads(PICTURES)
+        MindSporeCPU().load(file, SETTINGS).heads(IMAGES)
 
 
-def test_pictures_of_another_size_are_refused(file):
-    with pytest.raises(ContractError, match="pictures: wants shape"):
-        MindSporeCPU().load(file, SETTINGS).scored_boxes(PICTURES.transpose(0, 1, 3, 2))
+def test_images_of_another_size_are_refused(file):
+    with pytest.raises(SpecError, match="images: expected shape"):
+        MindSporeCPU().load(file, SETTINGS).scored_boxes(IMAGES.transpose(0, 1, 3, 2))
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"image_size": (128, 128)}, "model.image_size is (64, 128) in it, and (128, 128) in"),
-        ({"picture": {"channels": "BGR"}}, "model.picture.channels is 'RGB' in it, and 'BGR'"),
-        ({"picture": {"mean": (0.0, 0.0, 0.0)}}, "model.picture.mean is (123.675, 116.28"),
+        ({"image": {"channels": "BGR"}}, "model.image.channels is 'RGB' in it, and 'BGR'"),
+        ({"image": {"mean": (0.0, 0.0, 0.0)}}, "model.image.mean is (123.675, 116.28"),
     ],
 )
 def test_settings_of_another_file_are_refused(file, changed, message):
@@ -130,15 +130,15 @@ class Halves(ms.nn.Cell):
         super().__init__(auto_prefix=False)
         self.scored = scored
 
-    def construct(self, pictures):
-        boxes, scores = self.scored(pictures)
+    def construct(self, images):
+        boxes, scores = self.scored(images)
         return boxes.astype(ms.float16), scores.astype(ms.float16)
 
 
 def test_a_file_of_another_dtype_is_refused(network, tmp_path):
     file = tmp_path / "detector.mindir"
-    pictures = ms.Tensor(shape=[None, 3, 64, 128], dtype=ms.float32)
-    ms.export(Halves(network.scored), pictures, file_name=str(file), file_format="MINDIR")
+    images = ms.Tensor(shape=[None, 3, 64, 128], dtype=ms.float32)
+    ms.export(Halves(network.scored), images, file_name=str(file), file_format="MINDIR")
     file.chmod(0o644)
     file.write_bytes(with_settings(file.read_bytes(), SETTINGS))
     refused(file, "gives float16 (1, 510, 4), float16 (1, 510, 3); its settings want float32")
@@ -195,12 +195,12 @@ def test_what_mindspore_cannot_write_is_one_line(network, tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_air_is_asked_of_mindspore_for_one_picture_on_ascend(network, tmp_path, monkeypatch):
+def test_air_is_asked_of_mindspore_for_one_image_on_ascend(network, tmp_path, monkeypatch):
     """As far as it goes without the device."""
     asked = []
 
-    def export(cell, pictures, file_name, file_format):
-        asked.append((cell, pictures.shape, file_format))
+    def export(cell, images, file_name, file_format):
+        asked.append((cell, images.shape, file_format))
         with open(file_name, "wb") as stream:  # noqa: PTH123
             stream.write(b"air")
 
@@ -233,7 +233,7 @@ def test_export_eval_and_detect(run, noise, tmp_path):
         "".join(f"{r.path.name} 2,3,30,40,1\n" for r in noise.records)
     )
     data = ("--layout", "text", "--annotations", tmp_path / "list.txt")
-    data = (*data, "--pictures", tmp_path / "pictures", "--classes", "a,b")
+    data = (*data, "--images", tmp_path / "images", "--classes", "a,b")
     found = []
     for heads in ((), ("--heads",)):
         path = tmp_path / f"small{len(heads)}.mindir"
@@ -243,7 +243,7 @@ def test_export_eval_and_detect(run, noise, tmp_path):
         status, _, err = run("eval", "--model", path, "--output", out, *data)
         assert status == 0, err
         status, _, err = run(
-            "detect", tmp_path / "pictures", "--model", path, "--output", out, "--score", 0
+            "detect", tmp_path / "images", "--model", path, "--output", out, "--score", 0
         )
         assert status == 0, err
         found.append(json.loads((out / "detections.json").read_text()))

@@ -1,4 +1,4 @@
-"""The MindSpore backend says what the contract says: network, losses, update, matching."""
+"""The MindSpore backend says what the specification says: network, losses, update, matching."""
 
 import subprocess
 import sys
@@ -50,10 +50,10 @@ def parameters_of(config):
 
 
 def batch_of(config):
-    """A batch, and its objects as the contract wants them."""
+    """A batch, and its objects as the specification expected them."""
     rng = np.random.default_rng(5)
     height, width = config.image_size
-    pictures = rng.normal(size=(len(OBJECTS), 3, height, width)).astype(np.float32)
+    images = rng.normal(size=(len(OBJECTS), 3, height, width)).astype(np.float32)
     boxes = np.zeros((len(OBJECTS), PLACES, 4), np.float32)
     labels = np.zeros((len(OBJECTS), PLACES), np.int32)
     objects = []
@@ -62,16 +62,16 @@ def batch_of(config):
         boxes[row, :count] = np.hstack([low, low + rng.uniform(0.05, 0.3, (count, 2))])
         labels[row, :count] = rng.integers(1, config.num_classes, count)
         objects.append((boxes[row, :count], labels[row, :count].astype(np.int64)))
-    wanted = [targets(anchors(config), b, c, config) for b, c in objects]
-    arm_offsets = np.stack([w[0] for w in wanted])
-    arm_labels = np.stack([w[1] for w in wanted]).astype(np.int32)
-    return Batch(pictures, boxes, labels, arm_offsets, arm_labels), objects
+    expected = [targets(anchors(config), b, c, config) for b, c in objects]
+    arm_offsets = np.stack([w[0] for w in expected])
+    arm_labels = np.stack([w[1] for w in expected]).astype(np.int32)
+    return Batch(images, boxes, labels, arm_offsets, arm_labels), objects
 
 
-def loss_in_float64(parameters, batch, wanted, config):
+def loss_in_float64(parameters, batch, expected, config):
     exact = {name: p.astype(np.float64) for name, p in parameters.items()}
-    heads, _ = spec.forward(exact, batch.pictures.astype(np.float64), config, training=True)
-    return spec_losses.loss_on_targets(heads, wanted, config).total
+    heads, _ = spec.forward(exact, batch.images.astype(np.float64), config, training=True)
+    return spec_losses.loss_on_targets(heads, expected, config).total
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -81,30 +81,30 @@ def stepped(request):
     parameters = parameters_of(config)
     batch, objects = batch_of(config)
     trainer = MindSporeCPU().trainer(config, parameters)
-    losses, velocities, after = [], [], []
+    losses, momentum_buffers, after = [], [], []
     for _ in range(2):
         losses.append(trainer.step(batch))
-        velocities.append(trainer.velocities())
+        momentum_buffers.append(trainer.momentum_buffers())
         after.append(trainer.parameters())
-    return config, parameters, batch, objects, losses, velocities, after
+    return config, parameters, batch, objects, losses, momentum_buffers, after
 
 
 @pytest.mark.parametrize("config", list(CONFIGS.values())[:2], ids=list(CONFIGS)[:2])
 def test_heads_and_scored_boxes_are_the_contracts(config):
     parameters = parameters_of(config)
-    pictures = batch_of(config)[0].pictures
+    images = batch_of(config)[0].images
     network = MindSporeCPU().network(config, parameters)
-    want, _ = spec.forward(parameters, pictures, config)
-    for got, wanted in zip(network.heads(pictures), want, strict=True):
-        assert (got.shape, got.dtype) == (wanted.shape, np.float32)
-        np.testing.assert_allclose(got, wanted, atol=2e-5, rtol=2e-5)
-    for got, wanted in zip(network.scored_boxes(pictures), scored_boxes(want, config), strict=True):
-        np.testing.assert_allclose(got, wanted, atol=2e-5, rtol=2e-5)
+    want, _ = spec.forward(parameters, images, config)
+    for got, expected in zip(network.heads(images), want, strict=True):
+        assert (got.shape, got.dtype) == (expected.shape, np.float32)
+        np.testing.assert_allclose(got, expected, atol=2e-5, rtol=2e-5)
+    for got, expected in zip(network.scored_boxes(images), scored_boxes(want, config), strict=True):
+        np.testing.assert_allclose(got, expected, atol=2e-5, rtol=2e-5)
 
 
 def test_step_has_the_contracts_loss_and_statistics(stepped):
     config, parameters, batch, objects, losses, _, after = stepped
-    heads, statistics = spec.forward(parameters, batch.pictures, config, training=True)
+    heads, statistics = spec.forward(parameters, batch.images, config, training=True)
     want = spec_losses.detector_loss(
         heads, [b for b, _ in objects], [c for _, c in objects], config
     )
@@ -120,55 +120,58 @@ def test_gradient_of_every_parameter_is_that_of_the_contracts_loss(stepped):
 
     The step is small: the network has many kinks, and none may lie within it.
     """
-    config, parameters, batch, objects, _, velocities, _ = stepped
+    config, parameters, batch, objects, _, momentum_buffers, _ = stepped
     if config.optimizer.clip_norm is not None:
         return  # the update test covers clipping
-    heads, _ = spec.forward(parameters, batch.pictures, config, training=True)
-    wanted = spec_losses.detector_targets(
+    heads, _ = spec.forward(parameters, batch.images, config, training=True)
+    expected = spec_losses.detector_targets(
         heads, [b for b, _ in objects], [c for _, c in objects], config
     )
-    wanted = wanted._replace(
-        arm_offsets=wanted.arm_offsets.astype(np.float64),
-        odm_offsets=wanted.odm_offsets.astype(np.float64),
+    expected = expected._replace(
+        arm_offsets=expected.arm_offsets.astype(np.float64),
+        odm_offsets=expected.odm_offsets.astype(np.float64),
     )
     rng, step = np.random.default_rng(7), 1e-8
     groups = {p.name: p.group for p in spec.parameter_table(config)}
-    for name, velocity in velocities[0].items():
+    for name, momentum_buffer in momentum_buffers[0].items():
         decay = config.optimizer.weight_decay if groups[name] == "decay" else 0.0
-        gradient = velocity - decay * parameters[name].astype(np.float64)
-        direction = rng.normal(size=velocity.shape)
+        gradient = momentum_buffer - decay * parameters[name].astype(np.float64)
+        direction = rng.normal(size=momentum_buffer.shape)
         sides = []
         for sign in (1, -1):
             moved = parameters | {name: parameters[name] + sign * step * direction}
-            sides.append(loss_in_float64(moved, batch, wanted, config))
+            sides.append(loss_in_float64(moved, batch, expected, config))
         slope = (sides[0] - sides[1]) / (2 * step)
         scale = np.linalg.norm(gradient) + 1e-3
         assert abs(slope - (gradient * direction).sum()) < 1e-2 * scale, name
 
 
 def test_update_is_the_contracts(stepped):
-    """The second step, from the first one's velocity: rate, momentum, decay, groups."""
-    config, parameters, _, _, _, velocities, after = stepped
+    """The second step, from the first one's momentum buffer: rate, momentum, decay, groups."""
+    config, parameters, _, _, _, momentum_buffers, after = stepped
     groups = {p.name: p.group for p in spec.parameter_table(config)}
     options = config.optimizer
     rate = learning_rate(1, config.schedule)
-    for name, velocity in velocities[1].items():
+    for name, momentum_buffer in momentum_buffers[1].items():
         step = rate * (options.bias_rate if groups[name] == "bias" else 1)
-        want = after[0][name] - step * velocity
+        want = after[0][name] - step * momentum_buffer
         np.testing.assert_allclose(after[1][name], want, atol=1e-7, rtol=1e-6, err_msg=name)
     decay = {
         name: options.weight_decay * parameters[name] if groups[name] == "decay" else 0
-        for name in velocities[0]
+        for name in momentum_buffers[0]
     }
     norm = np.sqrt(
-        sum(np.square((v - decay[n]).astype(np.float64)).sum() for n, v in velocities[0].items())
+        sum(
+            np.square((v - decay[n]).astype(np.float64)).sum()
+            for n, v in momentum_buffers[0].items()
+        )
     )
     if options.clip_norm is not None:
         assert norm == pytest.approx(options.clip_norm, rel=1e-4)
     else:
         assert norm > 0.5
-    gradients = {n: (v - decay[n]) * options.scale for n, v in velocities[0].items()}
-    zeros = {n: np.zeros_like(v) for n, v in velocities[0].items()}
+    gradients = {n: (v - decay[n]) * options.scale for n, v in momentum_buffers[0].items()}
+    zeros = {n: np.zeros_like(v) for n, v in momentum_buffers[0].items()}
     first = learning_rate(0, config.schedule)
     new, _ = momentum_step(parameters, gradients, zeros, first, config)
     for name in gradients:
@@ -176,8 +179,8 @@ def test_update_is_the_contracts(stepped):
 
 
 def test_training_goes_on_bit_for_bit(stepped):
-    config, _, batch, _, _, velocities, after = stepped
-    again = MindSporeCPU().trainer(config, after[0], velocities[0], steps_done=1)
+    config, _, batch, _, _, momentum_buffers, after = stepped
+    again = MindSporeCPU().trainer(config, after[0], momentum_buffers[0], steps_done=1)
     again.step(batch)
     for name, value in again.parameters().items():
         np.testing.assert_array_equal(value, after[1][name], err_msg=name)
@@ -186,7 +189,7 @@ def test_training_goes_on_bit_for_bit(stepped):
 def test_float16_trains_as_float32_does():
     """The loss falls, and stays near: activations alone are rounded.
 
-    At a rate that does not jump: one that does turns rounding into another path. The contract
+    At a rate that does not jump: one that does turns rounding into another path. The specification
     with its activations rounded to float16 was seen to part by 0.0034.
     """
     calm = {"optimizer": {"bias_rate": 1.0}, "schedule": {"rate": 0.003}}
@@ -233,8 +236,8 @@ def graph_negatives():
     from refinedet.adapters.mindspore.losses import hard_negatives
 
     @ms.jit
-    def run(losses, candidate, wanted):
-        return hard_negatives(losses, candidate, wanted)
+    def run(losses, candidate, expected):
+        return hard_negatives(losses, candidate, expected)
 
     return run
 

@@ -21,7 +21,7 @@ CONFIG = replace(
 )
 SETTINGS = InputSettings(batch_size=4, seed=11)
 COUNT = 10
-"""Pictures of the data set ``noise``."""
+"""Images of the data set ``noise``."""
 
 
 def batches(dataset, cache, first_step=0, **changes):
@@ -37,15 +37,15 @@ def assert_same(left, right):
 
 
 def test_batches_are_those_of_any_other_backend(noise, tmp_path):
-    """The plain loader's, from a set with a picture that no loader can read."""
-    noise.records[2].path.write_bytes(b"no picture")
+    """The plain loader's, from a set with an image that no loader can read."""
+    noise.records[2].path.write_bytes(b"no image")
     for first_step in (0, 5):
         mine = batches(noise, tmp_path / "cache", first_step)
         plain = batches_in_numpy(noise, CONFIG, SETTINGS, tmp_path / "cache", first_step)
         assert_same(mine, list(plain))
 
 
-def test_an_epoch_shows_every_picture_once():
+def test_an_epoch_shows_every_image_once():
     slices = list(reading_order(10, 0, 0, 30))
     assert [sorted(s.indices) for s in slices] == [list(range(10))] * 3
     assert [s.positions[0] for s in slices] == [0, 10, 20]
@@ -67,10 +67,10 @@ def test_cache_is_kept_and_rebuilt_when_its_source_changes(noise, tmp_path):
     assert build_cache(fewer, cache)[1] == 4
     noise.records[0].boxes[0, 0] += 1
     assert build_cache(noise, cache)[1] == COUNT
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "pictures"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "images"]
 
 
-def test_cache_leaves_out_unreadable_pictures_with_a_count(noise, tmp_path):
+def test_cache_leaves_out_unreadable_images_with_a_count(noise, tmp_path):
     from refinedet.adapters.mindspore.pipeline import build_cache
 
     whole = noise.records[2].path.read_bytes()
@@ -93,12 +93,12 @@ def test_a_failed_cache_leaves_the_old_one(noise, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="No space left"):
         pipeline.build_cache(fewer, cache)
     assert json.loads((cache / "cache.json").read_text()) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "pictures"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "images"]
 
 
 def test_nothing_to_train_on_is_one_line(noise, tmp_path):
     empty = Dataset("empty", ("a", "b"), [make_record(1, noise.records[0].path, (80, 48), [])])
-    with pytest.raises(DataError, match="no picture has an object"):
+    with pytest.raises(DataError, match="no image has an object"):
         batches(empty, tmp_path / "cache")
     with pytest.raises(DataError, match="max_objects"):
         batches(noise, tmp_path / "cache", max_objects=2)

@@ -6,14 +6,14 @@ from contextlib import contextmanager
 import pytest
 
 from refinedet.backends.interface import BackendError, profiler_of
-from refinedet.data.batches import batches
 from refinedet.backends.reference import SpecBackend
+from refinedet.data.batches import batches
 from refinedet.settings import resolve
 from refinedet.spec.config import preset
 from refinedet.spec.network import trained_parameters
 from refinedet.training.loop import train
 
-LIST = ("--layout", "text", "--annotations", "list.txt", "--pictures", "pictures", "--classes", "a")
+LIST = ("--layout", "text", "--annotations", "list.txt", "--images", "images", "--classes", "a")
 SMALL = ("--preset", "refinedet_eighth_128", "--set", "input.batch_size=2")
 
 
@@ -71,7 +71,7 @@ def test_which_steps_are_profiled(noise, tmp_path):
             yield
             self.said.append("end")
 
-    for steps, wanted in (
+    for steps, expected in (
         (1, ["step"]),
         (2, ["step", "begin", "step", "end"]),
         (6, ["step", "begin", "step", "step", "step", "end", "step", "step"]),
@@ -83,7 +83,7 @@ def test_which_steps_are_profiled(noise, tmp_path):
         backend.said.clear()
         made = profiler_of(backend, tmp_path / "p")
         train(backend, noise, None, settings, tmp_path / f"run{steps}", profiler=made)
-        assert backend.said == wanted
+        assert backend.said == expected
 
 
 def test_a_backend_without_one_is_refused(run, data, tmp_path):

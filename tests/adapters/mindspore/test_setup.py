@@ -6,11 +6,11 @@ import sys
 import pytest
 
 from refinedet.adapters import devices
+from refinedet.adapters.mindspore import backend, setup
 from refinedet.adapters.mindspore.ascend import MindSporeAscend
+from refinedet.adapters.mindspore.backend import MindSporeBackend
 from refinedet.adapters.mindspore.cpu import MindSporeCPU
 from refinedet.adapters.mindspore.gpu import MindSporeGPU
-from refinedet.adapters.mindspore import backend, setup
-from refinedet.adapters.mindspore.backend import MindSporeBackend
 from refinedet.adapters.mindspore.setup import CAP, Setup, decide
 from refinedet.backends.interface import BackendError, find_backend
 from refinedet.settings import Settings
@@ -19,12 +19,12 @@ from refinedet.spec.network import initial_parameters
 
 WORKER = {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "8", "RANK_ID": "11", "DEVICE_ID": "3"}
 BACKENDS = {"GPU": MindSporeGPU, "Ascend": MindSporeAscend}
-LIST = ["--layout", "text", "--annotations", "list.txt", "--pictures", "pictures", "--classes", "a"]
+LIST = ["--layout", "text", "--annotations", "list.txt", "--images", "images", "--classes", "a"]
 COMMANDS = {
     "demo": (),
     "train": ("--run", "r", *LIST, "--preset", "refinedet_eighth_128"),
     "eval": ("--model", "m", *LIST),
-    "detect": ("pictures", "--model", "m"),
+    "detect": ("images", "--model", "m"),
     "export": ("--model", "m", "--output", "m.mindir"),
     "bench": (),
     "conformance": (),

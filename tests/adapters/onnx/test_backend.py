@@ -16,18 +16,18 @@ from refinedet import __version__
 from refinedet.adapters.onnx import backend as module
 from refinedet.adapters.onnx.backend import OnnxRuntime
 from refinedet.backends.interface import BackendError, find_backend
-from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.conformance import inputs
 from refinedet.conformance.checks.network import WITH_BATCH_NORM, WITH_BIASES
 from refinedet.data.augment import normaliser, resize_only
-from refinedet.data.images import read_picture
-from refinedet.support.files import WriteError
+from refinedet.data.images import read_image
+from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.models.open import open_model
 from refinedet.settings import Settings, from_yaml, to_yaml
 from refinedet.spec.config import replace
 from refinedet.spec.detection import scored_boxes
-from refinedet.spec.errors import ContractError
+from refinedet.spec.errors import SpecError
 from refinedet.spec.network import forward
+from refinedet.support.files import WriteError
 
 CONFIG = replace(WITH_BATCH_NORM, image_size=(64, 128), num_classes=3)
 SETTINGS = Settings(model=CONFIG, class_names=("a", "b"))
@@ -63,24 +63,24 @@ def refused(path, message, settings=SETTINGS):
 
 def test_one_file_runs_any_batch_with_the_contracts_numbers(file):
     loaded = OnnxRuntime().load(file, SETTINGS)
-    pictures = inputs.seeded_pictures(CONFIG, 3, 0)
-    wanted = scored_boxes(forward(PARAMETERS, pictures, CONFIG)[0], CONFIG)
+    images = inputs.seeded_images(CONFIG, 3, 0)
+    expected = scored_boxes(forward(PARAMETERS, images, CONFIG)[0], CONFIG)
     for count in (3, 1):
-        got = loaded.scored_boxes(pictures[:count])
-        for mine, want in zip(got, wanted, strict=True):
+        got = loaded.scored_boxes(images[:count])
+        for mine, want in zip(got, expected, strict=True):
             assert_allclose(mine, want[:count], atol=1e-5, rtol=1e-5)
 
 
 def test_a_network_keeps_its_numbers_when_the_callers_change(tmp_path):
     parameters = {name: tensor.copy() for name, tensor in PARAMETERS.items()}
     network = OnnxRuntime().network(CONFIG, parameters)
-    pictures = inputs.seeded_pictures(CONFIG, 1, 0)
-    before = network.scored_boxes(pictures)
+    images = inputs.seeded_images(CONFIG, 1, 0)
+    before = network.scored_boxes(images)
     for tensor in parameters.values():
         tensor += 1
     OnnxRuntime().export(network, tmp_path / "x.onnx", SETTINGS)
     loaded = OnnxRuntime().load(tmp_path / "x.onnx", SETTINGS)
-    for same in (network.scored_boxes(pictures), loaded.scored_boxes(pictures)):
+    for same in (network.scored_boxes(images), loaded.scored_boxes(images)):
         for mine, want in zip(same, before, strict=True):
             assert_allclose(mine, want, atol=1e-6)
 
@@ -91,14 +91,14 @@ def test_all_cores_are_used_and_no_other_device(network):
     assert network.session.get_providers() == ["CPUExecutionProvider"]
 
 
-def test_pictures_of_another_size_are_refused(network, file):
-    wrong = inputs.seeded_pictures(replace(CONFIG, image_size=(128, 64)), 1, 0)
+def test_images_of_another_size_are_refused(network, file):
+    wrong = inputs.seeded_images(replace(CONFIG, image_size=(128, 64)), 1, 0)
     for runs in (
         network.heads,
         network.scored_boxes,
         OnnxRuntime().load(file, SETTINGS).scored_boxes,
     ):
-        with pytest.raises(ContractError, match=r"pictures: wants shape \(any, 3, 64, 128\)"):
+        with pytest.raises(SpecError, match=r"images: expected shape \(any, 3, 64, 128\)"):
             runs(wrong)
 
 
@@ -112,7 +112,7 @@ def test_a_file_is_valid_and_says_what_it_is(file):
     assert [p.key for p in model.metadata_props] == ["settings"]
     inside = from_yaml(model.metadata_props[0].value)
     assert inside == SETTINGS
-    assert (inside.class_names, inside.model.picture) == (("a", "b"), CONFIG.picture)
+    assert (inside.class_names, inside.model.image) == (("a", "b"), CONFIG.image)
 
 
 def test_a_file_is_whole_or_not_there(network, file, monkeypatch):
@@ -159,10 +159,10 @@ def test_a_file_of_another_program_is_refused(file):
 
 
 def test_settings_of_another_file_are_refused(file):
-    changed = replace(CONFIG, picture={"channels": "RGB"})
+    changed = replace(CONFIG, image={"channels": "RGB"})
     refused(
         file,
-        "model.picture.channels is 'BGR' in it, and 'RGB' in detector.onnx.yaml",
+        "model.image.channels is 'BGR' in it, and 'RGB' in detector.onnx.yaml",
         Settings(model=changed, class_names=("a", "b")),
     )
     refused(
@@ -185,7 +185,7 @@ def test_a_graph_that_belies_its_settings_is_refused(file, dimension, value, sho
     onnx.save(model, file)
     refused(
         file,
-        f"pictures is tensor(float) {shown}, its settings want tensor(float) ['N', 3, 64, 128]",
+        f"images is tensor(float) {shown}, its settings want tensor(float) ['N', 3, 64, 128]",
     )
 
 
@@ -230,15 +230,15 @@ def test_what_is_not_installed_is_told(monkeypatch, package):
 
 @pytest.fixture
 def data(noise, tmp_path):
-    """Options for the noisy pictures."""
+    """Options for the noisy images."""
     lines = []
     for record in noise.records:
         rows = zip(record.boxes, record.labels, strict=True)
         objects = [",".join(str(int(v)) for v in (*box, label)) for box, label in rows]
         lines.append(" ".join([record.path.name, *objects]))
     (tmp_path / "list.txt").write_text("\n".join(lines))
-    pictures = noise.records[0].path.parent
-    return "--layout", "text", "--annotations", tmp_path / "list.txt", "--pictures", pictures
+    images = noise.records[0].path.parent
+    return "--layout", "text", "--annotations", tmp_path / "list.txt", "--images", images
 
 
 @pytest.fixture
@@ -287,7 +287,7 @@ def test_a_file_alone_runs_by_its_own_settings(run, exported, data, tmp_path):
 
 
 def test_a_file_of_raw_outputs(run, exported, data, tmp_path):
-    """The boxes and scores are the contract's, decoded on the host."""
+    """The boxes and scores are the specification's, decoded on the host."""
     weights, boxes = exported
     path = tmp_path / "heads.onnx"
     told = run(
@@ -295,15 +295,15 @@ def test_a_file_of_raw_outputs(run, exported, data, tmp_path):
     )
     assert told == (0, f"wrote {path} and its settings, {path}.yaml\n", "")
     network = open_model(OnnxRuntime(), path).network
-    pictures = inputs.seeded_pictures(network.config, 2, 0)
-    decoded = scored_boxes(network.heads(pictures), network.config)
-    for got, want in zip(network.scored_boxes(pictures), decoded, strict=True):
+    images = inputs.seeded_images(network.config, 2, 0)
+    decoded = scored_boxes(network.heads(images), network.config)
+    for got, want in zip(network.scored_boxes(images), decoded, strict=True):
         np.testing.assert_array_equal(got, want)
     inside = open_model(OnnxRuntime(), boxes).network
-    for got, want in zip(inside.scored_boxes(pictures), decoded, strict=True):
+    for got, want in zip(inside.scored_boxes(images), decoded, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5)
     with pytest.raises(NotImplementedError, match="gives scored boxes"):
-        inside.heads(pictures)
+        inside.heads(images)
 
 
 def test_settings_without_their_file_are_refused(run, exported, data):
@@ -323,16 +323,16 @@ def test_open_model_gives_the_classes(exported):
 def test_the_program_of_the_page_sees_what_detect_sees(exported, noise, monkeypatch):
     page = (Path(__file__).resolve().parents[3] / "docs/onnx.md").read_text()
     (program,) = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
-    picture = noise.records[0].path
+    image = noise.records[0].path
     monkeypatch.chdir(exported[1].parent)
-    for name, file in (("detector.onnx", exported[1]), ("street.jpg", picture)):
+    for name, file in (("detector.onnx", exported[1]), ("street.jpg", image)):
         Path(name).write_bytes(file.read_bytes())
     scope = {}
     exec(program, scope)
     network = OnnxRuntime().load(exported[1], SETTINGS)
-    small = resize_only(read_picture(picture), CONFIG.image_size)
-    pictures = normaliser(CONFIG.picture)(small)[None]
-    assert_allclose(scope["pictures"], pictures, atol=1e-5)
-    for name, want in zip(("boxes", "scores"), network.scored_boxes(pictures), strict=True):
+    small = resize_only(read_image(image), CONFIG.image_size)
+    images = normaliser(CONFIG.image)(small)[None]
+    assert_allclose(scope["images"], images, atol=1e-5)
+    for name, want in zip(("boxes", "scores"), network.scored_boxes(images), strict=True):
         assert_allclose(scope[name], want, atol=1e-5)
     assert scope["class_names"] == ["a", "b"]

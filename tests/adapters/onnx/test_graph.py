@@ -1,4 +1,4 @@
-"""The graph is the contract's network: every kind of layer, any batch, valid ONNX."""
+"""The graph is the specification's network: every kind of layer, any batch, valid ONNX."""
 
 import numpy as np
 import onnx
@@ -39,20 +39,20 @@ DETECTORS = {
 
 
 def agrees(config, number, count, session):
-    """The session's outputs for so many pictures are the contract's."""
+    """The session's outputs for so many images are the specification's."""
     parameters = inputs.seeded_parameters(config, number)
-    pictures = inputs.seeded_pictures(config, count, number)
-    heads, _ = forward(parameters, pictures, config)
-    *got, boxes, scores = session.run([*HEADS, *SCORED_BOXES], {"pictures": pictures})
-    for name, mine, wanted in zip(HEADS, got, heads, strict=True):
-        assert (mine.shape, mine.dtype) == (wanted.shape, np.float32), name
-        assert_allclose(mine, wanted, atol=1e-5, rtol=1e-5, err_msg=name)
-    wanted_boxes, wanted_scores = scored_boxes(heads, config)
-    assert_allclose(boxes, wanted_boxes, atol=1e-5, rtol=1e-5)
+    images = inputs.seeded_images(config, count, number)
+    heads, _ = forward(parameters, images, config)
+    *got, boxes, scores = session.run([*HEADS, *SCORED_BOXES], {"images": images})
+    for name, mine, expected in zip(HEADS, got, heads, strict=True):
+        assert (mine.shape, mine.dtype) == (expected.shape, np.float32), name
+        assert_allclose(mine, expected, atol=1e-5, rtol=1e-5, err_msg=name)
+    expected_boxes, expected_scores = scored_boxes(heads, config)
+    assert_allclose(boxes, expected_boxes, atol=1e-5, rtol=1e-5)
     sure = is_silenced_surely(heads, config, number)
     assert sure.mean() > 0.98
-    assert scores.shape == wanted_scores.shape
-    assert_allclose(scores[sure], wanted_scores[sure], atol=1e-5, rtol=1e-5)
+    assert scores.shape == expected_scores.shape
+    assert_allclose(scores[sure], expected_scores[sure], atol=1e-5, rtol=1e-5)
 
 
 def session_for(config, number):
@@ -85,7 +85,7 @@ def test_the_model_is_valid_and_its_shapes_are_known(config, outputs):
     assert {name for node in found.graph.node for name in node.output} == known
     rows, classes = len(anchors(config)), config.num_classes
     widths = dict(zip((*HEADS, *SCORED_BOXES), (4, 2, 4, classes, 4, classes), strict=True))
-    assert shapes(found.graph.input) == {"pictures": ["N", 3, *config.image_size]}
+    assert shapes(found.graph.input) == {"images": ["N", 3, *config.image_size]}
     assert shapes(found.graph.output) == {name: ["N", rows, widths[name]] for name in outputs}
 
 

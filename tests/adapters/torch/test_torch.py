@@ -40,18 +40,18 @@ def tensor(array, backend):
     return network.to_tensor(array, backend.device)
 
 
-def batch_of(pictures):
-    """Pictures of noise with one object each."""
+def batch_of(images):
+    """Images of noise with one object each."""
     rng = np.random.default_rng(5)
-    boxes = np.tile(np.float32([0.2, 0.1, 0.7, 0.9]), (pictures, 1, 1))
-    labels = np.full((pictures, 1), 2, np.int32)
+    boxes = np.tile(np.float32([0.2, 0.1, 0.7, 0.9]), (images, 1, 1))
+    labels = np.full((images, 1), 2, np.int32)
     offsets, classes = targets(anchors(CONFIG), boxes[0], labels[0], CONFIG)
     return Batch(
-        rng.normal(size=(pictures, 3, *CONFIG.image_size)).astype(np.float32),
+        rng.normal(size=(images, 3, *CONFIG.image_size)).astype(np.float32),
         boxes,
         labels,
-        np.stack([offsets] * pictures),
-        np.stack([classes] * pictures).astype(np.int32),
+        np.stack([offsets] * images),
+        np.stack([classes] * images).astype(np.int32),
     )
 
 
@@ -112,17 +112,17 @@ def test_a_norm_at_its_floor_does_not_move(backend, eps):
 
 
 def test_a_step_on_one_number_a_channel_is_the_contracts(backend):
-    """One picture of 64x64 pixels: the coarsest level has one cell."""
+    """One image of 64x64 pixels: the coarsest level has one cell."""
     config = replace(CONFIG, network={"batch_norm_eps": 0.125})  # few numbers: little variance
     parameters, batch = initial_parameters(config, 1), batch_of(1)
     for name in parameters:
         if name.endswith(".beta"):
             parameters[name] += 0.1  # away from the kink of the ReLU behind it
     trainer = backend.trainer(config, parameters)
-    zeros = {name: v * 0 for name, v in trainer.velocities().items()}
+    zeros = {name: v * 0 for name, v in trainer.momentum_buffers().items()}
     found = trainer.step(batch)
     objects = [batch.boxes[0]], [batch.labels[0]]
-    want = training_step(parameters, zeros, batch.pictures, *objects, 0, config)
+    want = training_step(parameters, zeros, batch.images, *objects, 0, config)
     assert found.total == pytest.approx(want.loss.total, rel=1e-5)
     for name, value in trainer.parameters().items():
         expected = want.parameters[name]
@@ -136,10 +136,10 @@ def test_training_goes_on_bit_for_bit(backend):
         undisturbed.step(batch)
     first = backend.trainer(CONFIG, initial_parameters(CONFIG, 1))
     first.step(batch)
-    again = backend.trainer(CONFIG, first.parameters(), first.velocities(), steps_done=1)
+    again = backend.trainer(CONFIG, first.parameters(), first.momentum_buffers(), steps_done=1)
     for _ in range(2):
         again.step(batch)
-    for read in ("parameters", "velocities"):
+    for read in ("parameters", "momentum_buffers"):
         want = getattr(undisturbed, read)()
         for name, value in getattr(again, read)().items():
             np.testing.assert_array_equal(value, want[name], err_msg=name)
@@ -164,10 +164,10 @@ def test_no_tensor_of_a_step_is_left_on_the_processor(classes):
     """
     config = replace(CONFIG, loss={"classes": classes}, matching={"rule": "in_order"})
     detector = network.Detector(config, initial_parameters(config, 1), "meta", training=True)
-    pictures, *wanted = (network.to_tensor(array, "meta") for array in batch_of(2))
-    outputs = detector(pictures)
+    images, *expected = (network.to_tensor(array, "meta") for array in batch_of(2))
+    outputs = detector(images)
     made = [
-        losses.detector_loss(outputs, *wanted, detector.anchors, config),
+        losses.detector_loss(outputs, *expected, detector.anchors, config),
         *network.scored_boxes(outputs, detector.anchors, config),
     ]
     assert [tensor.device.type for tensor in made] == ["meta"] * 3
@@ -198,7 +198,7 @@ def no_torch(name):
         ("refinedet.adapters.torch.backend.version", no_torch, "pip install 'refinedet[torch]'"),
         ("refinedet.adapters.torch.backend.version", lambda _: "2.3.1+cpu", "2.4 or newer"),
         ("torch.version.cuda", None, "built without CUDA; install"),
-        ("torch.cuda.is_available", lambda: False, "no CUDA device; it wants an NVIDIA GPU"),
+        ("torch.cuda.is_available", lambda: False, "no CUDA device; it expected an NVIDIA GPU"),
     ],
 )
 def test_what_is_missing_is_one_line_and_nothing_falls_back(monkeypatch, attribute, value, said):
@@ -225,7 +225,7 @@ def test_a_missing_device_is_one_line_and_leaves_no_run_behind(monkeypatch, tmp_
     monkeypatch.setattr("torch.version.cuda", None)
     generate_shapes(2, (64, 64), 0, tmp_path / "data")
     folder = tmp_path / "data"
-    files = "--annotations", folder / "annotations.json", "--pictures", folder / "pictures"
+    files = "--annotations", folder / "annotations.json", "--images", folder / "images"
     status, _, errors = run(
         "train", "--run", tmp_path / "run", "--layout", "coco", *files, "--backend", "torch-cuda"
     )

@@ -11,9 +11,9 @@ from refinedet.data.formats.coco import MAX_AREA, read_coco
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads a data set of one picture and one object, with this area."""
-    (tmp_path / "pictures").mkdir()
-    cv2.imwrite(str(tmp_path / "pictures/a.png"), np.full((40, 60, 3), 90, np.uint8))
+    """Reads a data set of one image and one object, with this area."""
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images/a.png"), np.full((40, 60, 3), 90, np.uint8))
 
     def read_area(area):
         row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "area": area}
@@ -22,8 +22,8 @@ def read(tmp_path):
             "annotations": [row],
             "categories": [{"id": 1, "name": "cat"}],
         }
-        (tmp_path / "truth.json").write_text(json.dumps(document))
-        return read_coco(tmp_path / "truth.json", tmp_path / "pictures")
+        (tmp_path / "ground_truth.json").write_text(json.dumps(document))
+        return read_coco(tmp_path / "ground_truth.json", tmp_path / "images")
 
     return read_area
 

@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refinedet.data.findings import POLICY, report
 from refinedet.data.dataset import DataError, Dataset, is_class_name
+from refinedet.data.findings import POLICY, report
 from refinedet.data.formats.shapes import generate_shapes
-from refinedet.data.source import DataSource, read_dataset
 from refinedet.data.formats.voc import CLASSES, read_voc
+from refinedet.data.source import DataSource, read_dataset
 from refinedet.settings import SettingsError, resolve
 
 WIDTH, HEIGHT = 60, 40
 BOMB = """<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><annotation>&b;</annotation>"""
 
 
-def write_picture(path, width=WIDTH, height=HEIGHT):
+def write_image(path, width=WIDTH, height=HEIGHT):
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), np.full((height, width, 3), 90, np.uint8))
 
@@ -35,13 +35,13 @@ def xml(*objects, size=(WIDTH, HEIGHT)):
     return f"<annotation><filename>other.jpg</filename>{shown}{rows}</annotation>"
 
 
-def write_voc(root, split, pictures):
-    """``pictures``: name to XML text, or None for no annotation."""
+def write_voc(root, split, images):
+    """``images``: name to XML text, or None for no annotation."""
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    (root / "ImageSets/Main" / f"{split}.txt").write_text("".join(f"{n}\n" for n in pictures))
-    for name, text in pictures.items():
-        write_picture(root / "JPEGImages" / f"{name}.jpg")
+    (root / "ImageSets/Main" / f"{split}.txt").write_text("".join(f"{n}\n" for n in images))
+    for name, text in images.items():
+        write_image(root / "JPEGImages" / f"{name}.jpg")
         if text is not None:
             (root / "Annotations" / f"{name}.xml").write_text(text)
 
@@ -52,9 +52,9 @@ def kinds(dataset):
 
 @pytest.fixture
 def coco(tmp_path):
-    """Two pictures and three objects in COCO's layout; gives the document and a reader."""
-    write_picture(tmp_path / "pictures/a.png")
-    write_picture(tmp_path / "pictures/b.png")
+    """Two images and three objects in COCO's layout; gives the document and a reader."""
+    write_image(tmp_path / "images/a.png")
+    write_image(tmp_path / "images/b.png")
     document = {
         "images": [
             {"id": 9, "file_name": "a.png", "width": WIDTH, "height": HEIGHT},
@@ -69,11 +69,11 @@ def coco(tmp_path):
     }
 
     def read(classes=(), check=False):
-        (tmp_path / "truth.json").write_text(json.dumps(document))
+        (tmp_path / "ground_truth.json").write_text(json.dumps(document))
         source = DataSource(
-            "coco", tmp_path, annotations="truth.json", pictures="pictures", class_names=classes
+            "coco", tmp_path, annotations="ground_truth.json", images="images", class_names=classes
         )
-        return read_dataset(source, check_pictures=check)
+        return read_dataset(source, check_images=check)
 
     return document, read
 
@@ -112,12 +112,12 @@ def test_coco_classes_can_be_chosen_and_ordered(coco):
         ("annotations", {"bbox": [1, 2, 3]}, ("refuse", "malformed annotation")),
         ("annotations", {"iscrowd": 7}, ("refuse", "malformed annotation")),
         ("annotations", {"category_id": 5}, ("refuse", "unknown class")),
-        ("annotations", {"image_id": 5}, ("refuse", "unknown picture")),
+        ("annotations", {"image_id": 5}, ("refuse", "unknown image")),
         ("annotations", {"id": 3}, ("refuse", "duplicate id")),
         ("images", {"id": 4}, ("refuse", "duplicate id")),
-        ("images", {"file_name": "../truth.json"}, ("refuse", "path leaves the folder")),
+        ("images", {"file_name": "../ground_truth.json"}, ("refuse", "path leaves the folder")),
         ("images", {"file_name": "/etc/hostname"}, ("refuse", "path leaves the folder")),
-        ("images", {"file_name": "none.png"}, ("skip", "missing picture")),
+        ("images", {"file_name": "none.png"}, ("skip", "missing image")),
         ("images", {"width": "wide"}, ("refuse", "malformed annotation")),
         ("categories", {"name": "early"}, ("refuse", "duplicate id")),
         ("categories", {"name": "la\nte"}, ("refuse", "malformed annotation")),
@@ -130,7 +130,7 @@ def test_every_fault_of_coco_is_a_finding(coco, table, change, finding):
     dataset = read()
     assert finding in kinds(dataset)
     assert all("\n" not in str(f) for f in dataset.findings)
-    assert table in str(dataset.findings[0]) or "truth.json" in str(dataset.findings[0])
+    assert table in str(dataset.findings[0]) or "ground_truth.json" in str(dataset.findings[0])
     if finding[0] == "refuse":
         with pytest.raises(DataError):
             dataset.require_usable()
@@ -138,14 +138,14 @@ def test_every_fault_of_coco_is_a_finding(coco, table, change, finding):
         dataset.require_usable()
 
 
-def test_pictures_are_decoded_on_request(coco, tmp_path):
-    data = (tmp_path / "pictures/a.png").read_bytes()
-    (tmp_path / "pictures/a.png").write_bytes(data[:-20])
-    write_picture(tmp_path / "pictures/b.png", 50, 40)
+def test_images_are_decoded_on_request(coco, tmp_path):
+    data = (tmp_path / "images/a.png").read_bytes()
+    (tmp_path / "images/a.png").write_bytes(data[:-20])
+    write_image(tmp_path / "images/b.png", 50, 40)
     assert coco[1]().findings == ()
     dataset = coco[1](check=True)
-    assert kinds(dataset) == [("skip", "unreadable picture"), ("refuse", "size disagrees")]
-    assert "unreadable picture: 1" in report(dataset)
+    assert kinds(dataset) == [("skip", "unreadable image"), ("refuse", "size disagrees")]
+    assert "unreadable image: 1" in report(dataset)
 
 
 @settings(max_examples=150, deadline=None)
@@ -165,12 +165,14 @@ def test_damaged_annotations_give_findings_or_one_line(
         "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}],
         "categories": [{"id": 1, "name": "cat"}],
     }
-    (folder / "truth.json").write_text(json.dumps(document))
-    file = folder / ("truth.json" if base == "coco" else "Annotations/a.xml")
+    (folder / "ground_truth.json").write_text(json.dumps(document))
+    file = folder / ("ground_truth.json" if base == "coco" else "Annotations/a.xml")
     data = file.read_bytes()
     start = int(place * len(data))
     file.write_bytes(data[:start] + inserted + data[start + cut :])
-    source = DataSource(base, folder, annotations="truth.json", pictures="JPEGImages", split="all")
+    source = DataSource(
+        base, folder, annotations="ground_truth.json", images="JPEGImages", split="all"
+    )
     try:
         dataset = read_dataset(source)
     except DataError as error:
@@ -202,9 +204,9 @@ def test_voc_is_read_as_written_and_years_are_joined(tmp_path):
 
 @pytest.mark.parametrize("again", ["a.png", "./a.png", "sub//../a.png", "link.png"])
 @pytest.mark.parametrize("layout", ["coco", "text", "voc"])
-def test_a_picture_under_two_names_is_found_and_not_counted_twice(tmp_path, layout, again):
+def test_a_image_under_two_names_is_found_and_not_counted_twice(tmp_path, layout, again):
     folder = tmp_path / ("JPEGImages" if layout == "voc" else "")
-    write_picture(folder / "a.png")
+    write_image(folder / "a.png")
     (folder / "sub").mkdir()
     (folder / "link.png").symlink_to("a.png")
     images = [{"file_name": name, "width": WIDTH, "height": HEIGHT} for name in ("a.png", again)]
@@ -213,7 +215,7 @@ def test_a_picture_under_two_names_is_found_and_not_counted_twice(tmp_path, layo
         "annotations": [{"image_id": 2, "category_id": 1, "bbox": [1, 2, 3, 4]}],
         "categories": [{"id": 1, "name": "cat"}],
     }
-    (tmp_path / "truth.json").write_text(json.dumps(document))
+    (tmp_path / "ground_truth.json").write_text(json.dumps(document))
     (tmp_path / "list.txt").write_text(f"a.png\n{again} 1,2,3,4,1\n")
     if layout == "voc":
         stems = ("a", again.removesuffix(".png"))
@@ -226,7 +228,7 @@ def test_a_picture_under_two_names_is_found_and_not_counted_twice(tmp_path, layo
         DataSource(
             layout,
             tmp_path,
-            annotations="list.txt" if layout == "text" else "truth.json",
+            annotations="list.txt" if layout == "text" else "ground_truth.json",
             class_names=("cat",),
             split="all",
         )
@@ -236,10 +238,10 @@ def test_a_picture_under_two_names_is_found_and_not_counted_twice(tmp_path, layo
     assert kinds(dataset) == [("refuse", kind)]
     first, second = ("images[0]", "images[1]") if layout == "coco" else ("line 1", "line 2")
     assert second in dataset.findings[0].where
-    assert kind != "duplicate id" or f"{first}; list each picture once" in str(dataset.findings[0])
+    assert kind != "duplicate id" or f"{first}; list each image once" in str(dataset.findings[0])
 
 
-def test_a_picture_in_two_voc_lists_is_not_counted_twice(tmp_path):
+def test_a_image_in_two_voc_lists_is_not_counted_twice(tmp_path):
     write_voc(tmp_path, "all", {"a": xml(("cat", (1, 1, 9, 9), 0))})
     dataset = read_voc(tmp_path, "all,all")
     assert len(dataset) == 1
@@ -286,7 +288,7 @@ def test_every_fault_of_voc_is_a_finding(tmp_path, text, finding):
 
 
 def test_text_list_is_read_as_the_model_zoo_documents_it(tmp_path):
-    write_picture(tmp_path / "train/1.jpg")
+    write_image(tmp_path / "train/1.jpg")
     lines = ["# mine", "train/1.jpg 0,5,40,39,2 35,8,59,20.5,1", ""]
     (tmp_path / "list.txt").write_text("\n".join(lines))
     dataset = read_dataset(
@@ -312,18 +314,18 @@ def test_text_list_is_read_as_the_model_zoo_documents_it(tmp_path):
         ("a.png 1,2,inf,4,1", ("refuse", "non-finite box")),
         ("a.png 9,2,3,4,1", ("refuse", "crossed box")),
         ("../a.png 1,2,3,4,1", ("refuse", "path leaves the folder")),
-        ("b.png 1,2,3,4,1", ("skip", "missing picture")),
-        ("list.txt 1,2,3,4,1", ("skip", "unreadable picture")),
+        ("b.png 1,2,3,4,1", ("skip", "missing image")),
+        ("list.txt 1,2,3,4,1", ("skip", "unreadable image")),
     ],
 )
 def test_every_fault_of_a_text_list_names_its_line(tmp_path, line, finding):
-    write_picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     (tmp_path / "list.txt").write_text(f"\n{line}\n")
     dataset = read_dataset(
         DataSource("text", tmp_path, annotations="list.txt", class_names=("a", "b"))
     )
     assert kinds(dataset) == [finding]
-    if finding[1] != "unreadable picture":
+    if finding[1] != "unreadable image":
         assert "list.txt: line 2" in str(dataset.findings[0])
 
 
@@ -333,7 +335,7 @@ def test_chosen_classes_are_names_of_one_line(coco, tmp_path, layout, name):
     coco[1]()
     write_voc(tmp_path, "all", {"a": xml()})
     source = DataSource(
-        layout, tmp_path, annotations="truth.json", split="all", class_names=("early", name)
+        layout, tmp_path, annotations="ground_truth.json", split="all", class_names=("early", name)
     )
     with pytest.raises(DataError, match=r"^class_names: .* is not a name of one line$"):
         read_dataset(source)
@@ -400,5 +402,5 @@ def test_real_photographs_have_their_two_bad_boxes(shared_data):
 def test_every_kind_of_finding_has_a_policy():
     assert set(POLICY.values()) == {"refuse", "skip"}
     assert Dataset("empty", ("a",), []).refusals() == []
-    with pytest.raises(DataError, match="no usable picture"):
+    with pytest.raises(DataError, match="no usable image"):
         Dataset("empty", ("a",), []).require_usable()

@@ -1,4 +1,4 @@
-"""VOC: numbers that Python reads and no picture has."""
+"""VOC: numbers that Python reads and no image has."""
 
 import cv2
 import numpy as np
@@ -15,7 +15,7 @@ XML = (
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads a data set of one picture, 60x40, whose annotation gives this width."""
+    """Reads a data set of one image, 60x40, whose annotation gives this width."""
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "ImageSets/Main/all.txt").write_text("a\n")
@@ -42,5 +42,5 @@ def test_a_size_that_is_no_number_is_named(read):
 @pytest.mark.parametrize(
     ("width", "kinds"), [("60", []), ("0", []), (" ", []), ("61", ["size disagrees"])]
 )
-def test_a_size_that_is_given_must_be_the_picture_s(read, width, kinds):
+def test_a_size_that_is_given_must_be_the_image_s(read, width, kinds):
     assert [f.kind for f in read(width).findings] == kinds

@@ -102,7 +102,7 @@ def caffe_layers(p, factor=1.0, classifier=False):
     return layers
 
 
-def caffe_forward(layers, pictures, trunk=None):
+def caffe_forward(layers, images, trunk=None):
     """The authors' network; or theirs above a ``trunk`` that strides in its 3x3, as res6 then."""
     net = {name: blobs for name, blobs, *_ in layers}
     own = trunk is None
@@ -127,7 +127,7 @@ def caffe_forward(layers, pictures, trunk=None):
         return relu(y + (branch("branch1", x, stride=stride) if f"res{name}_branch1" in net else x))
 
     if own:
-        x = relu(conv("conv1", pictures, "bn_conv1", "scale_conv1", stride=2, padding=3))
+        x = relu(conv("conv1", images, "bn_conv1", "scale_conv1", stride=2, padding=3))
         x, seen = max_pool3x3(x, before=0), {}
         for name in CAFFE_BLOCKS:
             x = seen[name] = block(name, x, 2 if name in ("3a", "4a", "5a") else 1)
@@ -182,7 +182,7 @@ def torchvision_state(p, classes=10):
     return state
 
 
-def torchvision_trunk(state, pictures):
+def torchvision_trunk(state, images):
     """Outputs of layer2, layer3 and layer4."""
 
     def conv(name, bn, x, **shape):
@@ -190,7 +190,7 @@ def torchvision_trunk(state, pictures):
         x = conv2d(x, state[f"{name}.weight"], **shape)
         return batch_normalise(x, *(state[f"{bn}.{part}"] for part in parts), eps=1e-5)
 
-    x = relu(conv("conv1", "bn1", pictures, stride=2, padding=3))
+    x = relu(conv("conv1", "bn1", images, stride=2, padding=3))
     x, seen = max_pool3x3(x, before=1), {}
     for name in LAYERS:
         stride = 2 if name in ("layer2.0", "layer3.0", "layer4.0") else 1
@@ -228,7 +228,7 @@ def zoo_state(p):
     return {**state, **upper_state(p, ("res3_4", "res4_23"))}
 
 
-def zoo_forward(state, pictures):
+def zoo_forward(state, images):
     """The zoo's forward pass; offsets as y, x, h, w."""
 
     def conv(name, bn, x, stride=1):
@@ -238,7 +238,7 @@ def zoo_forward(state, pictures):
         x = conv2d(x, weight, stride=stride, **(shape or {"padding": k // 2}))
         return batch_normalise(x, *(state[f"network.backbone.{bn}.{n}"] for n in NORM), eps=1e-3)
 
-    x = relu(conv("base.conv1", "base.bn1", pictures, 2))
+    x = relu(conv("base.conv1", "base.bn1", images, 2))
     x, seen = max_pool3x3(x, before=0), {}
     for name in [*(f"base.{layer}" for layer in LAYERS), "extra"]:
         first = name == "extra" or name.endswith(".0")

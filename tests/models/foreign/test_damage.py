@@ -268,7 +268,7 @@ def test_entries_that_lie_over_one_another(path):
         (varint(5 << 3 | 2) + varint(2**60) + b"abc", "cut off: a field of"),
         (varint(5 << 3 | 3), "no such field"),
         (b"\xff" * 12, "more than 64 bits"),
-        (b"\x00\x01", "a field without a number|wants|no such"),
+        (b"\x00\x01", "a field without a number|expected|no such"),
         (field(5, 7), "a number where a message should be"),
         (field(7, field(1, b"\xff")), "cut off in a number"),
     ],
@@ -313,6 +313,6 @@ def test_weights_are_floats(path):
     for dtype in (np.complex64, np.int64, bool):
         save_file(state | {"tcb.0.output.bias": state["tcb.0.output.bias"].astype(dtype)}, path)
         with pytest.raises(
-            CheckpointError, match=r"tcb\.0\.output\.bias has the type .*, wants floats"
+            CheckpointError, match=r"tcb\.0\.output\.bias has the type .*, expected floats"
         ):
             import_weights(path, None, ("a", "b", "c"), SMALL)

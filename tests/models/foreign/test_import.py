@@ -3,13 +3,18 @@
 import numpy as np
 import pytest
 
-from refinedet.models.checkpoint import Checkpoint, CheckpointError, load_checkpoint, write_checkpoint
-from refinedet.settings import resolve
-from refinedet.spec.config import replace
-from refinedet.spec.network import forward
+from refinedet.models.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    write_checkpoint,
+)
 from refinedet.models.foreign.loading import import_weights, with_backbone, with_detector
 from refinedet.models.foreign.reading import read_weights
 from refinedet.models.foreign.vgg16 import CAFFE, PORT
+from refinedet.settings import resolve
+from refinedet.spec.config import replace
+from refinedet.spec.network import forward
 
 from .writers import (
     CONFIG,
@@ -43,9 +48,9 @@ WRITERS = {
 }
 
 
-def same(got, wanted):
-    assert got.keys() == wanted.keys()
-    for name, value in wanted.items():
+def same(got, expected):
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
         np.testing.assert_array_equal(got[name], value, err_msg=name)
         assert got[name].dtype == np.float32
 
@@ -53,29 +58,29 @@ def same(got, wanted):
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_detector_computes_what_it_computed_where_it_comes_from(tmp_path, kind):
     """Any name of the file will do: the content tells what it is."""
-    wanted = random_parameters()
+    expected = random_parameters()
     path = tmp_path / "weights.bin"
-    WRITERS[kind](path, wanted)
+    WRITERS[kind](path, expected)
     checkpoint, _ = import_weights(path, None, ("a", "b", "c"), SMALL)
-    same(checkpoint.parameters, wanted)
+    same(checkpoint.parameters, expected)
     rng = np.random.default_rng(1)
-    pictures = rng.uniform(-1, 1, (2, 3, 64, 64)).astype(np.float32)
-    got = forward(checkpoint.parameters, pictures, checkpoint.config)[0]
+    images = rng.uniform(-1, 1, (2, 3, 64, 64)).astype(np.float32)
+    got = forward(checkpoint.parameters, images, checkpoint.config)[0]
     assert got.odm_logits.std() > 1e-3
-    for mine, theirs in zip(got, port_forward(port_state(wanted), pictures), strict=True):
+    for mine, theirs in zip(got, port_forward(port_state(expected), images), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_pictures_are_prepared_as_the_weights_want_them(tmp_path):
+def test_images_are_prepared_as_the_weights_want_them(tmp_path):
     path = tmp_path / "x"
     WRITERS["caffe"](path, random_parameters())
-    picture = import_weights(path, None, (), SMALL)[0].config.picture
-    assert (picture.channels, picture.mean) == ("BGR", (104.0, 117.0, 123.0))
+    image = import_weights(path, None, (), SMALL)[0].config.image
+    assert (image.channels, image.mean) == ("BGR", (104.0, 117.0, 123.0))
     WRITERS["port-zip"](path, random_parameters())
-    picture = import_weights(path, None, (), SMALL)[0].config.picture
-    assert (picture.channels, picture.mean) == ("RGB", (123.0, 117.0, 104.0))
-    mine = import_weights(path, None, (), [*SMALL, "model.picture.channels=BGR"])[0]
-    assert mine.config.picture.channels == "BGR"
+    image = import_weights(path, None, (), SMALL)[0].config.image
+    assert (image.channels, image.mean) == ("RGB", (123.0, 117.0, 104.0))
+    mine = import_weights(path, None, (), [*SMALL, "model.image.channels=BGR"])[0]
+    assert mine.config.image.channels == "BGR"
 
 
 @pytest.mark.parametrize(
@@ -95,21 +100,21 @@ def test_classes_are_counted_by_the_heads(tmp_path, count, first):
 
 def test_names_are_the_same_for_full_size():
     """The tables know every tensor of the full detectors, and nothing else."""
-    wanted = set(random_parameters())
-    assert CAFFE.names.keys() == wanted
-    assert PORT.names.keys() == wanted
-    full = {n: np.zeros(0) for n in wanted}
+    expected = set(random_parameters())
+    assert CAFFE.names.keys() == expected
+    assert PORT.names.keys() == expected
+    full = {n: np.zeros(0) for n in expected}
     assert set(PORT.names.values()) == port_state(full).keys()
     theirs = {f"{name}/{i}" for name, blobs in caffe_layers(full) for i in range(len(blobs))}
     assert set(CAFFE.names.values()) == theirs
 
 
 def test_other_forms_of_a_state_dict(tmp_path):
-    wanted = random_parameters()
-    state = port_state(wanted)
+    expected = random_parameters()
+    state = port_state(expected)
     path = tmp_path / "x.pth"
     write_zip(path, {f"module.{n}": v for n, v in state.items()}, folder="RefineDet320_VOC_final")
-    same(read_weights(path).parameters, wanted)
+    same(read_weights(path).parameters, expected)
     wrapped = Pickle()
     wrapped.out += b"}("
     wrapped.text("epoch")
@@ -118,15 +123,15 @@ def test_other_forms_of_a_state_dict(tmp_path):
     wrapped.state(state)
     wrapped.out += b"u"
     write_zip(path, state, wrapped.done())
-    same(read_weights(path).parameters, wanted)
+    same(read_weights(path).parameters, expected)
     old = Pickle().state(state, version="_rebuild_tensor").done()
     write_zip(path, state, old)
-    same(read_weights(path).parameters, wanted)
+    same(read_weights(path).parameters, expected)
 
 
 def test_double_half_and_turned_tensors(tmp_path):
-    wanted = random_parameters()
-    state = port_state(wanted)
+    expected = random_parameters()
+    state = port_state(expected)
     name = "tcb0.0.weight"
     halves = {n: v.astype("<f2") for n, v in state.items()}
     write_zip(tmp_path / "h", halves)
@@ -135,16 +140,16 @@ def test_double_half_and_turned_tensors(tmp_path):
     np.testing.assert_array_equal(got.parameters["tcb.0.lateral1.weight"], halves[name])
     doubles = {n: v.astype("<f8") for n, v in state.items()}
     write_zip(tmp_path / "d", doubles)
-    same(read_weights(tmp_path / "d").parameters, wanted)
-    write_caffe(tmp_path / "c", {n: v.astype("<f8") for n, v in wanted.items()})
-    same(read_weights(tmp_path / "c").parameters, wanted)
+    same(read_weights(tmp_path / "d").parameters, expected)
+    write_caffe(tmp_path / "c", {n: v.astype("<f8") for n, v in expected.items()})
+    same(read_weights(tmp_path / "c").parameters, expected)
     turned = dict(state)
     turned[name] = np.ascontiguousarray(state[name].transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     assert not turned[name].flags.c_contiguous
     stored = {n: np.ascontiguousarray(v.transpose(0, 2, 3, 1)) if n == name else v
               for n, v in state.items()}  # fmt: skip
     write_zip(tmp_path / "t", stored, Pickle().state(turned).done())
-    same(read_weights(tmp_path / "t").parameters, wanted)
+    same(read_weights(tmp_path / "t").parameters, expected)
 
 
 def classifier_files():
@@ -187,14 +192,14 @@ def test_a_classifier_is_no_detector(tmp_path):
 def test_a_trunk_is_taken_from_a_detector_with_other_blocks(tmp_path):
     """The zoo's way has no biases in its blocks, and others in its heads."""
     own = resolve("refinedet_vgg16_320", None, SMALL, ("a",))
-    wanted = random_parameters(own.model)
-    write_checkpoint(tmp_path / "own", Checkpoint(own, wanted, None, 3))
+    expected = random_parameters(own.model)
+    write_checkpoint(tmp_path / "own", Checkpoint(own, expected, None, 3))
     fields = ("tcb=relu_sum_conv_conv", "heads=separable")
     other = [*SMALL, *(f"model.network.{field}" for field in fields)]
     settings = resolve("refinedet_vgg16_320", None, other, ("a",))
     got, said = with_backbone(tmp_path / "own", settings)
     assert "36 of 36" in said
-    assert all(np.array_equal(got[n], wanted[n]) for n in wanted if n.startswith("backbone."))
+    assert all(np.array_equal(got[n], expected[n]) for n in expected if n.startswith("backbone."))
 
 
 def test_torchvision_is_thinned(tmp_path):
@@ -219,22 +224,22 @@ def test_torchvision_is_thinned(tmp_path):
     assert got["backbone.fc7.weight"][3, 7, 0, 0] == fc7[12, 28]
     np.testing.assert_array_equal(got["backbone.fc6.bias"], bias[::4])
     np.testing.assert_array_equal(got["backbone.conv1_1.weight"], state["features.0.weight"])
-    assert "model.picture.channels=RGB model.picture.mean=[123.675, 116.28, 103.53]" in said
+    assert "model.image.channels=RGB model.image.mean=[123.675, 116.28, 103.53]" in said
 
 
 def test_the_trunk_of_a_detector_whatever_its_classes(tmp_path):
-    wanted = random_parameters()
+    expected = random_parameters()
     settings = resolve("refinedet_vgg16_320", None, SMALL, ("a",))
     for kind in WRITERS:
-        WRITERS[kind](tmp_path / kind, wanted)
+        WRITERS[kind](tmp_path / kind, expected)
         got, said = with_backbone(tmp_path / kind, settings)
         assert "36 of 36" in said
         for name, value in got.items():
-            assert np.array_equal(value, wanted[name]) == name.startswith("backbone."), name
+            assert np.array_equal(value, expected[name]) == name.startswith("backbone."), name
     names = resolve("refinedet_vgg16_320", None, SMALL, ("x", "y", "z"))
-    write_checkpoint(tmp_path / "own", Checkpoint(names, wanted, None, 3))
+    write_checkpoint(tmp_path / "own", Checkpoint(names, expected, None, 3))
     got, _ = with_backbone(tmp_path / "own", settings)
-    np.testing.assert_array_equal(got["backbone.fc6.weight"], wanted["backbone.fc6.weight"])
+    np.testing.assert_array_equal(got["backbone.fc6.weight"], expected["backbone.fc6.weight"])
 
 
 def refused(call, message):
@@ -261,7 +266,7 @@ def test_misfits_are_listed_and_nothing_is_loaded(tmp_path):
     refused(lambda: attempt(tail=np.zeros(1, "<f4")), r"1 misfit: tail is unexpected")
     refused(
         lambda: attempt(**{"vgg.0.bias": np.zeros(2, "<f4")}),
-        r"backbone\.conv1_1\.bias has shape \(2,\), wants \(1,\)",
+        r"backbone\.conv1_1\.bias has shape \(2,\), expected \(1,\)",
     )
     refused(
         lambda: attempt(**{"vgg.0.bias": np.full(1, np.nan, "<f4")}), "conv1_1.bias is not finite"
@@ -313,22 +318,22 @@ def test_what_was_imported_is_a_checkpoint(tmp_path):
     write_checkpoint(tmp_path / "y.safetensors", checkpoint)
     back = load_checkpoint(tmp_path / "y.safetensors")
     same(back.parameters, random_parameters())
-    assert back.velocities is None
+    assert back.momentum_buffers is None
 
 
 def test_a_whole_detector_begins_a_run_whatever_its_classes(tmp_path):
     """COCO to VOC: all but the class logits, which are of another shape."""
-    wanted = random_parameters()
+    expected = random_parameters()
     settings = resolve("refinedet_vgg16_320", None, SMALL, ("a",))
     for kind in WRITERS:
         path = tmp_path / kind
-        WRITERS[kind](path, wanted)
+        WRITERS[kind](path, expected)
         refused(lambda path=path: with_detector(path, settings), r"8 misfits: odm\.0\.logits")
         got, said = with_detector(path, settings, ["odm.*.logits"])
         assert "90 of 98 tensors of the detector are from" in said
         assert "fresh: odm.0.logits.bias, odm.0.logits.weight" in said
         for name, value in got.items():
-            assert np.array_equal(value, wanted[name]) != ("odm" in name and "logits" in name)
+            assert np.array_equal(value, expected[name]) != ("odm" in name and "logits" in name)
     names = resolve("refinedet_vgg16_320", None, SMALL, ("x", "y", "z"))
-    write_checkpoint(tmp_path / "own", Checkpoint(names, wanted, None, 3))
-    same(with_detector(tmp_path / "own", names)[0], wanted)
+    write_checkpoint(tmp_path / "own", Checkpoint(names, expected, None, 3))
+    same(with_detector(tmp_path / "own", names)[0], expected)

@@ -7,13 +7,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from refinedet.models.checkpoint import CheckpointError, load_checkpoint, write_checkpoint
+from refinedet.models.foreign import modelzoo, resnet
+from refinedet.models.foreign.loading import import_weights, renamed, with_backbone
+from refinedet.models.foreign.mindspore_ckpt import read_ckpt
+from refinedet.models.foreign.reading import read_weights
 from refinedet.settings import resolve
 from refinedet.spec.config import preset, replace
 from refinedet.spec.network import forward, initial_parameters, parameter_table
-from refinedet.models.foreign import modelzoo, resnet
-from refinedet.models.foreign.mindspore_ckpt import read_ckpt
-from refinedet.models.foreign.loading import import_weights, renamed, with_backbone
-from refinedet.models.foreign.reading import read_weights
 
 from . import zoo
 from .resnet import (
@@ -27,8 +27,8 @@ from .resnet import (
     zoo_forward,
     zoo_state,
 )
-from .test_cli import Backend
-from .test_cli import refused as refused_command
+from .test_commands import Backend
+from .test_commands import refused as refused_command
 from .test_damage import refused
 from .writers import SMALL, caffemodel, random_parameters, write_zip
 from .writers import caffe_layers as vgg_layers
@@ -49,13 +49,13 @@ def path(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return np.random.default_rng(1).uniform(-2, 2, (2, 3, 64, 64)).astype(np.float32)
 
 
-def same(got, wanted):
-    assert got.keys() == wanted.keys()
-    for name, array in wanted.items():
+def same(got, expected):
+    assert got.keys() == expected.keys()
+    for name, array in expected.items():
         np.testing.assert_array_equal(got[name], array, err_msg=name)
         assert got[name].dtype == np.float32
 
@@ -124,7 +124,7 @@ def test_every_name_of_the_zoos():
 
 
 @pytest.mark.parametrize("factor", [1.0, 999.98236])
-def test_a_detector_computes_what_it_computed_in_caffe(path, pictures, factor):
+def test_a_detector_computes_what_it_computed_in_caffe(path, images, factor):
     """Mean and variance are stored times a factor."""
     layers = caffe_layers(WANTED, factor)
     path.write_bytes(caffemodel(layers))
@@ -137,8 +137,8 @@ def test_a_detector_computes_what_it_computed_in_caffe(path, pictures, factor):
     assert checkpoint.parameters.keys() == WANTED.keys()
     for name, value in checkpoint.parameters.items():
         np.testing.assert_allclose(value, WANTED[name], rtol=3e-7, err_msg=name)
-    got = forward(checkpoint.parameters, pictures, checkpoint.config)[0]
-    for mine, theirs in zip(got, caffe_forward(layers, pictures), strict=True):
+    got = forward(checkpoint.parameters, images, checkpoint.config)[0]
+    for mine, theirs in zip(got, caffe_forward(layers, images), strict=True):
         assert theirs.std() > 1e-2
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4 * theirs.std())
 
@@ -157,7 +157,7 @@ def test_the_preset_of_512_and_the_classes_of_coco(path, run, tmp_path):
     settings = load_checkpoint(output).settings
     assert settings.class_names[0] == "person"
     assert settings.model.schedule.milestones == (400_000, 480_000)
-    assert (settings.model.picture.channels, settings.model.picture.mean[0]) == ("BGR", 104.0)
+    assert (settings.model.image.channels, settings.model.image.mean[0]) == ("BGR", 104.0)
     refused_command(
         run("weights", "import", path, *arguments[:3], "refinedet_vgg16_320", *SET), "misfits"
     )
@@ -180,8 +180,8 @@ def changed(layers, name, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda blobs: blobs[:2], "'bn_conv1': 2 blobs, wants 3: mean, variance, their factor"),
-        (lambda blobs: [*blobs, *blobs], "'bn_conv1': 6 blobs, wants 3"),
+        (lambda blobs: blobs[:2], "'bn_conv1': 2 blobs, expected 3: mean, variance, their factor"),
+        (lambda blobs: [*blobs, *blobs], "'bn_conv1': 6 blobs, expected 3"),
         (lambda blobs: [*blobs[:2], np.zeros(2, "<f4")], "'bn_conv1': its factor .* 2 numbers"),
         (lambda blobs: [*blobs[:2], np.zeros(0, "<f4")], "'bn_conv1': its factor .* 0 numbers"),
         (lambda blobs: [*blobs[:2], np.full(1, -1, "<f4")], "'bn_conv1': its factor is -1"),
@@ -206,7 +206,7 @@ def test_misfits_are_told(path):
 
     attempt([row for row in layers if row[0] != "bnP4_inter_branch1"], r"2 misfits: .*odm\.1\.sha")
     small = changed(layers, "bn_conv1", lambda blobs: [blobs[0][:0], *blobs[1:]])
-    attempt(small, r"1 misfit: backbone\.conv1\.moving_mean has shape \(0,\), wants \(1,\)")
+    attempt(small, r"1 misfit: backbone\.conv1\.moving_mean has shape \(0,\), expected \(1,\)")
     for little in (np.full(1, 1e-45, "<f4"), np.full(1, 1e-300)):
         tiny = changed(layers, "bn_conv1", lambda blobs, factor=little: [*blobs[:2], factor])
         attempt(tiny, r"2 misfits: backbone\.conv1\.moving_mean is not finite")
@@ -282,22 +282,22 @@ def test_a_classifier_in_the_zoos_network(path):
     assert "520 of 542 tensors of the trunk" in said
     assert "; fresh: backbone.res3_4.l2_scale, backbone.res4_23.l2_scale, backbone.res6_1" in said
     assert said.endswith(
-        "; they were trained with other settings: model.picture.channels=BGR "
-        "model.picture.mean=[104.0, 117.0, 123.0] model.picture.std=[1.0, 1.0, 1.0] "
+        "; they were trained with other settings: model.image.channels=BGR "
+        "model.image.mean=[104.0, 117.0, 123.0] model.image.std=[1.0, 1.0, 1.0] "
         "model.network.bottleneck_stride=1x1 model.network.same_padding=false "
         "model.network.batch_norm_eps=1e-05"
     )
 
 
-def test_torchvisions_trunk_and_its_settings(path, pictures):
+def test_torchvisions_trunk_and_its_settings(path, images):
     """With the settings that the note tells, it computes what torchvision computes."""
     state = torchvision_state(classifier(WANTED))
     write_zip(path, state)
     _, said = with_backbone(path, fresh_settings())
     note = said.partition("; they were trained with other settings: ")[2]
     assert note == (
-        "model.picture.channels=RGB model.picture.mean=[123.675, 116.28, 103.53] "
-        "model.picture.std=[58.395, 57.12, 57.375] "
+        "model.image.channels=RGB model.image.mean=[123.675, 116.28, 103.53] "
+        "model.image.std=[58.395, 57.12, 57.375] "
         "model.network.bottleneck_stride=3x3 model.network.pool_centred=true"
     )
     told = [part.replace(",", ", ") for part in note.replace(", ", ",").split(" ")]
@@ -306,9 +306,9 @@ def test_torchvisions_trunk_and_its_settings(path, pictures):
     assert "520 of 540 tensors of the trunk" in said
     assert "trained with" not in said
     lively = {**drawn(replace(PAPER, num_classes=2), 5), **classifier(got)}
-    outputs = forward(lively, pictures, settings.model)[0]
-    wanted = caffe_forward(caffe_layers(lively), pictures, torchvision_trunk(state, pictures))
-    for mine, theirs in zip(outputs, wanted, strict=True):
+    outputs = forward(lively, images, settings.model)[0]
+    expected = caffe_forward(caffe_layers(lively), images, torchvision_trunk(state, images))
+    for mine, theirs in zip(outputs, expected, strict=True):
         assert theirs.std() > 1e-2
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4 * theirs.std())
 
@@ -320,15 +320,15 @@ def test_training_from_torchvisions_trunk(run, tmp_path, path, noise, monkeypatc
     rows = [f"{r.path.name} 2,3,30,40,{r.labels[0]}" for r in noise.records]
     (tmp_path / "list.txt").write_text("\n".join(rows))
     data = ("--layout", "text", "--annotations", tmp_path / "list.txt", "--classes", "a,b")
-    data = (*data, "--pictures", noise.records[0].path.parent, "--run", tmp_path / "run")
+    data = (*data, "--images", noise.records[0].path.parent, "--run", tmp_path / "run")
     steps = ("--set", "model.schedule.steps=1", "--set", "model.schedule.milestones=[1]")
     state = torchvision_state(classifier(WANTED))
     write_zip(path, state)
     status, out, err = run(
         *("train", "--preset", "refinedet_resnet101_320", "--backbone", path),
-        *("--set", "model.picture.channels=RGB"),
-        *("--set", "model.picture.mean=[123.675, 116.28, 103.53]"),
-        *("--set", "model.picture.std=[58.395, 57.12, 57.375]"),
+        *("--set", "model.image.channels=RGB"),
+        *("--set", "model.image.mean=[123.675, 116.28, 103.53]"),
+        *("--set", "model.image.std=[58.395, 57.12, 57.375]"),
         *("--set", AT_3X3, "--set", "model.network.pool_centred=true"),
         *(*data, *SET, *steps),
     )
@@ -366,7 +366,7 @@ def test_the_trunk_of_another_network_is_refused(path):
 
 
 @pytest.mark.parametrize("size", [320, 512])
-def test_a_detector_computes_what_it_computed_in_the_zoo(path, pictures, size):
+def test_a_detector_computes_what_it_computed_in_the_zoo(path, images, size):
     path.write_bytes(zoo.ckpt(zoo.training(STATE)))
     name = f"modelzoo_resnet101_{size}"
     checkpoint, said = import_weights(path, None if size == 320 else name, NAMES, ZOO_SMALL)
@@ -375,8 +375,8 @@ def test_a_detector_computes_what_it_computed_in_the_zoo(path, pictures, size):
     assert said.endswith(f"; {dropped} others, which a detector does not need, are dropped")
     same(checkpoint.parameters, ZOO_WANTED)
     assert checkpoint.settings == resolve(name, None, ZOO_SMALL, NAMES)
-    got = forward(checkpoint.parameters, pictures, checkpoint.config)[0]
-    for field, mine, theirs in zip(got._fields, got, zoo_forward(STATE, pictures), strict=True):
+    got = forward(checkpoint.parameters, images, checkpoint.config)[0]
+    for field, mine, theirs in zip(got._fields, got, zoo_forward(STATE, images), strict=True):
         theirs = theirs[..., list(zoo.ORDER)] if field.endswith("offsets") else theirs
         assert theirs.std() > 1e-3
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4 * theirs.std())

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from refinedet.models.checkpoint import CheckpointError, load_checkpoint
+from refinedet.models.foreign.loading import import_weights, renamed, with_backbone
+from refinedet.models.foreign.mindspore_ckpt import read_ckpt, written_ckpt
+from refinedet.models.foreign.modelzoo import VGG16 as ZOO
+from refinedet.models.foreign.reading import read_weights
 from refinedet.models.open import open_model
 from refinedet.settings import resolve
 from refinedet.spec.config import PRESETS, preset, replace
 from refinedet.spec.network import forward, initial_parameters, parameter_table
-from refinedet.models.foreign.mindspore_ckpt import read_ckpt, written_ckpt
-from refinedet.models.foreign.loading import import_weights, renamed, with_backbone
-from refinedet.models.foreign.modelzoo import VGG16 as ZOO
-from refinedet.models.foreign.reading import read_weights
 
-from .test_cli import refused as refused_command
+from .test_commands import refused as refused_command
 from .test_damage import refused
 from .writers import SMALL, field, random_parameters, varint, write_safetensors
 from .zoo import CONFIG, ORDER, ckpt, proto, training, value, zoo_forward, zoo_state
@@ -40,9 +40,9 @@ def path(tmp_path):
     return tmp_path / "refinedet.ckpt"
 
 
-def same(got, wanted):
-    assert got.keys() == wanted.keys()
-    for name, array in wanted.items():
+def same(got, expected):
+    assert got.keys() == expected.keys()
+    for name, array in expected.items():
         assert got[name].shape == array.shape, name
         assert got[name].tobytes() == array.tobytes(), name
 
@@ -68,12 +68,12 @@ def test_a_detector_computes_what_it_computed_in_the_zoo(path, size):
     assert said.startswith("RefineDet of the MindSpore model zoo, 3 classes, 64x64: 149 of 149")
     assert "dropped" not in said
     same(checkpoint.parameters, WANTED)
-    pictures = np.random.default_rng(1).uniform(-2, 2, (2, 3, 64, 64)).astype(np.float32)
-    wanted = zoo_forward(STATE, pictures)
-    got = forward(checkpoint.parameters, pictures, checkpoint.config)[0]
+    images = np.random.default_rng(1).uniform(-2, 2, (2, 3, 64, 64)).astype(np.float32)
+    expected = zoo_forward(STATE, images)
+    got = forward(checkpoint.parameters, images, checkpoint.config)[0]
     for part in (got.arm_offsets, got.odm_offsets, got.odm_logits):
         assert part.std() > 1e-3
-    for mine, theirs in zip(got, wanted, strict=True):
+    for mine, theirs in zip(got, expected, strict=True):
         theirs = (
             theirs[..., list(ORDER)] if theirs.shape[-1] == 4 and mine is not got[3] else theirs
         )
@@ -91,8 +91,8 @@ def test_the_preset_is_the_zoos_if_none_is_given(path):
 
 
 def test_the_classes_of_coco(path):
-    wanted = parameters(replace(CONFIG, num_classes=81))
-    path.write_bytes(ckpt(zoo_state(wanted)))
+    expected = parameters(replace(CONFIG, num_classes=81))
+    path.write_bytes(ckpt(zoo_state(expected)))
     settings = import_weights(path, None, (), SMALL)[0].settings
     assert len(settings.class_names) == 80
     assert settings.class_names[0] == "person"

@@ -111,13 +111,13 @@ def reduced_state(parameters):
 # ---- networks, as their authors run them --------------------------------------------------
 
 
-def port_forward(state, pictures):
+def port_forward(state, images):
     """The port's forward pass, by its own indices; classes are taken from the heads."""
 
     def conv(name, x, **shape):
         return add_bias(conv2d(x, state[f"{name}.weight"], **shape), state[f"{name}.bias"])
 
-    x, sources = pictures, []
+    x, sources = images, []
     for index in range(30):
         if index in INDEX:
             x = relu(conv(f"vgg.{index}", x, padding=1))

@@ -122,13 +122,13 @@ def ckpt(state, most=None):
     return out
 
 
-def zoo_forward(state, pictures):
+def zoo_forward(state, images):
     """The zoo's forward pass; offsets as y, x, h, w."""
 
     def conv(name, x, **shape):
         return conv2d(x, state[f"network.backbone.{name}.weight"], **shape)
 
-    x, sources = pictures, []
+    x, sources = images, []
     for block, count in enumerate((2, 2, 3, 3, 3), 1):
         for i in range(count):
             x = relu(conv(f"b{block}.{2 * i}", x, padding=1))

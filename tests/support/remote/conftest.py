@@ -14,7 +14,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 KEY = "the-key"
 BUCKETS = (f"bucket-{number}" for number in itertools.count())
 """A new one for each test: the server keeps them all."""
-ERROR = "<Error><Code>{0}</Code><Message>{0}, as the test wants it</Message></Error>"
+ERROR = "<Error><Code>{0}</Code><Message>{0}, as the test expected it</Message></Error>"
 
 
 class Quiet(WSGIRequestHandler):

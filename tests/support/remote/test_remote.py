@@ -374,7 +374,7 @@ RUN = {
     "checkpoints/step-00000002.safetensors": b"2",
     "checkpoints/step-00000004.safetensors": b"4",
 }
-OTHERS = {"cache/pictures": b"many", "checkpoints/.step-00000006.ab.safetensors": b"draft"}
+OTHERS = {"cache/images": b"many", "checkpoints/.step-00000006.ab.safetensors": b"draft"}
 
 
 def test_a_run_is_copied_out_as_it_changes(place, tmp_path):

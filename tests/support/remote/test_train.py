@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refinedet.models.checkpoint import Checkpoint, checkpoints, load_checkpoint, write_checkpoint
-from refinedet.data.batches import batches
 from refinedet.backends.reference import SpecBackend, SpecTrainer
+from refinedet.data.batches import batches
+from refinedet.models.checkpoint import Checkpoint, checkpoints, load_checkpoint, write_checkpoint
 from refinedet.settings import resolve
 from refinedet.spec.network import initial_parameters
 
@@ -26,7 +26,7 @@ SET = [
 
 
 class Backend(SpecBackend):
-    """The contract, with batches; after some steps the machine is gone."""
+    """The specification, with batches; after some steps the machine is gone."""
 
     left = 1000
 
@@ -55,13 +55,13 @@ def backend(monkeypatch):
 
 @pytest.fixture
 def data(place, noise):
-    """The noisy pictures at a URL, in a folder beside the list of their objects."""
+    """The noisy images at a URL, in a folder beside the list of their objects."""
     rows = []
     for record in noise.records:
         objects = zip(record.boxes, record.labels, strict=True)
         shown = [",".join(str(int(value)) for value in (*box, label)) for box, label in objects]
         rows.append(" ".join([record.path.name, *shown]))
-        place.write(**{f"in/shapes/pictures/{record.path.name}": record.path.read_bytes()})
+        place.write(**{f"in/shapes/images/{record.path.name}": record.path.read_bytes()})
     place.write(**{"in/shapes/list.txt": "\n".join(rows).encode()})
     return ("--root", "shapes", "--data-url", place.url + "/in")
 
@@ -72,7 +72,7 @@ def command(backend, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     return (
         *("train", "--run", "runs/one", "--layout", "text", "--classes", "a,b"),
-        *("--annotations", "list.txt", "--pictures", "pictures"),
+        *("--annotations", "list.txt", "--images", "images"),
         *("--eval-annotations", "list.txt", "--preset", "refinedet_eighth_128"),
         *(part for text in SET for part in ("--set", text)),
     )
@@ -127,7 +127,7 @@ def test_a_lost_machine_costs_no_more_than_the_steps_since_a_checkpoint(
     assert resumed.steps_done == whole.steps_done == 4
     for mine, other in (
         (resumed.parameters, whole.parameters),
-        (resumed.velocities, whole.velocities),
+        (resumed.momentum_buffers, whole.momentum_buffers),
     ):
         for name, tensor in other.items():
             np.testing.assert_array_equal(mine[name], tensor, err_msg=name)
@@ -153,7 +153,7 @@ def test_eval_copies_its_data_too(run, command, place, data, tmp_path):
     settings = resolve("refinedet_eighth_128", None, SET, ("a", "b"))
     parameters = initial_parameters(settings.model, 0)
     write_checkpoint(tmp_path / "m.safetensors", Checkpoint(settings, parameters, None, 0))
-    options = ("--layout", "text", "--annotations", "list.txt", "--pictures", "pictures", *data)
+    options = ("--layout", "text", "--annotations", "list.txt", "--images", "images", *data)
     status, said, err = run("eval", "--model", "m.safetensors", *options, "--data-cache", "there")
     assert status == 0, err
     assert "VOC12" in said
@@ -162,7 +162,7 @@ def test_eval_copies_its_data_too(run, command, place, data, tmp_path):
 
 
 def coco(records):
-    """Two of the noisy pictures, as COCO's file has them."""
+    """Two of the noisy images, as COCO's file has them."""
     boxes = [
         {"id": r.image_id, "image_id": r.image_id, "category_id": 1, "bbox": [2, 3, 30, 40]}
         | {"area": 1200, "iscrowd": 0}

@@ -8,11 +8,16 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from refinedet.backends.interface import StepLosses
-from refinedet.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_checkpoint
+from refinedet.models.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    write_checkpoint,
+)
+from refinedet.models.foreign.loading import with_backbone
 from refinedet.settings import resolve
 from refinedet.spec.network import initial_parameters
 from refinedet.training.loop import train
-from refinedet.models.foreign.loading import with_backbone
 
 from .writers import (
     SMALL,
@@ -58,10 +63,10 @@ def test_import_export_and_again(run, tmp_path, caffe):
         assert (
             run("weights", "export", "--model", first, "--output", plain, "--names", names)[0] == 0
         )
-        wanted = random_parameters() if names == "canonical" else port_state(random_parameters())
+        expected = random_parameters() if names == "canonical" else port_state(random_parameters())
         got = load_file(plain)
-        assert got.keys() == wanted.keys()
-        for name, value in wanted.items():
+        assert got.keys() == expected.keys()
+        for name, value in expected.items():
             np.testing.assert_array_equal(got[name], value)
         with safe_open(plain, "numpy") as stored:
             assert stored.metadata()["format"] == "pt"
@@ -152,7 +157,7 @@ class Trainer:
     def parameters(self):
         return self.held
 
-    def velocities(self):
+    def momentum_buffers(self):
         return {n: np.zeros_like(p) for n, p in self.held.items() if ".moving_" not in n}
 
 
@@ -164,7 +169,7 @@ class Backend:
     def network(self, config, parameters):
         raise AssertionError
 
-    def trainer(self, config, parameters, velocities, steps_done):
+    def trainer(self, config, parameters, momentum_buffers, steps_done):
         self.began, self.at = parameters, steps_done
         return Trainer(parameters)
 
@@ -200,7 +205,7 @@ def test_train_backbone_on_the_command_line(run, tmp_path, noise, monkeypatch):
     rows = [f"{r.path.name} 2,3,30,40,{r.labels[0]}" for r in noise.records]
     (tmp_path / "list.txt").write_text("\n".join(rows))
     data = ("--layout", "text", "--annotations", tmp_path / "list.txt", "--classes", "a,b")
-    data = (*data, "--pictures", noise.records[0].path.parent)
+    data = (*data, "--images", noise.records[0].path.parent)
     steps = (*SET, "--set", "model.schedule.steps=1", "--set", "model.schedule.milestones=[]")
     steps = (
         *steps[:4],
