@@ -10,13 +10,14 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from refinedet.cli.backend_options import Choice, chooses_backend
+from refinedet.backends.registry import BackendChoice
+from refinedet.cli.backend_options import chooses_backend
 from refinedet.conformance.checks.reported import asked
 from refinedet.conformance.registry import LEVELS, Check
 from refinedet.conformance.report import Report, as_data, as_text
 from refinedet.conformance.report_html import as_html
 from refinedet.conformance.runner import FAILED, LIMIT, PROFILES, Outcome, run, select
-from refinedet.data.dataset import DataError
+from refinedet.errors import DataError
 from refinedet.support.files import write_atomically, write_json
 
 Level = Enum("Level", {level: level for level in LEVELS}, type=str)  # type: ignore[misc]
@@ -26,7 +27,7 @@ Profile = Enum("Profile", {name: name for name in PROFILES}, type=str)  # type: 
 
 @chooses_backend
 def conformance(
-    backends: list[Choice],
+    backends: list[BackendChoice],
     level: Annotated[
         list[Level] | None, typer.Option("--level", help="Judge this level alone; repeatable.")
     ] = None,
@@ -88,7 +89,9 @@ def conformance(
             raise typer.BadParameter(f"{file}: there is no folder {file.parent}; create it first")
     if case is not None:
         if not any(check.given for check in checks):
-            raise DataError("--model: is for level reported mAP, which --level or -k leaves out")
+            raise DataError(
+                "is for level reported mAP, which --level or -k leaves out", key="--model"
+            )
         case.require_usable()
     outcomes = _run(backends, checks, str(profile.value), seed, limit)
     report = Report(str(profile.value), seed, tuple(outcomes))
@@ -102,7 +105,7 @@ def conformance(
 
 
 def _run(
-    backends: list[Choice], checks: list[Check], profile: str, seed: int, limit: float
+    backends: list[BackendChoice], checks: list[Check], profile: str, seed: int, limit: float
 ) -> list[Outcome]:
     """All outcomes; tells of each on standard error: a bar on a terminal, otherwise lines."""
     done = []

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from refinedet.backends.interface import BackendError
-from refinedet.cli.backend_options import Choice
+from refinedet.backends.registry import BackendChoice
 from refinedet.conformance.checks.reported import asked
 from refinedet.conformance.registry import LEVELS
 from refinedet.conformance.report import Report, as_data, summary
 from refinedet.conformance.runner import LIMIT, PROFILES, Outcome, Worker, select
+from refinedet.errors import BackendError
 from refinedet.evaluation.model_run import Reported
 
 OUTCOMES = pytest.StashKey[list[Outcome]]()
@@ -79,7 +79,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
     """The process of a backend: one for the session, unless a check ends it."""
     option = request.config.getoption
-    made = Worker(Choice(request.param), option("profile"), option("seed"), option("limit"))
+    made = Worker(BackendChoice(request.param), option("profile"), option("seed"), option("limit"))
     try:
         made.start()
     except BackendError as error:

@@ -23,8 +23,8 @@ from refinedet.spec.config import (
     preset,
     replace,
 )
-from refinedet.spec.errors import Array
 from refinedet.spec.network import Heads, Parameters, initial_parameters, parameter_table
+from refinedet.spec.types import Array
 
 
 @st.composite

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from refinedet.backends.interface import precisions
 from refinedet.backends.operations import OPERATIONS
+from refinedet.backends.registry import precisions
 from refinedet.conformance.tolerances import TOLERANCES, Tolerance
-from refinedet.spec.errors import Array
+from refinedet.spec.types import Array
 
 
 @dataclass(eq=False)  # arrays have no one ground truth value, and an exception is itself
@@ -213,7 +213,7 @@ class Subject:
         return self._make("network", config, parameters)
 
     def trainer(self, config: Any, parameters: Any, *state: Any) -> Any:
-        """A trainer at its first step, or with the momentum buffers, steps done, loss scale of ``state``.
+        """A trainer at its first step, or in ``state``: momentum buffers, steps done, loss scale.
 
         Raises:
             NotImplementedByBackend: it has none, or none in this precision.

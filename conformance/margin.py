@@ -16,9 +16,9 @@ import numpy as np
 from refinedet.spec.boxes import box_iou
 from refinedet.spec.config import Config, MatchingConfig
 from refinedet.spec.detection import scored_boxes
-from refinedet.spec.errors import Array
 from refinedet.spec.matching import match
 from refinedet.spec.network import Heads
+from refinedet.spec.types import Array
 
 MARGIN = 1e-5
 """Relative to a number's size, or absolute below 1."""

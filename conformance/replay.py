@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from refinedet.backends.interface import find_backend
+from refinedet.backends.registry import find_backend
 from refinedet.conformance.judge import Subject, Violation
 from refinedet.conformance.registry import CHECKS
 from refinedet.conformance.source import source

@@ -25,8 +25,8 @@ from hypothesis.errors import Flaky
 from tqdm import tqdm
 
 import refinedet.conformance.checks  # noqa: F401 - fills the registry
-from refinedet.backends.interface import BackendError, Limitation
-from refinedet.cli.backend_options import Choice
+from refinedet.backends.interface import Limitation
+from refinedet.backends.registry import BackendChoice
 from refinedet.conformance.judge import (
     NotImplementedByBackend,
     NotRun,
@@ -36,6 +36,7 @@ from refinedet.conformance.judge import (
 )
 from refinedet.conformance.registry import CHECKS, LEVELS, Check
 from refinedet.conformance.source import source
+from refinedet.errors import BackendError
 
 PROFILES = {"quick": 10, "default": 50, "thorough": 500}
 """Drawn cases of a check, before its share."""
@@ -230,7 +231,7 @@ def limitations(backend: Any) -> tuple[Limitation, ...]:
     declared: tuple[Limitation, ...] = getattr(backend, "limitations", ())
     for limitation in declared:
         if limitation.check not in CHECKS:
-            raise BackendError(f"limitation {limitation.check!r}: there is no such check")
+            raise BackendError("there is no such check", key=f"limitation {limitation.check!r}")
     return declared
 
 
@@ -307,7 +308,9 @@ class _GoneError(Exception):
 class Worker:
     """A process with one backend. If it dies or hangs, the check that ran has failed."""
 
-    def __init__(self, backend: Choice, profile: str, number: int, limit: float = LIMIT) -> None:
+    def __init__(
+        self, backend: BackendChoice, profile: str, number: int, limit: float = LIMIT
+    ) -> None:
         self.arguments = backend, profile, number
         self.limit = limit
         self._process: Any = None
@@ -381,7 +384,7 @@ class Worker:
             self._folder.cleanup()
 
 
-def _serve(pipe: Connection, folder: str, chosen: Choice, profile: str, number: int) -> None:
+def _serve(pipe: Connection, folder: str, chosen: BackendChoice, profile: str, number: int) -> None:
     """The process: says None once the backend is ready, or why it is not; then answers."""
     faulthandler.enable()
     set_hypothesis_home_dir(folder)  # otherwise it leaves its own in the user's folder
@@ -407,7 +410,7 @@ def _serve(pipe: Connection, folder: str, chosen: Choice, profile: str, number: 
 
 
 def run(
-    backends: Iterable[Choice],
+    backends: Iterable[BackendChoice],
     checks: list[Check],
     profile: str = "default",
     number: int = 0,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refinedet.spec.errors import Array
+from refinedet.spec.types import Array
 
 
 def source(value: object, limit: int | None = None) -> str:

@@ -85,14 +85,14 @@ FLOAT32: dict[str, Tolerance] = {
     "training.gradient": Tolerance(
         1e-4, 1e-4, 1.9e-7, "and the central difference's own error; MindSpore 1e-5"
     ),
-    "one step momentum buffers": Tolerance(
+    "one step momentum_buffers": Tolerance(
         1e-6, 1e-4, 1.7e-5, "batch normalisation of few numbers; MindSpore 4.2e-5"
     ),
     "one step parameters": Tolerance(
         1e-9, 2e-5, 1.3e-6, "momentum buffers times a rate of 0.004; MindSpore 3.5e-6"
     ),
     "ten steps loss": Tolerance(1e-5, 1e-5, 2.4e-7, "ten updates; MindSpore 3e-6"),
-    "ten steps momentum buffers": Tolerance(1e-6, 1e-4, 8.6e-7, "ten gradients; MindSpore 1.8e-5"),
+    "ten steps momentum_buffers": Tolerance(1e-6, 1e-4, 8.6e-7, "ten gradients; MindSpore 1.8e-5"),
     "ten steps parameters": Tolerance(1e-9, 2e-5, 3.3e-7, "ten updates; MindSpore 3.1e-6"),
     # Detections
     "detections": Tolerance(
@@ -103,7 +103,7 @@ FLOAT32: dict[str, Tolerance] = {
 FLOAT16: dict[str, Tolerance] = {
     # Training, of parameters in float32
     "training.loss": Tolerance(5e-4, 5e-4, 3.5e-5, "every activation is rounded to 11 bits"),
-    "one step momentum buffers": Tolerance(
+    "one step momentum_buffers": Tolerance(
         1e-6, 0.2, 0.072, "rounded activations change sides of ReLUs; so do few of many gradients"
     ),
     "one step parameters": Tolerance(

@@ -30,7 +30,7 @@ from refinedet.backends.operations import OPERATIONS
 from refinedet.conformance import inputs
 from refinedet.conformance.judge import leaves
 from refinedet.conformance.tolerances import TOLERANCES
-from refinedet.data.dataset import DataError
+from refinedet.errors import DataError
 from refinedet.spec.anchors import anchors
 from refinedet.spec.boxes import box_iou, corners_to_centres
 from refinedet.spec.config import (
@@ -41,8 +41,8 @@ from refinedet.spec.config import (
     replace,
 )
 from refinedet.spec.detection import detections, scored_boxes
-from refinedet.spec.errors import Array
 from refinedet.spec.network import forward, trained_parameters
+from refinedet.spec.types import Array
 from refinedet.support.files import write_atomically, write_json
 
 FORMAT, VERSION = "refinedet vectors", 1
@@ -325,20 +325,22 @@ def write_vectors(folder: Path) -> int:
 def _require_replaceable(folder: Path, goal: Path) -> None:
     """Nothing is there, an empty folder, or vectors and nothing else."""
     if Path.cwd().is_relative_to(goal):
-        raise DataError(f"{folder}: is the current folder or holds it; name a new one")
+        raise DataError("is the current folder or holds it; name a new one", path=folder)
     if not goal.exists():
         return
     if not goal.is_dir():
-        raise DataError(f"{folder}: is a file; name a new folder")
+        raise DataError("is a file; name a new folder", path=folder)
     there = {path.name for path in goal.iterdir()}
     if not there:
         return
     try:
         ours = {MANIFEST, *_load_manifest(goal).get("files", ())}
     except (DataError, TypeError) as error:
-        raise DataError(f"{folder}: is not empty, and not of vectors; name a new one") from error
+        raise DataError("is not empty, and not of vectors; name a new one", path=folder) from error
     if foreign := sorted(there - ours):
-        raise DataError(f"{folder}: holds {foreign[0]}, which is not of the vectors; move it away")
+        raise DataError(
+            f"holds {foreign[0]}, which is not of the vectors; move it away", path=folder
+        )
 
 
 @contextmanager
@@ -413,27 +415,27 @@ def check_results(folder: Path, results: Path) -> list[Verdict]:
         try:
             digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
         except OSError as error:
-            raise DataError(f"{folder / file}: cannot read: {error.strerror}") from error
+            raise DataError(f"cannot read: {error.strerror}", key=folder / file) from error
         if digest != known["sha256"]:
-            raise DataError(f"{folder / file}: damaged or changed: write the vectors again")
+            raise DataError("damaged or changed: write the vectors again", key=folder / file)
     outputs: dict[str, set[str]] = {file: set() for file in manifest["files"]}
     for case in manifest["cases"]:
         for tensor in case["tensors"]:
             if tensor["role"] == "output":
                 outputs[tensor["file"]].add(tensor["name"])
     if not results.is_dir():
-        raise DataError(f"{results}: no such folder")
+        raise DataError("no such folder", path=results)
     found = sorted(path for path in results.iterdir() if path.suffix == ".safetensors")
     if not found:
-        raise DataError(f"{results}: no safetensors file, nothing to judge")
+        raise DataError("no safetensors file, nothing to judge", path=results)
     with ExitStack() as stack:
         given = {}
         for path in found:
             if path.name not in outputs:
-                raise DataError(f"{path}: the vectors have no file of this name")
+                raise DataError("the vectors have no file of this name", path=path)
             given[path.name] = stack.enter_context(_opened(path))
             if unknown := sorted(set(given[path.name].keys()) - outputs[path.name]):
-                raise DataError(f"{path}: {unknown[0]!r} is no output of the vectors")
+                raise DataError(f"{unknown[0]!r} is no output of the vectors", path=path)
         kept = {file: stack.enter_context(_opened(folder / file)) for file in given}
         _require_described(folder, manifest, kept)
         return [_verdict(case, kept, given) for case in manifest["cases"]]
@@ -450,7 +452,7 @@ def _require_described(folder: Path, manifest: dict[str, Any], kept: dict[str, A
             part = kept[file].get_slice(name) if name in names[file] else None
             found = part and (part.get_dtype(), part.get_shape())
             if found != (tensor["dtype"], tensor["shape"]):
-                raise DataError(f"{folder / MANIFEST}: damaged: {name} is not so in {file}")
+                raise DataError(f"damaged: {name} is not so in {file}", key=folder / MANIFEST)
 
 
 def _verdict(case: dict[str, Any], kept: dict[str, Any], given: dict[str, Any]) -> Verdict:
@@ -511,11 +513,11 @@ def _opened(path: Path) -> Iterator[Any]:
     """A safetensors file, with its faults as one line."""
     try:
         if path.exists() and not path.is_file():  # a pipe would wait for ever
-            raise DataError(f"{path}: not a file")
+            raise DataError("not a file", path=path)
         stored = safe_open(path, "numpy")
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or f"damaged or cut off ({error})"
-        raise DataError(f"{path}: cannot read: {reason}") from error
+        raise DataError(f"cannot read: {reason}", path=path) from error
     with stored as open_file:
         yield open_file
 
@@ -527,11 +529,11 @@ def _load_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except OSError as error:
         reason = f"{error.strerror}; `refinedet vectors write` makes such a folder"
-        raise DataError(f"{path}: cannot read: {reason}") from error
+        raise DataError(f"cannot read: {reason}", path=path) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON: {error}") from error
+        raise DataError(f"not JSON: {error}", path=path) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{path}: not a manifest of the format {FORMAT!r}")
+        raise DataError(f"not a manifest of the format {FORMAT!r}", path=path)
     return manifest
 
 
@@ -541,7 +543,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     manifest = _load_manifest(folder)
     if manifest.get("version") != VERSION:
         found = repr(manifest.get("version"))[:20]
-        raise DataError(f"{path}: expected version {VERSION}, got {found}; write the vectors again")
+        raise DataError(
+            f"expected version {VERSION}, got {found}; write the vectors again", path=path
+        )
     try:
         for file, known in manifest["files"].items():
             _require(Path(file).name == file and isinstance(known["sha256"], str), file)
@@ -560,7 +564,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
                     _require(good, f"{tensor['name']}: {key}")
     except (AttributeError, DataError, KeyError, OverflowError, TypeError) as error:
         reason = f"a field is missing: {error}" if isinstance(error, KeyError) else error
-        raise DataError(f"{path}: damaged: {reason}") from error
+        raise DataError(f"damaged: {reason}", path=path) from error
     return manifest
 
 

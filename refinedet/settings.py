@@ -21,27 +21,18 @@ from typing import Any
 
 import yaml
 
-from refinedet.data.dataset import is_class_name
+from refinedet.errors import SettingsError
 from refinedet.spec.config import Config, preset
 from refinedet.spec.errors import SpecError
+from refinedet.support.text import is_class_name, shown
 
 LARGEST_FILE = 1 << 20
 """Bytes of a settings file that are read."""
 
 
-class SettingsError(ValueError):
-    """Settings that cannot be used; one line: file, key, what is expected."""
-
-
-def shown(value: object) -> str:
-    """``repr`` in at most 80 characters, for messages of one line."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _require(condition: bool, key: str, expected: str, value: object) -> None:
     if not condition:
-        raise SettingsError(f"{key}: expected {expected}, got {shown(value)}")
+        raise SettingsError(f"expected {expected}, got {shown(value)}", key=key)
 
 
 def _require_whole(key: str, value: object, low: int, high: int) -> None:
@@ -145,8 +136,9 @@ class Settings:
         _require(len(set(names)) == len(names), "class_names", "distinct names", names)
         if names and len(names) + 1 != self.model.num_classes:
             raise SettingsError(
-                f"class_names: {len(names)} names want model.num_classes={len(names) + 1}, "
-                f"got {self.model.num_classes}"
+                f"{len(names)} names want model.num_classes={len(names) + 1}, "
+                f"got {self.model.num_classes}",
+                key="class_names",
             )
 
 
@@ -181,12 +173,12 @@ def resolve(
     content = _load_file(file) if file else {}
     from_file = content.pop("preset", None)
     if not isinstance(from_file, str | None):
-        raise SettingsError(f"{file}: preset: expected a name, got {shown(from_file)}")
+        raise SettingsError(f"expected a name, got {shown(from_file)}", path=file, key="preset")
     name = preset_name or from_file or "refinedet_vgg16_320"
     try:
         layers = _Layers(Settings(model=preset(name)))
     except SpecError as error:
-        raise SettingsError(str(error)) from error
+        raise SettingsError(error.reason, key=error.key) from error
     layers.add(PRESET_DEFAULTS.get(name, {}), name)
     if class_names:
         classes = {"class_names": list(class_names), "model.num_classes": len(class_names) + 1}
@@ -199,13 +191,14 @@ def resolve(
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals:
-            raise SettingsError(f"--set {shown(text)}: expected KEY=VALUE")
+            raise SettingsError("expected KEY=VALUE", key=f"--set {shown(text)}")
         layers.add({key.strip(): _parse(value, f"--set {key.strip()}")}, "--set")
     settings = layers.settings()
     if class_names and settings.class_names != class_names:
         raise SettingsError(
-            f"class_names: the data set has {shown(class_names)}, "
-            f"the settings say {shown(settings.class_names)}; take them out of the settings"
+            f"the data set has {shown(class_names)}, "
+            f"the settings say {shown(settings.class_names)}; take them out of the settings",
+            key="class_names",
         )
     return settings
 
@@ -267,7 +260,7 @@ def _build(section: Any, values: dict[str, Any], prefix: str = "") -> Any:
     try:
         return type(section)(**made)
     except SpecError as error:
-        raise SettingsError(f"model.{error}") from error
+        raise SettingsError(error.reason, key=f"model.{error.key}") from error
 
 
 class _Layers:
@@ -286,15 +279,15 @@ class _Layers:
         seen = set()
         for key, value in _flatten(content):
             if key in seen:
-                raise SettingsError(f"{origin}: {key} is set twice")
+                raise SettingsError(f"{key} is set twice", key=origin)
             seen.add(key)
             if key in self.kinds:
                 self.values[key] = _convert(self.kinds[key], value, f"{origin}: {key}")
                 self.origins[key] = origin
             elif key not in self.sections:
-                raise SettingsError(f"{origin}: unknown key {shown(key)}{self._hint(key)}")
+                raise SettingsError(f"unknown key {shown(key)}{self._hint(key)}", key=origin)
             elif value is not None and value != {}:
-                raise SettingsError(f"{origin}: {key} is a section, expected keys and values")
+                raise SettingsError(f"{key} is a section, expected keys and values", key=origin)
 
     def _hint(self, key: str) -> str:
         known = [*self.kinds, *sorted(self.sections)]
@@ -308,7 +301,7 @@ class _Layers:
             settings: Settings = _build(self.base, self.values)
         except SettingsError as error:
             origin = self.origins.get(str(error).partition(":")[0])
-            raise SettingsError(f"{origin}: {error}" if origin else str(error)) from error
+            raise SettingsError(f"{error}" if origin else str(error), key=origin) from error
         return settings
 
 
@@ -332,12 +325,12 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
         return _convert(next(a for a in arguments if a is not types.NoneType), value, key)
     if origin is tuple:
         if not isinstance(value, list):
-            raise SettingsError(f"{key}: expected a list, got {shown(value)}")
+            raise SettingsError(f"expected a list, got {shown(value)}", key=key)
         return tuple(_convert(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value))
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise SettingsError(f"{key}: expected {WORDS[kind]}, got {shown(value)}")
+        raise SettingsError(f"expected {WORDS[kind]}, got {shown(value)}", key=key)
     return value
 
 
@@ -391,9 +384,9 @@ def _parse(text: str, origin: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or getattr(error, "reason", "not YAML")
-        raise SettingsError(f"{origin}{line}: {reason}") from error
+        raise SettingsError(f"{reason}", key=f"{origin}{line}") from error
     except RecursionError as error:
-        raise SettingsError(f"{origin}: nested too deeply") from error
+        raise SettingsError("nested too deeply", key=origin) from error
 
 
 def _mapping(text: str, origin: str) -> dict[str, Any]:
@@ -401,20 +394,20 @@ def _mapping(text: str, origin: str) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise SettingsError(f"{origin}: expected keys and values, got {type(content).__name__}")
+        raise SettingsError(f"expected keys and values, got {type(content).__name__}", key=origin)
     return content
 
 
 def _load_file(file: Path) -> dict[str, Any]:
     try:
         if file.exists() and not file.is_file():  # a pipe would wait for ever
-            raise SettingsError(f"{file}: not a file")
+            raise SettingsError("not a file", path=file)
         with file.open("rb") as stream:
             data = stream.read(LARGEST_FILE + 1)
         if len(data) > LARGEST_FILE:
-            raise SettingsError(f"{file}: larger than {LARGEST_FILE} bytes; not a settings file")
+            raise SettingsError(f"larger than {LARGEST_FILE} bytes; not a settings file", path=file)
         return _mapping(data.decode(), str(file))
     except OSError as error:
-        raise SettingsError(f"{file}: cannot read: {error.strerror}") from error
+        raise SettingsError(f"cannot read: {error.strerror}", path=file) from error
     except UnicodeDecodeError as error:
-        raise SettingsError(f"{file}: not UTF-8: {error.reason}") from error
+        raise SettingsError(f"not UTF-8: {error.reason}", path=file) from error

@@ -15,7 +15,7 @@ import numpy as np
 
 from refinedet.spec.boxes import centres_to_corners
 from refinedet.spec.config import Config, feature_sizes
-from refinedet.spec.errors import Array
+from refinedet.spec.types import Array
 
 
 def level_anchors(

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from refinedet.spec.errors import Array, SpecError, check_boxes, check_float, check_shape
+from refinedet.spec.errors import SpecError, check_boxes, check_float, check_shape
+from refinedet.spec.types import Array
 
 
 def corners_to_centres(boxes: Array) -> Array:
@@ -44,7 +45,7 @@ def centres_to_corners(boxes: Array) -> Array:
     centre, size = np.split(boxes.astype(np.float64), 2, axis=1)
     negative = np.flatnonzero((size < 0).any(axis=1))
     if negative.size:
-        raise SpecError(f"boxes: row {int(negative[0])} has a negative side")
+        raise SpecError(f"row {int(negative[0])} has a negative side", key="boxes")
     return np.hstack([centre - size / 2, centre + size / 2]).astype(boxes.dtype)
 
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 import numpy as np
 
 from refinedet.spec.boxes import corners_to_centres
-from refinedet.spec.errors import Array, SpecError, check_boxes, check_float, check_shape
+from refinedet.spec.errors import SpecError, check_boxes, check_float, check_shape
+from refinedet.spec.types import Array
 
 
 def encode(boxes: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
@@ -36,7 +37,7 @@ def encode(boxes: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
     for name, array in (("boxes", boxes), ("anchors", anchors)):
         empty = np.flatnonzero((array[:, 2:] <= array[:, :2]).any(axis=1))
         if empty.size:
-            raise SpecError(f"{name}: row {int(empty[0])} has a side of length 0")
+            raise SpecError(f"row {int(empty[0])} has a side of length 0", key=name)
     b = corners_to_centres(boxes.astype(np.float64))
     a = corners_to_centres(anchors.astype(np.float64))
     offset = (b[:, :2] - a[:, :2]) / (a[:, 2:] * variances[0])
@@ -68,7 +69,7 @@ def decode(offsets: Array, anchors: Array, variances: tuple[float, ...]) -> Arra
         boxes = np.hstack([centre - size / 2, centre + size / 2]).astype(offsets.dtype)
     overflow = np.flatnonzero(~np.isfinite(boxes).all(axis=1))
     if overflow.size:
-        raise SpecError(f"offsets: row {int(overflow[0])} overflows {offsets.dtype}")
+        raise SpecError(f"row {int(overflow[0])} overflows {offsets.dtype}", key="offsets")
     return boxes
 
 

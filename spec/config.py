@@ -26,7 +26,7 @@ def require(condition: bool, section: object, name: str, expected: str) -> None:
         place = type(section).__name__.removesuffix("Config").lower()
         value = getattr(section, name)
         dotted = name if place == "" else f"{place}.{name}"
-        raise SpecError(f"{dotted}: expected {expected}, got {value!r}")
+        raise SpecError(f"expected {expected}, got {value!r}", key=dotted)
 
 
 def _is_whole(value: object, lowest: int = 1, highest: int = 10**9) -> bool:
@@ -576,7 +576,7 @@ def _require_fields(section: Any, names: Iterable[str], place: str = "") -> None
     known = [f.name for f in dataclasses.fields(section)]
     for name in names:
         if name not in known:
-            raise SpecError(f"{place}{name}: no such field; there are {', '.join(known)}")
+            raise SpecError(f"no such field; there are {', '.join(known)}", key=f"{place}{name}")
 
 
 _PAPER_320 = Config()
@@ -726,5 +726,5 @@ def preset(name: str) -> Config:
         SpecError: no such preset; lists those there are.
     """
     if name not in PRESETS:
-        raise SpecError(f"preset: no {name!r}; there are {', '.join(PRESETS)}")
+        raise SpecError(f"no {name!r}; there are {', '.join(PRESETS)}", key="preset")
     return PRESETS[name]

@@ -27,9 +27,10 @@ from refinedet.spec import coding
 from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.boxes import box_iou, clip_boxes, lengthened
 from refinedet.spec.config import Config, DetectionConfig
-from refinedet.spec.errors import Array, SpecError, check_boxes, check_float, check_shape
+from refinedet.spec.errors import SpecError, check_boxes, check_float, check_shape
 from refinedet.spec.losses import sigmoid, softmax
 from refinedet.spec.network import Heads
+from refinedet.spec.types import Array
 
 
 class Detections(NamedTuple):
@@ -90,7 +91,7 @@ def detect(
     check_float(boxes=boxes, scores=scores)
     check_shape(scores, "scores", len(boxes), None)
     if scores.shape[1] < 2:
-        raise SpecError("scores: want a column for the background and one a class")
+        raise SpecError("want a column for the background and one a class", key="scores")
     pixel = pixel_sides(config, size)
     if config.clip_first:
         boxes = clip_boxes(boxes)
@@ -120,7 +121,7 @@ def pixel_sides(config: DetectionConfig, size: tuple[int, int] | None) -> tuple[
     if config.pixel == 0:
         return 0.0, 0.0
     if size is None:
-        raise SpecError("size: detection.pixel expected the image's height and width")
+        raise SpecError("detection.pixel expected the image's height and width", key="size")
     height, width = size
     return config.pixel / width, config.pixel / height
 

@@ -7,16 +7,33 @@ the row: a wrong number that travels on is worse than a stop.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from refinedet.spec.types import Array
 
 
-class SpecError(ValueError):
-    """An argument or a configuration outside the specification's domain."""
+class RefineDetError(Exception):
+    """Base of every error that a user of the project can cause; ``str`` of it is one line.
+
+    Attributes:
+        reason: what is wrong, and what to do about it.
+        path: the file or folder, or None.
+        key: what in it, or which argument, settings key or step; or None.
+    """
+
+    def __init__(self, reason: str, *, path: object = None, key: object = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.path = path
+        self.key = key
+
+    def __str__(self) -> str:
+        parts = (self.path, self.key, self.reason)
+        return ": ".join(str(part) for part in parts if part is not None)
+
+
+class SpecError(RefineDetError, ValueError):
+    """An argument or a configuration outside the specification's domain; ``key`` names it."""
 
 
 def check_float(**arrays: Array) -> None:

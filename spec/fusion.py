@@ -25,14 +25,8 @@ import numpy as np
 from refinedet.spec.boxes import box_iou, lengthened
 from refinedet.spec.config import NETWORK_STRIDES, is_number, require
 from refinedet.spec.detection import Detections
-from refinedet.spec.errors import (
-    Array,
-    SpecError,
-    check_boxes,
-    check_float,
-    check_labels,
-    check_shape,
-)
+from refinedet.spec.errors import SpecError, check_boxes, check_float, check_labels, check_shape
+from refinedet.spec.types import Array
 
 RULES = ("vote", "soft_vote", "soft_nms")
 MOST_CLASSES = 10**5
@@ -226,7 +220,7 @@ def _check_scored(boxes: Array, scores: Array) -> None:
     check_shape(scores, "scores", len(boxes))
     low = np.flatnonzero(scores <= 0)
     if low.size:
-        raise SpecError(f"scores: row {int(low[0])} is {scores[low[0]]}, not above 0")
+        raise SpecError(f"row {int(low[0])} is {scores[low[0]]}, not above 0", key="scores")
 
 
 def mirrored(boxes: Array) -> Array:
@@ -271,7 +265,7 @@ def fuse(found: Sequence[Detections], config: FusionConfig, size: tuple[int, int
     """
     if len(found) != len(config.views):
         raise SpecError(
-            f"found: expected detections of {len(config.views)} views, got {len(found)}"
+            f"expected detections of {len(config.views)} views, got {len(found)}", key="found"
         )
     check_float(**{f"found[{i}]": detections.boxes for i, detections in enumerate(found)})
     for detections in found:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from refinedet.spec.config import ImageConfig
-from refinedet.spec.errors import Array, SpecError, check_shape
+from refinedet.spec.errors import SpecError, check_shape
+from refinedet.spec.types import Array
 
 
 def normalise(image: Array, config: ImageConfig) -> Array:
@@ -22,7 +23,7 @@ def normalise(image: Array, config: ImageConfig) -> Array:
     """
     check_shape(image, "image", None, None, 3)
     if image.dtype != np.uint8:
-        raise SpecError(f"image: expected uint8, got {image.dtype}")
+        raise SpecError(f"expected uint8, got {image.dtype}", key="image")
     ordered = image[..., ::-1] if config.channels == "BGR" else image
     values = (ordered - np.asarray(config.mean, np.float64)) / np.asarray(config.std, np.float64)
     return np.ascontiguousarray(values.transpose(2, 0, 1), np.float32)

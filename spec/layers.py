@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from refinedet.spec.errors import Array
+from refinedet.spec.types import Array
 
 
 def _taps(

@@ -30,9 +30,10 @@ import numpy as np
 from refinedet.spec import coding
 from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.config import Config
-from refinedet.spec.errors import Array, SpecError, check_float, check_labels, check_shape
+from refinedet.spec.errors import SpecError, check_float, check_labels, check_shape
 from refinedet.spec.matching import targets
 from refinedet.spec.network import Heads
+from refinedet.spec.types import Array
 
 
 def softmax(logits: Array) -> Array:
@@ -195,7 +196,7 @@ def _check_module(offsets: Array, logits: Array, target: Array, labels: Array) -
     check_shape(logits, "logits", None, None, None)
     images, anchors, _ = logits.shape
     if images == 0:
-        raise SpecError("logits: want at least one image")
+        raise SpecError("want at least one image", key="logits")
     check_shape(offsets, "offsets", images, anchors, 4)
     check_shape(target, "target", images, anchors, 4)
     check_shape(labels, "labels", images, anchors)

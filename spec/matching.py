@@ -24,7 +24,8 @@ import numpy as np
 from refinedet.spec.boxes import box_iou
 from refinedet.spec.coding import encode
 from refinedet.spec.config import Config, MatchingConfig
-from refinedet.spec.errors import Array, check_boxes, check_labels, check_shape
+from refinedet.spec.errors import check_boxes, check_labels, check_shape
+from refinedet.spec.types import Array
 
 UNMATCHED = -1
 

@@ -35,7 +35,7 @@ from refinedet.spec.architecture import (
     upsampling,
 )
 from refinedet.spec.config import Config
-from refinedet.spec.errors import Array, SpecError, check_float, check_shape
+from refinedet.spec.errors import SpecError, check_float, check_shape
 from refinedet.spec.layers import (
     Tape,
     add,
@@ -52,6 +52,7 @@ from refinedet.spec.layers import (
     relu6,
     upsample2x2,
 )
+from refinedet.spec.types import Array
 
 Parameters = dict[str, Array]
 
@@ -189,7 +190,7 @@ def check_tensors(what: str, tensors: Parameters, table: list[Parameter]) -> Non
     ]
     if faults:
         more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise SpecError(f"{what}: {'; '.join(sorted(faults)[:5])}{more}")
+        raise SpecError(f"{'; '.join(sorted(faults)[:5])}{more}", key=what)
     check_float(**tensors)
 
 
@@ -248,7 +249,7 @@ def _run(
     check_float(images=images, weight=parameters[f"{first}.weight"])
     check_shape(images, "images", None, 3, *config.image_size)
     if len(images) == 0:
-        raise SpecError("images: want at least one")
+        raise SpecError("want at least one", key="images")
     statistics: Parameters = {}
     net = config.network
 

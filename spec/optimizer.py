@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from refinedet.spec.config import SCALES, Config, is_number
-from refinedet.spec.errors import Array, SpecError
+from refinedet.spec.errors import SpecError
 from refinedet.spec.network import check_tensors, parameter_table, trained_parameters
+from refinedet.spec.types import Array
 
 Tensors = dict[str, Array]
 
@@ -39,10 +40,10 @@ class LossScale:
 
     def __post_init__(self) -> None:
         if not is_number(self.scale, 1e-6):
-            raise SpecError(f"loss scale: expected a number above 0, got {self.scale!r}")
+            raise SpecError(f"expected a number above 0, got {self.scale!r}", key="loss scale")
         count = self.good_steps
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise SpecError(f"good steps: want a whole number from 0, got {count!r}")
+            raise SpecError(f"want a whole number from 0, got {count!r}", key="good steps")
 
 
 def next_loss_scale(now: LossScale, finite: bool, window: int | None) -> LossScale:

@@ -28,7 +28,7 @@ def learning_rate(step: int, config: ScheduleConfig) -> float:
         equation 5, without restarts.
     """
     if not 0 <= step < config.steps:
-        raise SpecError(f"step: {step} is outside 0..{config.steps - 1}")
+        raise SpecError(f"{step} is outside 0..{config.steps - 1}", key="step")
     if step < config.warmup_steps:
         rise = config.rate - config.warmup_rate
         return config.warmup_rate + rise * step / config.warmup_steps

@@ -20,11 +20,11 @@ from typing import NamedTuple
 import numpy as np
 
 from refinedet.spec.config import Config
-from refinedet.spec.errors import Array
 from refinedet.spec.losses import Loss, detector_loss
 from refinedet.spec.network import Heads, Parameters, forward_and_back, trained_parameters
 from refinedet.spec.optimizer import LossScale, momentum_step, next_loss_scale
 from refinedet.spec.schedule import learning_rate
+from refinedet.spec.types import Array
 
 LARGEST_FLOAT16 = 65504.0
 """IEEE 754-2008, table 3.5: binary16."""

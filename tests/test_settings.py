@@ -4,12 +4,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from refinedet.errors import SettingsError
 from refinedet.settings import (
     PRESET_DEFAULTS,
     AugmentSettings,
     InputSettings,
     Settings,
-    SettingsError,
     TrainSettings,
     differences,
     from_yaml,

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from refinedet.adapters.devices import lacks_ascend
 from refinedet.adapters.lite import engine
-from refinedet.backends.interface import BackendError, Limitation, Network
+from refinedet.backends.interface import Limitation, Network
+from refinedet.errors import BackendError
 from refinedet.settings import Settings
 from refinedet.spec.config import Config
 from refinedet.spec.network import Parameters
@@ -57,7 +58,7 @@ class LiteBackend:
         ):
             if value < least or (most is not None and value > most):
                 upto = "" if most is None else f" to {most}"
-                raise BackendError(f"{option} {value}: want a number from {least}{upto}")
+                raise BackendError(f"want a number from {least}{upto}", key=f"{option} {value}")
         self.name = name
         self.target = target
         self.device_id = device_id

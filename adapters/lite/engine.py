@@ -23,8 +23,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from refinedet.adapters.lite import worker
-from refinedet.backends.interface import BackendError
-from refinedet.spec.errors import Array
+from refinedet.errors import BackendError
+from refinedet.spec.types import Array
 
 VARIABLE = "REFINEDET_LITE_PYTHON"
 LIMITS = {"start": 120, "convert": 3600, "load": 1200, "run": 600}
@@ -105,7 +105,7 @@ def _one_line(work: Callable[[], T]) -> T:
         return work()
     except Exception as error:  # Lite's, and those of a package that is damaged
         said = " ".join(str(error).split())
-        raise BackendError(f"MindSpore Lite: {type(error).__name__}: {said}") from error
+        raise BackendError(f"{type(error).__name__}: {said}", key="MindSpore Lite") from error
 
 
 class Worker:
@@ -124,7 +124,9 @@ class Worker:
             )
         except OSError as error:
             self._log.close()
-            raise BackendError(f"{python}: cannot start it: {error.strerror}; {HOW_TO}") from error
+            raise BackendError(
+                f"cannot start it: {error.strerror}; {HOW_TO}", key=python
+            ) from error
         weakref.finalize(self, _end, self._process, self._log)
         self.versions, _ = self._in_time("start", self._greeted)
 
@@ -159,7 +161,7 @@ class Worker:
         if "error" in head:
             cause = ERROR_LINE.search(self._logged(said))
             why = f" ({cause[1]})" if cause else ""
-            raise BackendError(f"MindSpore Lite: {' '.join(head['error'].split())}{why}")
+            raise BackendError(f"{' '.join(head['error'].split())}{why}", key="MindSpore Lite")
         return head, found
 
     def _in_time(self, call: str, work: Callable[[], T]) -> T:

@@ -1,6 +1,7 @@
 """Detectors in MindSpore Lite, and their files.
 
-An exported file holds its settings (``refinedet.models.open``); Lite 2.0.0 reads it with and without.
+An exported file holds its settings (``refinedet.models.embedded_settings``); Lite 2.0.0 reads
+it with and without.
 What another program compiled holds none: of it names, shapes and dtypes are checked.
 """
 
@@ -18,14 +19,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refinedet.adapters.lite.engine import THIS, InProcess, Remote, Runner, Worker
-from refinedet.backends.interface import BackendError, Network
-from refinedet.models.open import require_own_settings, settings_in, with_settings
+from refinedet.backends.interface import Network
+from refinedet.errors import BackendError
+from refinedet.models.embedded_settings import require_own_settings, settings_in, with_settings
 from refinedet.settings import Settings
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import Config
 from refinedet.spec.detection import scored_boxes
-from refinedet.spec.errors import Array, check_shape
+from refinedet.spec.errors import check_shape
 from refinedet.spec.network import Heads, Parameters, check_parameters
+from refinedet.spec.types import Array
 from refinedet.support.files import write_atomically
 
 if TYPE_CHECKING:
@@ -92,8 +95,8 @@ def converted(backend: LiteBackend, config: Config, parameters: Parameters) -> L
         version("onnx")
     except PackageNotFoundError as error:
         raise BackendError(
-            f"backend {backend.name}: onnx, from which it converts, is not installed; run: "
-            "pip install 'refinedet[lite]'"
+            "onnx, from which it converts, is not installed; run: pip install 'refinedet[lite]'",
+            key=f"backend {backend.name}",
         ) from error
     from refinedet.adapters.onnx.export import detector
 
@@ -116,7 +119,7 @@ def converted(backend: LiteBackend, config: Config, parameters: Parameters) -> L
 def export(network: Network, path: Path, settings: Settings) -> None:
     """Write the converted model with its settings."""
     if not isinstance(network, LiteNetwork) or network.mindir is None:
-        raise BackendError(f"{path}: the model is exported already; copy its file, and its .yaml")
+        raise BackendError("the model is exported already; copy its file, and its .yaml", path=path)
     write_atomically(path, with_settings(network.mindir, settings))
 
 
@@ -144,7 +147,7 @@ def _opened(backend: LiteBackend, path: Path, config: Config) -> LiteNetwork:
             for _ in range(backend.streams)
         ]
     except BackendError as error:
-        raise BackendError(f"{path}: cannot be loaded: {error}") from error
+        raise BackendError(f"cannot be loaded: {error}", path=path) from error
     size = _compiled_size(path, runners[0].inputs, config)
     _require_outputs(path, runners[0], config, size)
     return LiteNetwork(config, runners, size)
@@ -159,10 +162,10 @@ def _compiled_size(path: Path, inputs: list[list[Any]], config: Config) -> int:
             if size > 0:
                 return size
             raise BackendError(
-                f"{path}: leaves open how many images it takes; convert it for a number of them"
+                "leaves open how many images it takes; convert it for a number of them", path=path
             )
     expected = ["images", ["N", 3, *config.image_size], "FLOAT32"]
-    raise BackendError(f"{path}: takes {inputs}, its settings want [{expected}]; export again")
+    raise BackendError(f"takes {inputs}, its settings want [{expected}]; export again", path=path)
 
 
 def _require_outputs(path: Path, runner: Runner, config: Config, size: int) -> None:
@@ -174,5 +177,5 @@ def _require_outputs(path: Path, runner: Runner, config: Config, size: int) -> N
         got = f"{found[name].dtype} {found[name].shape}" if name in found else "missing"
         if got != expected:
             raise BackendError(
-                f"{path}: {name} is {got}, its settings want {expected}; export again"
+                f"{name} is {got}, its settings want {expected}; export again", path=path
             )

@@ -12,9 +12,11 @@ from pathlib import Path
 from types import ModuleType
 
 from refinedet.adapters.mindspore.setup import Setup, apply, attached, decide, lacks
-from refinedet.backends.interface import BackendError, Batch, Limitation, Network, Trainer
+from refinedet.backends.interface import Limitation, Network, Trainer
 from refinedet.backends.process_group import ALONE, Group
+from refinedet.data.batch import Batch
 from refinedet.data.dataset import Dataset
+from refinedet.errors import BackendError
 from refinedet.settings import InputSettings, Settings
 from refinedet.spec.config import PRECISIONS, Config
 from refinedet.spec.network import Parameters
@@ -84,7 +86,7 @@ class MindSporeBackend:
             BackendError: the device is missing. Nothing runs on another one.
         """
         if reason := self.missing():
-            raise BackendError(f"backend {self.name}: {reason}")
+            raise BackendError(f"{reason}", key=f"backend {self.name}")
         if "mindspore" not in sys.modules:
             self._set_environment()
         from refinedet.adapters.mindspore import engine
@@ -93,7 +95,7 @@ class MindSporeBackend:
             apply(self.setup)
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise BackendError(f"backend {self.name}: no {self.device}: {reason}") from error
+            raise BackendError(f"no {self.device}: {reason}", key=f"backend {self.name}") from error
         return engine
 
     def _set_environment(self) -> None:
@@ -168,7 +170,7 @@ class MindSporeBackend:
         """Read a MindIR; see ``Backend``."""
         if path.suffix == ".onnx":
             raise BackendError(
-                f"{path}: is no MindIR; an ONNX file runs with --backend onnxruntime"
+                "is no MindIR; an ONNX file runs with --backend onnxruntime", path=path
             )
         network: Network = self._engine().MindIRNetwork(path, settings)
         return network

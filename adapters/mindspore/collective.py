@@ -15,8 +15,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import communication, nn, ops
 
-from refinedet.backends.interface import BackendError
 from refinedet.backends.process_group import KEY_BYTES, Group, Star
+from refinedet.errors import BackendError
 
 
 def joined() -> bool:

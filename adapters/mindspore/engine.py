@@ -12,14 +12,15 @@ import numpy as np
 from mindspore import nn
 
 from refinedet.adapters.mindspore.network import Detector, ScoredBoxes, load_parameters
-from refinedet.backends.interface import BackendError
-from refinedet.models.open import require_own_settings, settings_in, with_settings
+from refinedet.errors import BackendError
+from refinedet.models.embedded_settings import require_own_settings, settings_in, with_settings
 from refinedet.settings import Settings
 from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.config import Config
 from refinedet.spec.detection import scored_boxes
-from refinedet.spec.errors import Array, check_shape
+from refinedet.spec.errors import check_shape
 from refinedet.spec.network import Heads, Parameters, check_parameters
+from refinedet.spec.types import Array
 from refinedet.support.files import write_atomically
 
 AIR = ".air"
@@ -63,24 +64,26 @@ class MindIRNetwork:
     def __init__(self, path: Path, settings: Settings) -> None:
         if path.suffix == AIR:
             raise BackendError(
-                f"{path}: AIR is for CANN's own compiler; give the .mindir, or the run"
+                "AIR is for CANN's own compiler; give the .mindir, or the run", path=path
             )
         if (own := settings_in(path)) is None:
-            raise BackendError(f"{path}: holds no settings; it was not written by refinedet export")
+            raise BackendError(
+                "holds no settings; it was not written by refinedet export", path=path
+            )
         require_own_settings(path, own, settings)
         self.config = config = settings.model
         try:
             self.graph = nn.GraphCell(ms.load(str(path)))
             found = self._run(np.zeros((1, 3, *config.image_size), np.float32))
         except (RuntimeError, ValueError, TypeError) as error:
-            raise BackendError(f"{path}: not a MindIR that this MindSpore reads") from error
+            raise BackendError("not a MindIR that this MindSpore reads", path=path) from error
         rows, classes = len(all_anchors(config)), config.num_classes
         boxes = [f"float32 (1, {rows}, {width})" for width in (4, classes)]
         raw = [f"float32 (1, {rows}, {width})" for width in (4, 2, 4, classes)]
         given = [f"{output.dtype} {output.shape}" for output in found]
         if given not in (boxes, raw):
             shown = f"{', '.join(given)}; its settings want {', '.join(boxes)}"
-            raise BackendError(f"{path}: gives {shown}; export again")
+            raise BackendError(f"gives {shown}; export again", path=path)
         self.raw = given == raw
 
     def _run(self, images: Array) -> list[Array]:
@@ -115,14 +118,15 @@ def export(
         device: MindSpore's name of the one that is set.
     """
     if isinstance(network, MindIRNetwork):
-        raise BackendError(f"{path}: the model is exported already; copy its file, and its .yaml")
+        raise BackendError("the model is exported already; copy its file, and its .yaml", path=path)
     if path.suffix == ".onnx":
-        raise BackendError(f"{path}: this backend writes MindIR; give --backend onnxruntime")
+        raise BackendError("this backend writes MindIR; give --backend onnxruntime", path=path)
     if path.suffix not in (".mindir", AIR):
-        raise BackendError(f"{path}: is not named as a MindIR is; give it the suffix .mindir")
+        raise BackendError("is not named as a MindIR is; give it the suffix .mindir", path=path)
     if path.suffix == AIR and device != "Ascend":
         raise BackendError(
-            f"{path}: AIR is written on Ascend alone; give --target ascend there, or export .mindir"
+            "AIR is written on Ascend alone; give --target ascend there, or export .mindir",
+            path=path,
         )
     kind, suffix, count = ("AIR", AIR, 1) if path.suffix == AIR else ("MINDIR", ".mindir", None)
     images = ms.Tensor(shape=[count, 3, *network.config.image_size], dtype=ms.float32)
@@ -135,7 +139,7 @@ def export(
             ms.export(cell, images, file_name=str(fresh), file_format=kind)
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise BackendError(f"{path}: MindSpore cannot write it: {reason}") from error
+            raise BackendError(f"MindSpore cannot write it: {reason}", path=path) from error
         content = fresh.read_bytes()
     if path.suffix != AIR:
         content = with_settings(content, settings)

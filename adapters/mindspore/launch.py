@@ -30,8 +30,8 @@ import typer
 
 from refinedet.adapters.mindspore.ranktable import read_rank_table, require_fit
 from refinedet.adapters.mindspore.worker import FOLDER, LAUNCHER, SCHEDULER
-from refinedet.backends.interface import BackendError
 from refinedet.backends.process_group import LOST
+from refinedet.errors import BackendError
 
 COMMANDS = ("train", "eval")
 TARGETS = ("cpu", "gpu", "ascend")
@@ -132,20 +132,28 @@ def launch(
     """Run train or eval with several workers, each on a device, on one machine or many."""
     _require_command(command)
     if workers % nodes:
-        raise BackendError(f"--workers: {workers} are not as many on each of {nodes} machines")
+        raise BackendError(
+            f"{workers} are not as many on each of {nodes} machines", key="--workers"
+        )
     if node_rank >= nodes:
-        raise BackendError(f"--node-rank: is {node_rank}; {nodes} machines are 0 to {nodes - 1}")
+        raise BackendError(
+            f"is {node_rank}; {nodes} machines are 0 to {nodes - 1}", key="--node-rank"
+        )
     if nodes > 1 and master_addr in ("127.0.0.1", "localhost"):
-        raise BackendError("--master-addr: give the address of machine 0; the others look there")
+        raise BackendError(
+            "give the address of machine 0; the others look there", key="--master-addr"
+        )
     if not master_addr:
-        raise BackendError("--master-addr: is empty; give the address of machine 0")
+        raise BackendError("is empty; give the address of machine 0", key="--master-addr")
     if rank_table_file is not None:
         require_fit(rank_table_file, read_rank_table(rank_table_file), workers, nodes)
     port = master_port or (PORT if nodes > 1 else 0)
     if node_rank == 0:
         port = _free_port(master_addr, port)
     if importlib.util.find_spec("mindspore") is None:
-        raise BackendError("launch: MindSpore is not installed; run: pip install 'refinedet[cpu]'")
+        raise BackendError(
+            "MindSpore is not installed; run: pip install 'refinedet[cpu]'", key="launch"
+        )
     logs.mkdir(parents=True, exist_ok=True)
     job = Job(tuple(command), workers, nodes, node_rank, master_addr, port, rank_table_file, logs)
     with _own(logs), _told_to_end():
@@ -167,13 +175,14 @@ def target_of(command: Sequence[str]) -> str:
 def _require_command(command: list[str]) -> None:
     if command[0] not in COMMANDS:
         raise BackendError(
-            f"launch: runs {' or '.join(COMMANDS)}, as: launch --workers 2 -- train ..."
+            f"runs {' or '.join(COMMANDS)}, as: launch --workers 2 -- train ...", key="launch"
         )
     if any(argument.partition("=")[0] == "--device-id" for argument in command):
-        raise BackendError("--device-id: each worker has a device of its own; leave it out")
+        raise BackendError("each worker has a device of its own; leave it out", key="--device-id")
     if (target := target_of(command)) not in TARGETS:
         raise BackendError(
-            f"launch: {target} runs alone; give --target {', '.join(TARGETS[:-1])} or {TARGETS[-1]}"
+            f"{target} runs alone; give --target {', '.join(TARGETS[:-1])} or {TARGETS[-1]}",
+            key="launch",
         )
 
 
@@ -186,7 +195,8 @@ def _free_port(address: str, port: int) -> int:
         except OSError as error:
             reason = error.strerror or str(error)
             raise BackendError(
-                f"--master-port: {address}:{port}: {reason}; choose another port, or --master-addr"
+                f"{address}:{port}: {reason}; choose another port, or --master-addr",
+                key="--master-port",
             ) from error
         return int(tried.getsockname()[1])
 
@@ -200,7 +210,7 @@ def _own(logs: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BackendError(
-                f"--logs: {logs}: another launch prints there; choose another folder"
+                f"{logs}: another launch prints there; choose another folder", key="--logs"
             ) from error
         yield
     finally:
@@ -215,7 +225,8 @@ def _told_to_end() -> Iterator[None]:
         for other in before:  # a second one must not disturb the clearing away
             signal.signal(other, signal.SIG_IGN)
         raise BackendError(
-            f"launch: was told to end ({signal.Signals(number).name}); train goes on with --resume"
+            f"was told to end ({signal.Signals(number).name}); train goes on with --resume",
+            key="launch",
         )
 
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}

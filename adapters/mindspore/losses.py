@@ -43,7 +43,7 @@ def match(iou: ms.Tensor, threshold: float, lowest: float) -> ms.Tensor:
     get, whatever happens elsewhere. Each round joins all such pairs.
 
     Args:
-        iou: (N, T, A) float32, 0 in the rows of empty places.
+        iou: (N, T, A) float32, 0 in the rows of padded slots.
     Returns:
         (N, A) int32, the object of each anchor, or -1.
     """
@@ -74,7 +74,7 @@ def match(iou: ms.Tensor, threshold: float, lowest: float) -> ms.Tensor:
 
 
 def match_in_order(iou: ms.Tensor, threshold: float, lowest: float) -> ms.Tensor:
-    """``match`` by the model zoo's rule: object after object, which is a loop over places."""
+    """``match`` by the model zoo's rule: object after object, which is a loop over slots."""
     n, t, a = iou.shape
     anchors = ops.arange(a).astype(ms.int32).reshape((1, a))
     matched = ops.full((n, a), -1, dtype=ms.int32)

@@ -24,7 +24,7 @@ from refinedet.adapters.mindspore.trainer import (
     read_momentum_buffers,
 )
 from refinedet.data.augment import normaliser
-from refinedet.data.samples import padded
+from refinedet.data.batch import padded
 from refinedet.data.targets import ArmTargets
 from refinedet.inference import postprocessing
 from refinedet.spec.config import (
@@ -36,11 +36,11 @@ from refinedet.spec.config import (
     replace,
 )
 from refinedet.spec.detection import Detections
-from refinedet.spec.errors import Array
 from refinedet.spec.losses import Loss, ModuleLoss
 from refinedet.spec.network import Heads, Parameters
+from refinedet.spec.types import Array
 
-PLACES = 8
+SLOTS = 8
 """Places for objects in a batch: few shapes, few graphs."""
 
 
@@ -130,7 +130,7 @@ def match(iou: Array, config: MatchingConfig) -> Array:
 def targets(anchors: Array, boxes: Array, labels: Array, config: Config) -> tuple[Array, Array]:
     if len(anchors) == 0:
         return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-    padded, classes = _places([boxes], [labels])
+    padded, classes = _padded([boxes], [labels])
     target, found = losses.targets(
         network.to_centres(ms.Tensor(anchors[None])),
         ms.Tensor(padded),
@@ -143,9 +143,9 @@ def targets(anchors: Array, boxes: Array, labels: Array, config: Config) -> tupl
     return offsets, label
 
 
-def _places(boxes: list[Array], labels: list[Array]) -> tuple[Array, Array]:
+def _padded(boxes: list[Array], labels: list[Array]) -> tuple[Array, Array]:
     """Objects of each image as a batch has them: (N, T, 4) and (N, T) int32."""
-    images = [padded(b, c, PLACES) for b, c in zip(boxes, labels, strict=True)]
+    images = [padded(b, c, SLOTS) for b, c in zip(boxes, labels, strict=True)]
     all_boxes, all_labels = (np.stack(part) for part in zip(*images, strict=True))
     return all_boxes, all_labels
 
@@ -232,7 +232,7 @@ def detector_loss(heads: Heads, boxes: list[Array], labels: list[Array], config:
     match = ArmTargets(config)
     arm = [match(b, c.astype(np.int32)) for b, c in zip(boxes, labels, strict=True)]
     arm_target, arm_labels = (np.stack(part) for part in zip(*arm, strict=True))
-    batch = (*heads, *_places(boxes, labels), arm_target, arm_labels)
+    batch = (*heads, *_padded(boxes, labels), arm_target, arm_labels)
     (_, parts), gradients = _loss_of_heads(config)(*(ms.Tensor(array) for array in batch))
     arm_box, arm_class, odm_box, odm_class = (float(part) for part in parts.asnumpy())
     g = [_numpy(gradient) / np.float32(config.optimizer.scale) for gradient in gradients]

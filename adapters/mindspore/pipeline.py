@@ -20,17 +20,13 @@ import mindspore.dataset as ds
 import numpy as np
 from mindspore.mindrecord import FileWriter
 
-from refinedet.backends.interface import Batch
 from refinedet.backends.process_group import ALONE, Group, by_first
+from refinedet.data.batch import Batch, slot_count, training_objects
 from refinedet.data.batches import fingerprint, tell_left_out, training_images
-from refinedet.data.dataset import DataError, Dataset
-from refinedet.data.samples import (
-    SampleMaker,
-    of_worker,
-    places,
-    reading_order,
-    training_objects,
-)
+from refinedet.data.dataset import Dataset
+from refinedet.data.samples import SampleMaker, reading_order
+from refinedet.data.sharding import of_rank
+from refinedet.errors import DataError
 from refinedet.settings import InputSettings
 from refinedet.spec.config import Config
 
@@ -79,7 +75,7 @@ def build_cache(dataset: Dataset, folder: Path) -> tuple[Path, int, int]:
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{folder}: cannot write the image cache: {error}") from error
+        raise DataError(f"cannot write the image cache: {error}", path=folder) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return file, written, unreadable
@@ -111,7 +107,7 @@ def batches(
     group: Group = ALONE,
 ) -> Iterator[Batch]:
     """See ``Backend.batches``; with several workers, this one's share."""
-    max_objects = places(training_objects(dataset), settings.max_objects)
+    max_objects = slot_count(training_objects(dataset), settings.max_objects)
     file, count, unreadable = by_first(group, lambda: build_cache(dataset, cache))
     tell_left_out(dataset, unreadable)
     cv2.setNumThreads(1)  # the workers are the threads
@@ -120,7 +116,7 @@ def batches(
         last_step = min(step + STEPS_A_CHUNK, config.schedule.steps)
         first, last = (s * settings.batch_size for s in (step, last_step))
         parts = [
-            of_worker(part, settings.batch_size, group)
+            of_rank(part, settings.batch_size, group.rank, group.size)
             for part in reading_order(count, settings.seed, first, last)
         ]
         parts = [part for part in parts if len(part.indices)]

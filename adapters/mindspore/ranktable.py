@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from refinedet.backends.interface import BackendError
+from refinedet.errors import BackendError
 
 DIGITS = 9
 """The most that a rank or a device has."""
@@ -31,20 +31,24 @@ def read_rank_table(path: Path) -> list[dict[int, int]]:
         ]
         count = sum(len(server["device"]) for server in servers)
     except OSError as error:
-        raise BackendError(f"--rank-table-file: {path}: {error.strerror}") from error
+        raise BackendError(f"{path}: {error.strerror}", key="--rank-table-file") from error
     except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise BackendError(
-            f"--rank-table-file: {path}: no rank table; it has a server_list, whose servers have "
-            "a list device of rank_id and device_id"
+            f"{path}: no rank table; it has a server_list, whose servers have "
+            "a list device of rank_id and device_id",
+            key="--rank-table-file",
         ) from error
     if sorted(rank for server in found for rank in server) != list(range(count)):
-        raise BackendError(f"--rank-table-file: {path}: its rank_ids are not 0 to {count - 1}")
+        raise BackendError(
+            f"{path}: its rank_ids are not 0 to {count - 1}", key="--rank-table-file"
+        )
     for node, server in enumerate(found):
         devices = list(server.values())
         if twice := [device for device in devices if devices.count(device) > 1]:
             raise BackendError(
-                f"--rank-table-file: {path}: machine {node} has device {twice[0]} twice; "
-                "each worker expected one of its own"
+                f"{path}: machine {node} has device {twice[0]} twice; "
+                "each worker expected one of its own",
+                key="--rank-table-file",
             )
     return found
 
@@ -66,18 +70,20 @@ def require_fit(path: Path, table: list[dict[int, int]], workers: int, nodes: in
     counts = [len(server) for server in table]
     if sum(counts) != workers:
         raise BackendError(
-            f"--rank-table-file: {path}: has {sum(counts)} devices, and --workers is {workers}; "
-            "they must agree"
+            f"{path}: has {sum(counts)} devices, and --workers is {workers}; they must agree",
+            key="--rank-table-file",
         )
     if counts != [workers // nodes] * nodes:
         raise BackendError(
-            f"--rank-table-file: {path}: its machines have {', '.join(map(str, counts))} devices; "
-            f"--workers {workers} --nodes {nodes} expected {workers // nodes} on each of {nodes}"
+            f"{path}: its machines have {', '.join(map(str, counts))} devices; "
+            f"--workers {workers} --nodes {nodes} expected {workers // nodes} on each of {nodes}",
+            key="--rank-table-file",
         )
     for node, server in enumerate(table):
         first = node * workers // nodes
         if sorted(server) != list(range(first, first + workers // nodes)):
             raise BackendError(
-                f"--rank-table-file: {path}: machine {node} must have the ranks from {first} on, "
-                "in this order of machines"
+                f"{path}: machine {node} must have the ranks from {first} on, "
+                "in this order of machines",
+                key="--rank-table-file",
             )

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from refinedet.adapters import devices
-from refinedet.backends.interface import BackendError
+from refinedet.errors import BackendError
 
 CAPPED_FROM = (2, 9)
 CAP = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -80,7 +80,7 @@ def decide(
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     value = environment.get(name, str(default))
     if not value.isdecimal():
-        raise BackendError(f"{name}={value}: want a number from 0; refinedet launch sets it")
+        raise BackendError("want a number from 0; refinedet launch sets it", key=f"{name}={value}")
     return int(value)
 
 

@@ -9,13 +9,14 @@ from mindspore import amp, nn, ops
 from refinedet.adapters.mindspore.collective import over_workers, workers
 from refinedet.adapters.mindspore.losses import DetectorLoss
 from refinedet.adapters.mindspore.network import Detector, load_parameters, read_parameters
-from refinedet.backends.interface import Batch, StepLosses
+from refinedet.backends.interface import StepLosses
 from refinedet.backends.process_group import ALONE, Group
+from refinedet.data.batch import Batch
 from refinedet.spec.config import SCALES, Config, ScheduleConfig
-from refinedet.spec.errors import Array
 from refinedet.spec.network import Parameters, parameter_table
 from refinedet.spec.optimizer import LossScale
 from refinedet.spec.schedule import learning_rate
+from refinedet.spec.types import Array
 
 
 def learning_rates(config: ScheduleConfig) -> Array:

@@ -19,8 +19,8 @@ from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.architecture import LEVELS, Bottleneck, Conv, Pool
 from refinedet.spec.boxes import corners_to_centres
 from refinedet.spec.config import Config, feature_sizes
-from refinedet.spec.errors import Array
 from refinedet.spec.network import Heads, Parameters, check_parameters
+from refinedet.spec.types import Array
 
 OPSET = 13
 """The oldest whose Softmax is along one axis; TensorRT 8 and MindSpore Lite 2 read it."""

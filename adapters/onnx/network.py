@@ -8,14 +8,16 @@ from pathlib import Path
 import onnxruntime
 
 from refinedet.adapters.onnx.export import HEADS, SCORED_BOXES, detector
-from refinedet.backends.interface import BackendError, Network
-from refinedet.models.open import require_own_settings
+from refinedet.backends.interface import Network
+from refinedet.errors import BackendError
+from refinedet.models.embedded_settings import require_own_settings
 from refinedet.settings import Settings, to_yaml
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import Config
 from refinedet.spec.detection import scored_boxes
-from refinedet.spec.errors import Array, check_shape
+from refinedet.spec.errors import check_shape
 from refinedet.spec.network import Heads, Parameters
+from refinedet.spec.types import Array
 from refinedet.support.files import write_atomically
 
 SETTINGS = "settings"
@@ -70,9 +72,11 @@ class OnnxFile(_Runs):
             kept = session.get_modelmeta().custom_metadata_map.get(SETTINGS)
         except Exception as error:  # those of ONNX Runtime have no other class in common
             reason = " ".join(str(error).split())
-            raise BackendError(f"{path}: not an ONNX file that can be run: {reason}") from error
+            raise BackendError(f"not an ONNX file that can be run: {reason}", path=path) from error
         if kept is None:
-            raise BackendError(f"{path}: holds no settings; it was not written by refinedet export")
+            raise BackendError(
+                "holds no settings; it was not written by refinedet export", path=path
+            )
         require_own_settings(path, kept, settings)
         self.raw = HEADS[0] in {output.name for output in session.get_outputs()}
         _require_tensors(path, session, settings.model, raw=self.raw)
@@ -94,7 +98,7 @@ class OnnxFile(_Runs):
 def export(network: Network, path: Path, settings: Settings, heads: bool) -> None:
     """Write the detector with its settings, and with its decoding or its raw outputs."""
     if not isinstance(network, OnnxNetwork):
-        raise BackendError(f"{path}: the model is exported already; copy its file, and its .yaml")
+        raise BackendError("the model is exported already; copy its file, and its .yaml", path=path)
     model = detector(network.config, network.parameters, HEADS if heads else SCORED_BOXES)
     model.metadata_props.add(key=SETTINGS, value=to_yaml(settings))
     write_atomically(path, model.SerializeToString())
@@ -115,6 +119,6 @@ def _require_tensors(
         kind, sides = found.get(name, ("missing", []))
         if (kind, sides) != ("tensor(float)", shape):
             raise BackendError(
-                f"{path}: {name} is {kind} {sides}, its settings want tensor(float) {shape}; "
-                "export again"
+                f"{name} is {kind} {sides}, its settings want tensor(float) {shape}; export again",
+                path=path,
             )

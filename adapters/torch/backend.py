@@ -7,9 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from refinedet.backends.interface import BackendError, Batch, Network, Trainer
+from refinedet.backends.interface import Network, Trainer
+from refinedet.data.batch import Batch
 from refinedet.data.batches import batches
 from refinedet.data.dataset import Dataset
+from refinedet.errors import BackendError
 from refinedet.settings import InputSettings
 from refinedet.spec.config import PRECISIONS, Config
 from refinedet.spec.network import Parameters
@@ -52,7 +54,7 @@ class TorchBackend:
             BackendError: it is missing.
         """
         if reason := self.missing():
-            raise BackendError(f"backend {self.name}: {reason}")
+            raise BackendError(f"{reason}", key=f"backend {self.name}")
         import torch
 
         # The specification's tolerances are those of float32, and one training gives one result.

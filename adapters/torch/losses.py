@@ -30,7 +30,7 @@ def match(iou: Tensor, config: MatchingConfig) -> Tensor:
     """``spec.matching.match`` for a batch.
 
     Args:
-        iou: (N, T, A) float32, T and A from 1; 0 in the rows of empty places.
+        iou: (N, T, A) float32, T and A from 1; 0 in the rows of padded slots.
     Returns:
         (N, A) int64, the object of each anchor, or -1.
     """
@@ -177,7 +177,7 @@ def detector_loss(
     """``spec.losses.detector_loss``: its four parts, (4,), in the order of ``StepLosses``.
 
     Args:
-        boxes, labels, arm_target, arm_labels: as in ``refinedet.backends.interface.Batch``.
+        boxes, labels, arm_target, arm_labels: as in ``refinedet.data.batch.Batch``.
         anchors: (A, 4), centre form.
     """
     arm_offsets, arm_logits, odm_offsets, odm_logits = outputs

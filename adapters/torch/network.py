@@ -16,8 +16,8 @@ from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.architecture import Bottleneck, Conv, Head, Pool
 from refinedet.spec.boxes import corners_to_centres
 from refinedet.spec.config import Config
-from refinedet.spec.errors import Array
 from refinedet.spec.network import Heads, Parameters, check_parameters
+from refinedet.spec.types import Array
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 """The fields of ``refinedet.spec.network.Heads``, in their order."""
@@ -101,7 +101,7 @@ class Detector:
     def _batch_norm(self, conv: Conv, x: Tensor) -> Tensor:
         parts = "moving_mean", "moving_variance", "gamma", "beta"
         mean, variance, gamma, beta = (self.tensors[f"{conv.name}.{part}"] for part in parts)
-        # One number a channel has no unbiased variance; the specification's is 0, that of two equals.
+        # One value per channel has no unbiased variance; the specification takes 0.
         alone = self.training and x.numel() == conv.outputs
         seen = torch.cat((x, x)) if alone else x
         last = 1 - conv.momentum, self.config.network.batch_norm_eps

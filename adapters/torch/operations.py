@@ -16,14 +16,14 @@ from torch import Tensor
 from refinedet.adapters.torch import losses, network, trainer
 from refinedet.adapters.torch.network import to_centres, to_corners, to_numpy, to_tensor
 from refinedet.data.augment import normaliser
-from refinedet.data.samples import padded
+from refinedet.data.batch import padded
 from refinedet.data.targets import ArmTargets
 from refinedet.inference.postprocessing import nms, postprocess
 from refinedet.spec import schedule
 from refinedet.spec.config import Config, ImageConfig, MatchingConfig
-from refinedet.spec.errors import Array
 from refinedet.spec.losses import Loss, ModuleLoss
 from refinedet.spec.network import Heads, Parameters, trained_parameters
+from refinedet.spec.types import Array
 
 
 class Operations:
@@ -102,7 +102,7 @@ class Operations:
     ) -> tuple[Array, Array]:
         if len(anchors) == 0:
             return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-        a, b, c = self._tensors(anchors, *_places([boxes], [labels]))
+        a, b, c = self._tensors(anchors, *_padded([boxes], [labels]))
         offsets, found = losses.targets(to_centres(a)[None], b, c.long(), config)
         return to_numpy(offsets[0]), to_numpy(found[0])
 
@@ -165,7 +165,7 @@ class Operations:
         arm = [match(b, c) for b, c in zip(boxes, labels, strict=True)]
         arm_target, arm_labels = (np.stack(part) for part in zip(*arm, strict=True))
         padded, classes, goal, found = self._tensors(
-            *_places(boxes, labels), arm_target, arm_labels
+            *_padded(boxes, labels), arm_target, arm_labels
         )
         constants = padded, classes, goal, found, network.centre_anchors(config, self.device)
 
@@ -211,7 +211,7 @@ class Operations:
         return network.to_parameters(new), network.to_parameters(moved)
 
 
-def _places(boxes: list[Array], labels: list[Array]) -> tuple[Array, Array]:
+def _padded(boxes: list[Array], labels: list[Array]) -> tuple[Array, Array]:
     """Objects of each image as a batch has them: (N, T, 4) and (N, T) int32, T from 1."""
     most = max(1, *map(len, labels))
     images = [padded(b, c, most) for b, c in zip(boxes, labels, strict=True)]

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from refinedet.adapters.torch.losses import detector_loss
 from refinedet.adapters.torch.network import Detector, to_parameters, to_tensor
-from refinedet.backends.interface import Batch, StepLosses
+from refinedet.backends.interface import StepLosses
+from refinedet.data.batch import Batch
 from refinedet.spec.config import Config, OptimizerConfig
 from refinedet.spec.network import Parameter, Parameters, trained_parameters
 from refinedet.spec.optimizer import LossScale, next_loss_scale

@@ -18,8 +18,8 @@ from refinedet.evaluation.metrics import Evaluator
 from refinedet.inference.predictor import Predictor
 from refinedet.spec.config import replace
 from refinedet.spec.detection import Detections, detect
-from refinedet.spec.errors import Array
 from refinedet.spec.network import Parameters
+from refinedet.spec.types import Array
 
 CONFIG = replace(
     WITH_BATCH_NORM,

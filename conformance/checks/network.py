@@ -18,8 +18,8 @@ from refinedet.conformance.margin import is_silenced_surely
 from refinedet.conformance.registry import check
 from refinedet.spec.config import NETWORK_CHOICES, Config, preset, replace
 from refinedet.spec.detection import scored_boxes
-from refinedet.spec.errors import Array
 from refinedet.spec.network import forward
+from refinedet.spec.types import Array
 
 WITH_BATCH_NORM = replace(
     preset("refinedet_eighth_128"),

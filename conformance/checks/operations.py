@@ -30,10 +30,10 @@ from refinedet.spec.config import (
     replace,
 )
 from refinedet.spec.detection import scored_boxes
-from refinedet.spec.errors import Array
 from refinedet.spec.losses import detector_loss
 from refinedet.spec.matching import targets
 from refinedet.spec.network import Heads, trained_parameters
+from refinedet.spec.types import Array
 
 
 def box(*rows: tuple[float, ...]) -> Array:
@@ -310,7 +310,7 @@ parity(
     masked=0.02,
 )
 def targets_on_anchors(subject: Subject, case: tuple[int, int]) -> None:
-    """On a detector's anchors and any objects, targets are the specification's, anchor by anchor."""
+    """On a detector's anchors and any objects, targets equal the specification's."""
     count, seed = case
     config = replace(inputs.SMALL, image_size=(128, 64))
     anchors = all_anchors(config)

@@ -13,10 +13,10 @@ from typing import Any
 
 from refinedet.conformance.judge import NotImplementedByBackend, Subject, Violation, in_a_line
 from refinedet.conformance.registry import check
-from refinedet.data.dataset import DataError
+from refinedet.errors import DataError
 from refinedet.evaluation.model_run import Reported
 from refinedet.evaluation.published import TOLERANCE, Comparison, compare, find_published
-from refinedet.models.open import is_exported
+from refinedet.models.embedded_settings import is_exported
 
 
 def asked(
@@ -42,7 +42,7 @@ def asked(
         return None
     if not (model and annotations and images and expect):
         missing = next(name for name, value in needed.items() if not value)
-        raise DataError(f"{missing}: level reported mAP needs it beside {given[0]}")
+        raise DataError(f"level reported mAP needs it beside {given[0]}", key=missing)
     return Reported(model, annotations, images, find_published(expect), retrained)
 
 

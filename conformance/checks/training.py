@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from refinedet.backends.interface import Batch, StepLosses
+from refinedet.backends.interface import StepLosses
 from refinedet.conformance import inputs
 from refinedet.conformance.checks.network import (
     LIKE_THE_ZOO,
@@ -25,10 +25,9 @@ from refinedet.conformance.checks.operations import is_loss_decided
 from refinedet.conformance.judge import Subject
 from refinedet.conformance.registry import check
 from refinedet.conformance.tolerances import FLOAT32
-from refinedet.data.samples import padded
+from refinedet.data.batch import Batch, padded
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import Config, replace
-from refinedet.spec.errors import Array
 from refinedet.spec.losses import Loss, detector_loss, detector_targets, loss_on_targets
 from refinedet.spec.matching import targets
 from refinedet.spec.network import (
@@ -40,6 +39,7 @@ from refinedet.spec.network import (
 from refinedet.spec.optimizer import LossScale
 from refinedet.spec.schedule import learning_rate
 from refinedet.spec.training import Step, loss_gradients, training_step
+from refinedet.spec.types import Array
 
 SCHEDULE = {
     "kind": "multistep",
@@ -68,7 +68,7 @@ ZOO_TRAINING = {
 }
 ZOO_LIKE = replace(LIKE_THE_ZOO, **ZOO_TRAINING)
 ZOO_RESIDUAL = replace(RESNET_OF_THE_ZOO, **ZOO_TRAINING)
-PLACES = 6
+SLOTS = 6
 """For objects in an image."""
 
 Case = tuple[Config, int, tuple[int, ...]]
@@ -89,7 +89,7 @@ def made(case: Case) -> Made:
     config, seed, counts = case
     boxes, labels = inputs.seeded_objects(config, counts, seed)
     expected = [targets(anchors(config), b, c, config) for b, c in zip(boxes, labels, strict=True)]
-    objects = [padded(b, c, PLACES) for b, c in zip(boxes, labels, strict=True)]
+    objects = [padded(b, c, SLOTS) for b, c in zip(boxes, labels, strict=True)]
     batch = Batch(
         inputs.seeded_images(config, len(counts), seed),
         np.stack([boxes for boxes, _ in objects]),
@@ -120,7 +120,7 @@ def is_decided(case: Case, m: Made) -> bool:
         )[1]
         for dtype in (np.float32, np.float64)
     )
-    row = FLOAT32["one step momentum buffers"]
+    row = FLOAT32["one step momentum_buffers"]
     return all(
         np.abs(g - coarse[name]).max() <= (row.atol + row.rtol * np.abs(g).max()) / 2
         for name, g in fine.items()
@@ -143,7 +143,7 @@ def expected_losses(loss: Loss) -> StepLosses:
 def compare_state(
     subject: Subject, trainer: Any, parameters: Parameters, momentum_buffers: Parameters, rule: str
 ) -> None:
-    """Parameters and momentum buffers, tensor by tensor, errors measured by each tensor's largest."""
+    """Compare parameters and momentum buffers; errors relative to each tensor's largest."""
     for what, read, expected in (
         ("momentum_buffers", trainer.momentum_buffers, momentum_buffers),
         ("parameters", trainer.parameters, parameters),
@@ -194,7 +194,7 @@ def nothing(subject: Subject, case: Case) -> None:
 
 @check("training", "training.update", drawn(), CASES, share=0.04, masked=0.5)
 def update(subject: Subject, case: Case) -> None:
-    """After one step parameters, running statistics and momentum buffers are the specification's."""
+    """After one step parameters, statistics and momentum buffers are the specification's."""
     config = case[0]
     m = made(case)
     trainer = subject.trainer(config, m.parameters)

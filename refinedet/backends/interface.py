@@ -20,7 +20,7 @@ member                    what needs it
 ``batches``               ``train``
 ``profiler``              ``train --profile``
 ``export``, ``load``      ``export``; ``eval`` and ``detect`` of an exported file
-``group``                 ``launch``: a ``refinedet.backends.process_group.Group``; without it, it works alone
+``group``                 ``launch``: a ``process_group.Group``; without it, it works alone
 ========================  ==========================================================
 
 What is not there is reported as not implemented, never as passed. A trainer in float16
@@ -29,27 +29,19 @@ is there if ``precisions`` says so.
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
+from refinedet.data.batch import Batch
 from refinedet.data.dataset import Dataset
 from refinedet.settings import InputSettings, Settings
 from refinedet.spec.config import Config
-from refinedet.spec.errors import Array
 from refinedet.spec.network import Heads, Parameters
 from refinedet.spec.optimizer import LossScale
-
-GROUP = "refinedet.backends"
-
-
-class BackendError(RuntimeError):
-    """A backend that is unknown, or cannot run here; one line, with what to do."""
+from refinedet.spec.types import Array
 
 
 @dataclass(frozen=True)
@@ -60,21 +52,6 @@ class Limitation:
     reason: str
     crashes: bool = False
     """Running it would end the process: it is not run."""
-
-
-class Batch(NamedTuple):
-    """What one training step reads. N images, A anchors, T places for objects."""
-
-    images: Array
-    """(N, 3, H, W) float32, normalised."""
-    boxes: Array
-    """(N, T, 4) float32, corner form, fractions; zero where ``labels`` is 0."""
-    labels: Array
-    """(N, T) int32: classes from 1; 0 marks an empty place, after all objects."""
-    arm_offsets: Array
-    """(N, A, 4) float32: ``spec.matching.targets`` on the anchors, offsets."""
-    arm_labels: Array
-    """(N, A) int32: the same, classes; 0 is background."""
 
 
 class StepLosses(NamedTuple):
@@ -208,98 +185,3 @@ class Backend(Protocol):
         Raises:
             BackendError: not such a file, or, as far as it tells, one of other settings.
         """
-
-
-def precisions(backend: Any) -> tuple[str, ...]:
-    """What the backend can train in."""
-    found: tuple[str, ...] = getattr(backend, "precisions", ("float32",))
-    return found
-
-
-def require_precision(backend: Any, config: Config) -> None:
-    """Raise a ``BackendError`` unless the backend trains in the precision of the config."""
-    expected, able = config.optimizer.precision, precisions(backend)
-    if expected not in able:
-        raise BackendError(
-            f"backend {backend.name}: trains in {' and '.join(able)} alone; set "
-            f"model.optimizer.precision={able[0]}, or use another --backend"
-        )
-
-
-def backend_names() -> list[str]:
-    """The registered backends, sorted."""
-    return sorted(point.name for point in entry_points(group=GROUP))
-
-
-def device_found(backend: Backend) -> str:
-    """What the backend found here, once it is set up; that it is ready, if it says no more."""
-    told: str = backend.found() if hasattr(backend, "found") else "ready"
-    return told
-
-
-def profiler_of(backend: Backend, folder: Path) -> AbstractContextManager[object]:
-    """The backend's profiler, which writes into a folder that is new or empty.
-
-    Raises:
-        BackendError: it has none, or the folder is in use.
-    """
-    if not hasattr(backend, "profiler"):
-        raise BackendError(f"backend {backend.name}: has no profiler; leave out --profile")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BackendError(f"--profile {folder}: is not empty; choose another folder")
-    return backend.profiler(folder)
-
-
-def lacking(name: str) -> str | None:
-    """Why a backend cannot run here, or None."""
-    try:
-        find_backend(name)
-    except BackendError as error:
-        return str(error).removeprefix(f"backend {name}: ")
-    return None
-
-
-def find_backend(name: str, *needs: str, **options: Any) -> Backend:
-    """The backend of that name, ready to run here.
-
-    Args:
-        name: a registered name, or ``module:attribute``.
-        needs: members of ``Backend`` that it must implement.
-        options: what it is called with, by keyword.
-    Raises:
-        BackendError: unknown, not importable, without what is needed or an option, or its
-            device is missing. Nothing falls back to another device.
-    """
-    points = {point.name: point for point in entry_points(group=GROUP)}
-    try:
-        if name in points:
-            made: Any = points[name].load()
-        elif ":" in name:
-            module, attribute = name.split(":", 1)
-            made = getattr(importlib.import_module(module), attribute)
-        else:
-            known = ", ".join(backend_names())
-            raise BackendError(f"backend: no {name!r}; there are {known}, or MODULE:ATTRIBUTE")
-    except BackendError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
-        kind = (
-            "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
-        )
-        raise BackendError(f"backend {name}: {kind}{error}") from error
-    if not (inspect.isclass(made) and callable(getattr(made, "missing", None))):
-        raise BackendError(
-            f"backend {name}: is no backend: that is a class with a method missing, see "
-            "docs/write-a-backend.md"
-        )
-    for option in options:
-        if option not in inspect.signature(made).parameters:
-            spelt = option.replace("_", "-")
-            raise BackendError(f"backend {name}: takes no --{spelt}; leave it out")
-    backend = cast(Backend, made(**options))
-    for member in needs:
-        if not hasattr(made, member):
-            raise BackendError(f"backend {name}: has no {member}; use another --backend")
-    if reason := backend.missing():
-        raise BackendError(f"backend {name}: {reason}")
-    return backend

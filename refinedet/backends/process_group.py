@@ -14,7 +14,7 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any, Protocol, TypeVar
 
-from refinedet.backends.interface import BackendError
+from refinedet.errors import LostRankError
 
 T = TypeVar("T")
 LOST = "its own log says why"
@@ -35,12 +35,8 @@ class Group(Protocol):
         """What every rank gives, by rank, for every rank; waits for all of them.
 
         Raises:
-            LostWorkerError: one has ended.
+            LostRankError: one has ended.
         """
-
-
-class LostWorkerError(BackendError):
-    """Another worker has ended, so that this one cannot go on; the reason is the other's."""
 
 
 class Alone:
@@ -81,21 +77,12 @@ def by_first(group: Group, action: Callable[[], T]) -> T:
     return result  # type: ignore[no-any-return]
 
 
-def share(count: int, group: Group) -> slice:
-    """The places of this rank, of ``count`` that all ranks share; neighbours.
-
-    No rank has more than one more than another.
-    """
-    first, last = (count * rank // group.size for rank in (group.rank, group.rank + 1))
-    return slice(first, last)
-
-
 @contextmanager
 def _heard(rank: int) -> Iterator[None]:
     try:
         yield
     except (EOFError, OSError) as error:
-        raise LostWorkerError(f"worker {rank} has ended; {LOST}") from error
+        raise LostRankError(f"worker {rank} has ended; {LOST}") from error
 
 
 class Star:

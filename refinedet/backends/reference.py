@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from refinedet.backends.interface import Batch, StepLosses
+from refinedet.backends.interface import StepLosses
 from refinedet.backends.operations import OPERATIONS
+from refinedet.data.batch import Batch
 from refinedet.spec.config import PRECISIONS, Config
 from refinedet.spec.detection import scored_boxes
-from refinedet.spec.errors import Array
 from refinedet.spec.network import (
     Heads,
     Parameters,
@@ -20,6 +20,7 @@ from refinedet.spec.network import (
 )
 from refinedet.spec.optimizer import LossScale
 from refinedet.spec.training import training_step
+from refinedet.spec.types import Array
 
 
 class SpecNetwork:

@@ -20,26 +20,27 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from refinedet.backends.interface import BackendError, Batch
-from refinedet.cli.backend_options import Choice
+from refinedet.backends.registry import BackendChoice
 from refinedet.data.augment import augment, normaliser
+from refinedet.data.batch import Batch
 from refinedet.data.images import decode_image
 from refinedet.data.samples import SampleMaker
 from refinedet.data.targets import ArmTargets
+from refinedet.errors import BackendError
 from refinedet.inference.postprocessing import postprocess
 from refinedet.settings import InputSettings
 from refinedet.spec import config as configs
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import Config
-from refinedet.spec.errors import Array
 from refinedet.spec.network import initial_parameters
+from refinedet.spec.types import Array
 
 OBJECTS = 7
 """Objects in an image, about COCO's mean."""
 IMAGE = (480, 640)
 """Height and width of an image of the input pipeline."""
-PLACES = 32
-"""Places for objects in a training batch."""
+SLOTS = 32
+"""Padded slots for objects in a training batch."""
 UNLIMITED = "ALL"
 """oneDNN's word for no limit."""
 
@@ -85,13 +86,13 @@ def random_batch(config: Config, size: int) -> Batch:
     for _ in range(size):
         image = rng.normal(0, 50, (3, *config.image_size)).astype(np.float32)
         boxes, labels = random_objects(rng, config)
-        padding = PLACES - OBJECTS
+        padding = SLOTS - OBJECTS
         padded = np.pad(boxes, ((0, padding), (0, 0))), np.pad(labels, (0, padding))
         rows.append((image, *padded, *match(boxes, labels)))
     return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
-def network_row(work: str, chosen: Choice, config: Config, repeat: int) -> Row:
+def network_row(work: str, chosen: BackendChoice, config: Config, repeat: int) -> Row:
     """``forward N`` or ``train N`` in this process, N images a batch."""
     kind, size = work.split()
     backend = chosen.find()
@@ -127,7 +128,7 @@ def input_rows(config: Config, repeat: int) -> Iterator[Row]:
     boxes = fractions * np.array([width, height, width, height], np.float32)
     settings = InputSettings()
     match, normalise = ArmTargets(config), normaliser(config.image)
-    make = SampleMaker(config, settings, PLACES)
+    make = SampleMaker(config, settings, SLOTS)
     small = cv2.resize(image, config.image_size[::-1])
     positions = iter(range(10**9))
 
@@ -184,7 +185,7 @@ def detection_rows(config: Config, repeat: int) -> Iterator[Row]:
         yield Row(name, median_seconds(work, repeat * 2))
 
 
-def bench(choices: Sequence[Choice], config: Config, repeat: int) -> Iterator[Row]:
+def bench(choices: Sequence[BackendChoice], config: Config, repeat: int) -> Iterator[Row]:
     """All rows, as they are measured; those of the same work by several backends in a row.
 
     Raises:
@@ -205,7 +206,7 @@ def bench(choices: Sequence[Choice], config: Config, repeat: int) -> Iterator[Ro
 
 
 def _in_process(
-    work: str, chosen: Choice, config: Config, repeat: int, environment: Mapping[str, str]
+    work: str, chosen: BackendChoice, config: Config, repeat: int, environment: Mapping[str, str]
 ) -> Row:
     # -I: the current folder may hold our sources, in another shape than the package.
     done = subprocess.run(
@@ -217,7 +218,7 @@ def _in_process(
     )
     if done.returncode:
         last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
-        raise BackendError(f"bench {work}: ended with status {done.returncode}: {last}")
+        raise BackendError(f"ended with status {done.returncode}: {last}", key=f"bench {work}")
     return Row(*json.loads(done.stdout.splitlines()[-1]))
 
 

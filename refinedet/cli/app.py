@@ -17,8 +17,10 @@ from tqdm import tqdm
 from typer.core import TyperGroup
 
 from refinedet import __version__
-from refinedet.backends.interface import (
-    BackendError,
+from refinedet.backends.process_group import by_first, group_of
+from refinedet.backends.registry import (
+    DEFAULT,
+    BackendChoice,
     backend_names,
     device_found,
     find_backend,
@@ -26,18 +28,27 @@ from refinedet.backends.interface import (
     profiler_of,
     require_precision,
 )
-from refinedet.backends.process_group import by_first, group_of
 from refinedet.benchmark.run import bench as run_bench
 from refinedet.benchmark.run import table as bench_table
-from refinedet.cli.backend_options import DEFAULT, Choice, chooses_backend
+from refinedet.cli.backend_options import chooses_backend
 from refinedet.cli.data_options import PANEL, DataChoice, chooses_data, held_out
 from refinedet.cli.demo import STEPS as DEMO_STEPS
 from refinedet.cli.demo import demo as run_demo
-from refinedet.data.dataset import DataError, Dataset
+from refinedet.data.dataset import Dataset
 from refinedet.data.findings import report
-from refinedet.data.images import read_image
+from refinedet.data.images import read_image, write_image
 from refinedet.data.source import read_dataset
+from refinedet.errors import (
+    BackendError,
+    CheckpointError,
+    DataError,
+    ExpectationError,
+    RemoteError,
+    SettingsError,
+    TrainingError,
+)
 from refinedet.evaluation.coco_results import score_results
+from refinedet.evaluation.dataset_run import scoring_bar
 from refinedet.evaluation.metrics import (
     METRICS,
     evaluation_table,
@@ -46,25 +57,25 @@ from refinedet.evaluation.model_run import evaluate_model
 from refinedet.evaluation.modelzoo_bins import ZOO, evaluate_raw_outputs
 from refinedet.evaluation.protocols import PROTOCOLS, find_protocol
 from refinedet.evaluation.published import (
-    ExpectationError,
     compare,
     comparison_table,
     find_published,
     require_agreement,
 )
-from refinedet.inference.drawing import detections_json, draw_detections, write_image
+from refinedet.inference.drawing import detections_json, draw_detections
 from refinedet.inference.predictor import Predictor, confident
-from refinedet.models.checkpoint import CheckpointError
+from refinedet.models.export import export_model
 from refinedet.models.foreign.loading import patterns, with_backbone, with_detector
-from refinedet.models.open import export_model, open_model
-from refinedet.settings import SettingsError, resolve, to_yaml
+from refinedet.models.open import open_model
+from refinedet.settings import resolve, to_yaml
 from refinedet.spec.config import PRESETS, preset
-from refinedet.spec.errors import Array, SpecError
+from refinedet.spec.errors import SpecError
 from refinedet.spec.network import parameter_count
+from refinedet.spec.types import Array
 from refinedet.support.files import write_json
-from refinedet.support.remote import RemoteError, RunCopy
+from refinedet.support.remote import RunCopy
 from refinedet.training.dry_run import plan
-from refinedet.training.loop import TrainingError, scoring_bar, train
+from refinedet.training.loop import train
 
 FAILURES = (
     BackendError,
@@ -159,7 +170,7 @@ def _say_skips(dataset: Dataset) -> Dataset:
 @app.command("demo")
 @chooses_backend
 def demo_command(
-    backend: Choice,
+    backend: BackendChoice,
     run: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Of images, parameters and order.")] = 0,
     steps: Annotated[
@@ -174,7 +185,7 @@ def demo_command(
 @chooses_backend
 @chooses_data
 def train_command(
-    backend: Choice,
+    backend: BackendChoice,
     data: DataChoice,
     run: Annotated[Path, typer.Option(help="Folder of the run; new, unless --resume.")],
     eval_annotations: Annotated[
@@ -227,7 +238,7 @@ def train_command(
 ) -> None:
     """Train, and evaluate if told on what."""
     if dry_run and (data.url is not None or train_url is not None):
-        raise DataError("--dry-run: writes nothing; leave out --data-url and --train-url")
+        raise DataError("writes nothing; leave out --data-url and --train-url", key="--dry-run")
     engine, initial = backend.find(*TRAINS), None
     group, copy = group_of(engine), None
     if train_url is not None and group.rank == 0:
@@ -244,7 +255,7 @@ def train_command(
     require_precision(engine, settings.model)
     profiler = None if profile is None else profiler_of(engine, profile)
     if backbone is not None and detector is not None:
-        raise TrainingError("--backbone: --initial has a trunk already; give one of the two")
+        raise TrainingError("--initial has a trunk already; give one of the two", key="--backbone")
     for option, file, read in (
         ("--backbone", backbone, with_backbone),
         ("--initial", detector, with_detector),
@@ -252,13 +263,14 @@ def train_command(
         if file is not None:
             if resume:
                 raise TrainingError(
-                    f"{option}: begins a run; leave it out, --resume has its weights"
+                    "begins a run; leave it out, --resume has its weights", key=option
                 )
             initial, said = read(file, settings, patterns(partial))
             typer.echo(said)
     if partial is not None and initial is None:
         raise TrainingError(
-            "--partial: says what may be missing from --backbone or --initial; give one of them too"
+            "says what may be missing from --backbone or --initial; give one of them too",
+            key="--partial",
         )
     if dry_run:
         said = plan(
@@ -292,7 +304,7 @@ def train_command(
 @chooses_backend
 @chooses_data
 def eval_command(
-    backend: Choice,
+    backend: BackendChoice,
     data: DataChoice,
     model: Annotated[
         Path | None,
@@ -341,30 +353,39 @@ def eval_command(
     protocol = None if protocol_name is None else find_protocol(protocol_name)
     row = None if expect is None else find_published(expect)
     if retrained and row is None:
-        raise DataError("--retrained: needs --expect, the name of published metrics")
+        raise DataError("needs --expect, the name of published metrics", key="--retrained")
     if row is not None and protocol_name != row.protocol:
-        raise DataError(f"--expect {row.name}: was measured by --protocol {row.protocol}; give it")
+        raise DataError(
+            f"was measured by --protocol {row.protocol}; give it", key=f"--expect {row.name}"
+        )
     if resume and (output is None or model is None):
-        raise DataError("--resume: needs --model, and --output of the evaluation to go on with")
+        raise DataError(
+            "needs --model, and --output of the evaluation to go on with", key="--resume"
+        )
     if preset_name is not None and results_bin is None:
-        raise DataError("--preset: is for --results-bin; a model has its own settings")
+        raise DataError("is for --results-bin; a model has its own settings", key="--preset")
     if (results_bin or results) is not None and (backend.name, backend.options) != (DEFAULT, ()):
         raise DataError(
-            "--backend: computes what --model finds, and result files have that; leave it out, "
-            "and the options of its device"
+            "computes what --model finds, and result files have that; leave it out, "
+            "and the options of its device",
+            key="--backend",
         )
     if results_bin is not None:
         if model is not None or results is not None:
             other = "--model" if results is None else "--results"
-            raise DataError(f"--results-bin: {other} is evaluated alone; leave out one of the two")
+            raise DataError(
+                f"{other} is evaluated alone; leave out one of the two", key="--results-bin"
+            )
         judged = _say_skips(read_dataset(data.source()))
         evaluation = evaluate_raw_outputs(results_bin, judged, preset_name or ZOO, protocol, output)
     elif results is not None:
         ground_truth = data.ground_truth()
         if output is not None:
-            raise DataError("--output: is not for --results; leave it out")
+            raise DataError("is not for --results; leave it out", key="--output")
         if row is not None and row.main not in METRICS:
-            raise DataError(f"--expect {row.name}: has {row.main}, --results gives COCO's alone")
+            raise DataError(
+                f"has {row.main}, --results gives COCO's alone", key=f"--expect {row.name}"
+            )
         evaluation = score_results(results, ground_truth, scoring_bar, protocol)
     elif model is not None:
         engine = backend.find("network")
@@ -374,7 +395,8 @@ def eval_command(
         )
     else:
         raise DataError(
-            "--model: say what to evaluate, or give --results and --annotations, or --results-bin"
+            "say what to evaluate, or give --results and --annotations, or --results-bin",
+            key="--model",
         )
     typer.echo(evaluation_table(evaluation, by_class))
     if row is not None:
@@ -386,7 +408,7 @@ def eval_command(
 @app.command("detect")
 @chooses_backend
 def detect_command(
-    backend: Choice,
+    backend: BackendChoice,
     paths: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     model: ModelOption,
     output: Annotated[
@@ -398,10 +420,10 @@ def detect_command(
     files = list(_images(paths))
     counts = Counter(file.name for file in files)
     if twice := [name for name, count in counts.items() if count > 1]:
-        raise DataError(f"{twice[0]}: in several folders; detect in one after the other")
+        raise DataError("in several folders; detect in one after the other", key=twice[0])
     folder = Path(os.path.realpath(output))  # resolve raises at a loop of links
     if any(Path(os.path.realpath(file)).parent == folder for file in files):
-        raise DataError(f"{output}: holds images to look at; choose another --output")
+        raise DataError("holds images to look at; choose another --output", path=output)
     opened = open_model(backend.find("network"), model)
     predictor = Predictor(opened.network, min(8, len(files)))
     rows = []
@@ -427,7 +449,9 @@ def detect_command(
     if rows:
         write_json(output / "detections.json", detections_json(rows, opened.class_names))
     if unreadable:
-        raise DataError(f"left out {len(unreadable)} of {len(files)} images: {unreadable[0]}")
+        raise DataError(
+            f"{unreadable[0]}", key=f"left out {len(unreadable)} of {len(files)} images"
+        )
     count = sum(len(row[3].labels) for row in rows)
     typer.echo(f"{count} objects in {len(files)} images; see {output}")
 
@@ -435,20 +459,20 @@ def detect_command(
 def _images(paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
         if not path.exists():
-            raise DataError(f"{path}: no such image or folder")
+            raise DataError("no such image or folder", path=path)
         if path.is_file():
             yield path
             continue
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
         if not found:
-            raise DataError(f"{path}: no image in this folder")
+            raise DataError("no image in this folder", path=path)
         yield from found
 
 
 @app.command("export")
 @chooses_backend
 def export_command(
-    backend: Choice,
+    backend: BackendChoice,
     model: ModelOption,
     output: Annotated[Path, typer.Option(help="The file to write, as detector.mindir.")],
     heads: Annotated[
@@ -458,7 +482,7 @@ def export_command(
     """Write a trained detector as the backend's own kind of file (MindIR, AIR, ONNX)."""
     if os.path.realpath(output) == os.path.realpath(model):
         raise DataError(
-            f"--output {output}: is the --model, which it would replace; choose another"
+            "is the --model, which it would replace; choose another", key=f"--output {output}"
         )
     engine = backend.find("network", "export")
     export_model(engine, open_model(engine, model), output, heads=heads)
@@ -502,7 +526,7 @@ def bench_command(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the rows there too.")
     ] = None,
-    backends: Sequence[Choice] = (),
+    backends: Sequence[BackendChoice] = (),
 ) -> None:
     """Measure input, post-processing, and of each backend its networks, side by side."""
     measured = run_bench(backends, preset(preset_name), repeat)
@@ -525,7 +549,7 @@ def backends_command(
         typer.echo(f"{name}: {device_found(find_backend(name, **options))}")
         return
     if device_id is not None:
-        raise BackendError("--device-id: is for one backend; name it")
+        raise BackendError("is for one backend; name it", key="--device-id")
     for known in backend_names():
         typer.echo(f"{known:24}{lacking(known) or 'ready'}")
 

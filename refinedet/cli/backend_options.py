@@ -5,26 +5,15 @@ from __future__ import annotations
 import inspect
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
-from refinedet.backends.interface import Backend, BackendError, find_backend
+from refinedet.backends.registry import DEFAULT, BackendChoice
 from refinedet.cli.option_groups import Command, gathered
+from refinedet.errors import BackendError
 
-DEFAULT = "mindspore-cpu"
 PANEL = "Device"
-
-
-class Choice(NamedTuple):
-    """A backend by name, and the keyword arguments that it is made with."""
-
-    name: str
-    options: tuple[tuple[str, Any], ...] = ()
-
-    def find(self, *needs: str) -> Backend:
-        """``find_backend`` of it."""
-        return find_backend(self.name, *needs, **dict(self.options))
 
 
 class Target(str, Enum):
@@ -71,7 +60,7 @@ def chooses_backend(command: Command) -> Command:
     """Give a command the options that choose what computes.
 
     Args:
-        command: has a keyword argument ``backend``, a ``Choice``; or ``backends``, a list of
+        command: has a keyword argument ``backend``, a ``BackendChoice``; or ``backends``, a list of
             them, which, without a default, the user has to name.
     """
     own = inspect.signature(command).parameters
@@ -84,20 +73,21 @@ def chooses_backend(command: Command) -> Command:
 
     def chosen(
         backend: str | list[str] | None, target: Target | None, **options: Any
-    ) -> Choice | list[Choice]:
+    ) -> BackendChoice | list[BackendChoice]:
         given = tuple((name, value) for name, value in options.items() if value is not None)
         names = [backend] if isinstance(backend, str) else list(backend or ())
         if target is not None:
             if names:
                 raise BackendError(
-                    f"--target {target.value}: is --backend mindspore-{target.value}; give one"
+                    f"is --backend mindspore-{target.value}; give one",
+                    key=f"--target {target.value}",
                 )
             names = [f"mindspore-{target.value}"]
         if not names:
             if needed:
-                raise BackendError("--backend: say which backend to judge, or give --target")
+                raise BackendError("say which backend to judge, or give --target", key="--backend")
             names = [DEFAULT]
-        choices = [Choice(name, given) for name in dict.fromkeys(names)]
+        choices = [BackendChoice(name, given) for name in dict.fromkeys(names)]
         return choices if several else choices[0]
 
     options = {"backend": asked, "target": TargetOption, **OPTIONS}

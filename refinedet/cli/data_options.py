@@ -10,8 +10,8 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from refinedet.cli.option_groups import Command, gathered
-from refinedet.data.dataset import DataError
 from refinedet.data.source import DataSource
+from refinedet.errors import DataError
 from refinedet.support.remote import CACHE, copy_data
 
 PANEL = "Data set"
@@ -45,17 +45,19 @@ class DataChoice(NamedTuple):
             RemoteError: it cannot be copied.
         """
         if self.layout is None:
-            raise DataError("--layout: say how the data set lies on the disk: coco, voc or text")
+            raise DataError(
+                "say how the data set lies on the disk: coco, voc or text", key="--layout"
+            )
         _require_fit(self.layout.value, "--", self.annotations, self.images, self.split)
         root = self.root
         if self.url is not None:
             if root is not None and (root.is_absolute() or ".." in root.parts):
                 raise DataError(
-                    f"--root: {root} is outside the copy of --data-url; give a relative one"
+                    f"{root} is outside the copy of --data-url; give a relative one", key="--root"
                 )
             root = copy_data(self.url, self.cache or CACHE, typer.echo) / (root or Path())
         elif self.cache is not None:
-            raise DataError("--data-cache: is for copies of --data-url; give that too")
+            raise DataError("is for copies of --data-url; give that too", key="--data-cache")
         names = tuple(name.strip() for name in self.classes.split(",")) if self.classes else ()
         return DataSource(self.layout.value, root, self.annotations, self.images, self.split, names)
 
@@ -66,15 +68,21 @@ class DataChoice(NamedTuple):
             DataError: they are missing, or there are options that nobody would read.
         """
         if self.url is not None:
-            raise DataError("--data-url: is for --model; --results takes files of this machine")
+            raise DataError(
+                "is for --model; --results takes files of this machine", key="--data-url"
+            )
         if self.annotations is None:
-            raise DataError("--results: needs --annotations, the COCO JSON with the ground truth")
+            raise DataError(
+                "needs --annotations, the COCO JSON with the ground truth", key="--results"
+            )
         if self.layout not in (None, Layout.coco):
-            raise DataError(f"--layout {self.layout.value}: --results is scored with COCO's JSON")
+            raise DataError(
+                "--results is scored with COCO's JSON", key=f"--layout {self.layout.value}"
+            )
         for name, value in self._asdict().items():
             if value is not None and name not in ("layout", "annotations"):
                 option = "data-cache" if name == "cache" else name
-                raise DataError(f"--{option}: is not for --results; leave it out")
+                raise DataError("is not for --results; leave it out", key=f"--{option}")
         return self.annotations
 
 
@@ -88,7 +96,7 @@ def held_out(
     """
     _require_fit(source.layout, "--eval-", annotations, images, split)
     if source.layout != "voc" and annotations is None:  # the training's would be judged
-        raise DataError(f"--eval-annotations: --layout {source.layout} needs it, to evaluate")
+        raise DataError(f"--layout {source.layout} needs it, to evaluate", key="--eval-annotations")
     return replace(
         source,
         annotations=annotations or source.annotations,
@@ -106,7 +114,7 @@ def _require_fit(
         of_others = {"annotations": annotations, "images": images}
     for name, value in of_others.items():
         if value is not None:
-            raise DataError(f"{prefix}{name}: is not for --layout {layout}; leave it out")
+            raise DataError(f"is not for --layout {layout}; leave it out", key=f"{prefix}{name}")
 
 
 def _option(kind: Any, name: str, text: str) -> Any:

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import typer
 
-from refinedet.backends.interface import Backend, BackendError
+from refinedet.backends.interface import Backend
 from refinedet.data.formats.shapes import generate_shapes
+from refinedet.errors import BackendError, TrainingError
+from refinedet.evaluation.dataset_run import evaluate, write_evaluation
 from refinedet.evaluation.metrics import evaluation_table
-from refinedet.models.open import export_model, open_model
+from refinedet.models.export import export_model
+from refinedet.models.open import open_model
 from refinedet.settings import resolve
-from refinedet.training.loop import TrainingError, evaluate, train, write_evaluation
+from refinedet.training.loop import train
 
 PRESET = "refinedet_eighth_128"
 TRAINING, HELD_OUT = 400, 80
@@ -41,7 +44,7 @@ def demo(backend: Backend, run: Path, seed: int, steps: int = STEPS) -> None:
     began = time.monotonic()
     if run.is_dir() and any(run.iterdir()):
         raise TrainingError(
-            f"{run}: is not empty; choose another --run, or remove it to begin again"
+            "is not empty; choose another --run, or remove it to begin again", path=run
         )
     model = resolve(PRESET, None, ()).model
     size, warmup = model.image_size, min(steps, model.schedule.warmup_steps)
@@ -65,7 +68,7 @@ def demo(backend: Backend, run: Path, seed: int, steps: int = STEPS) -> None:
     evaluation = write_evaluation(run, again)
     for image_id, found in before.found.items():
         if not all(map(np.array_equal, found, again.found[image_id])):
-            raise BackendError(f"{exported}: finds something else in image {image_id}")
+            raise BackendError(f"finds something else in image {image_id}", path=exported)
     typer.echo(evaluation_table(evaluation, by_class=True))
     minutes = (time.monotonic() - began) / 60
     typer.echo(f"run from {exported}, same detections; {minutes:.1f} minutes; see {run}")

@@ -10,19 +10,14 @@ import numpy as np
 import typer
 from safetensors.numpy import save
 
-from refinedet.data.dataset import DataError
-from refinedet.models.checkpoint import (
-    CheckpointError,
-    load_checkpoint,
-    newest_checkpoint,
-    write_checkpoint,
-)
-from refinedet.models.foreign.errors import brief
+from refinedet.errors import CheckpointError, DataError
+from refinedet.models.checkpoint import load_checkpoint, newest_checkpoint, write_checkpoint
 from refinedet.models.foreign.loading import import_weights, patterns, renamed
 from refinedet.models.foreign.mindspore_ckpt import written_ckpt
 from refinedet.models.foreign.reading import read_weights
 from refinedet.settings import to_yaml
 from refinedet.support.files import write_atomically
+from refinedet.support.text import one_line
 
 app = typer.Typer(
     no_args_is_help=True, help="Weights of other programs: import, export, look into a file."
@@ -42,7 +37,7 @@ class Names(str, Enum):
 
 def _require_another(source: Path, output: Path) -> None:
     if output.exists() and source.exists() and output.samefile(source):
-        raise DataError(f"{output}: is the file to read; choose another --output")
+        raise DataError("is the file to read; choose another --output", path=output)
 
 
 @app.command("import")
@@ -81,11 +76,13 @@ def export_command(
     """Write the weights alone, which other programs can read: safetensors, or a .ckpt."""
     _require_another(model, output)
     if names is Names.modelzoo and output.suffix != ".ckpt":
-        raise DataError(f"{output}: MindSpore reads it only as .ckpt; choose such an --output")
+        raise DataError("MindSpore reads it only as .ckpt; choose such an --output", path=output)
     if model.is_dir():
         found = newest_checkpoint(model / "checkpoints")
         if found is None:
-            raise CheckpointError(f"{model}: no checkpoint in it; it is not a run, or has none yet")
+            raise CheckpointError(
+                "no checkpoint in it; it is not a run, or has none yet", key=model
+            )
         checkpoint = found
     else:
         checkpoint = load_checkpoint(model)
@@ -109,6 +106,6 @@ def show_command(file: FileArgument) -> None:
         if ours is None:
             ours = "(not used)" if content.scheme.is_ignored(name) else "(unexpected)"
         shape = "x".join(map(str, tensor.shape)) or "()"
-        typer.echo(f"{brief(name):32} {tensor.dtype!s:9} {shape:18} {ours}")
+        typer.echo(f"{one_line(name, 60):32} {tensor.dtype!s:9} {shape:18} {ours}")
     known = sum(content.scheme.canonical(name) is not None for name in content.tensors)
     typer.echo(f"{len(content.tensors)} tensors, {known} known here")

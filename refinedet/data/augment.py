@@ -27,8 +27,9 @@ import numpy as np
 from refinedet.settings import AugmentSettings
 from refinedet.spec.boxes import area
 from refinedet.spec.config import ImageConfig
-from refinedet.spec.errors import Array, SpecError, check_shape
+from refinedet.spec.errors import SpecError, check_shape
 from refinedet.spec.images import normalise
+from refinedet.spec.types import Array
 
 BRIGHTNESS = 32.0
 """Largest change, of 0 to 255. This and the next: the authors' ``distort_param``."""
@@ -320,6 +321,6 @@ def _fill(config: ImageConfig) -> tuple[int, ...]:
 def _check_image(image: Array) -> None:
     check_shape(image, "image", None, None, 3)
     if image.dtype != np.uint8:
-        raise SpecError(f"image: expected uint8, got {image.dtype}")
+        raise SpecError(f"expected uint8, got {image.dtype}", key="image")
     if image.size == 0:
-        raise SpecError(f"image: expected pixels, got shape {image.shape}")
+        raise SpecError(f"expected pixels, got shape {image.shape}", key="image")

@@ -19,14 +19,15 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from refinedet.backends.interface import Batch
-from refinedet.data.dataset import DataError, Dataset
+from refinedet.data.batch import Batch, slot_count, training_objects
+from refinedet.data.dataset import Dataset
 from refinedet.data.findings import sizes
 from refinedet.data.images import decode_image
-from refinedet.data.samples import SampleMaker, places, reading_order, training_objects
+from refinedet.data.samples import SampleMaker, reading_order
+from refinedet.errors import DataError
 from refinedet.settings import InputSettings
 from refinedet.spec.config import Config
-from refinedet.spec.errors import Array
+from refinedet.spec.types import Array
 from refinedet.support.files import write_json
 
 NOTE = "readable.json"
@@ -49,7 +50,7 @@ def fingerprint(dataset: Dataset) -> str:
         try:
             status = record.path.stat()
         except OSError as error:
-            raise DataError(f"{record.path}: {error.strerror}") from error
+            raise DataError(f"{error.strerror}", path=record.path) from error
         digest.update(f"{record.path}|{status.st_size}|{status.st_mtime_ns}".encode())
         digest.update(boxes.tobytes() + labels.tobytes())
     return digest.hexdigest()
@@ -75,11 +76,11 @@ def training_images(dataset: Dataset) -> Iterator[tuple[int, bytes | None]]:
             continue
         if (record.width, record.height) != (width, height):
             said = (record.width, record.height)
-            raise DataError(f"{record.path}: {sizes(said, (width, height))}")
+            raise DataError(f"{sizes(said, (width, height))}", path=record.path)
         readable = True
         yield index, encoded
     if not readable:
-        raise DataError(f"{dataset.name}: no readable image with an object to train on")
+        raise DataError("no readable image with an object to train on", key=dataset.name)
 
 
 def tell_left_out(dataset: Dataset, unreadable: int) -> None:
@@ -116,7 +117,7 @@ def batches(
 ) -> Iterator[Batch]:
     """See ``Backend.batches``; ``cache`` is a folder with one small file."""
     objects = training_objects(dataset)
-    make = SampleMaker(config, settings, places(objects, settings.max_objects))
+    make = SampleMaker(config, settings, slot_count(objects, settings.max_objects))
     readable = readable_images(dataset, cache)
     cv2.setNumThreads(1)  # the workers are the threads
 
@@ -126,9 +127,9 @@ def batches(
         try:
             return make(np.fromfile(path, np.uint8), *objects[index], np.array(position))
         except OSError as error:
-            raise DataError(f"{path}: {error.strerror}") from error
+            raise DataError(f"{error.strerror}", path=path) from error
         except DataError as error:
-            raise DataError(f"{path}: {error}") from error
+            raise DataError(f"{error}", path=path) from error
 
     size = settings.batch_size
     first, last = (step * size for step in (first_step, config.schedule.steps))

@@ -10,27 +10,15 @@ not start. A ``skip`` finding says that something was left out or trimmed, and w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeGuard
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from refinedet.spec.errors import Array
-
-_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""What would break a line or cannot be written as UTF-8."""
-
-
-class DataError(ValueError):
-    """A data set that cannot be used; one line: file, row, field, what to do."""
-
-
-def is_class_name(value: object) -> TypeGuard[str]:
-    """Whether it can name a class: a text of one line, not empty. Settings take no other."""
-    return isinstance(value, str) and bool(value.strip()) and not _UNFIT.search(value)
+from refinedet.errors import DataError
+from refinedet.spec.types import Array
 
 
 @dataclass(frozen=True)
@@ -103,7 +91,7 @@ class Dataset:
             raise DataError(f"{refusals[0]}{more if len(refusals) > 1 else ''}")
         if not self.records:
             reason = f"; {self.findings[0]}" if self.findings else ""
-            raise DataError(f"{self.name}: no usable image{reason}")
+            raise DataError(f"no usable image{reason}", key=self.name)
 
 
 class Object(NamedTuple):

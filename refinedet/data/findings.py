@@ -20,9 +20,11 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from refinedet.data.dataset import DataError, Dataset, Finding, is_class_name
+from refinedet.data.dataset import Dataset, Finding
 from refinedet.data.images import read_image
-from refinedet.spec.errors import Array
+from refinedet.errors import DataError
+from refinedet.spec.types import Array
+from refinedet.support.text import is_class_name, one_line
 
 POLICY: dict[str, Literal["refuse", "skip"]] = {
     "malformed annotation": "refuse",
@@ -46,9 +48,6 @@ POLICY: dict[str, Literal["refuse", "skip"]] = {
 ROUNDING = 1.0
 """Pixels by which a box may leave the image without a finding: coordinates are
 rounded, and count from 0 or from 1. It is clipped all the same."""
-
-LONGEST = 300
-"""Characters of a finding that are kept: it may quote anything."""
 
 Box = tuple[float, float, float, float]
 
@@ -155,15 +154,6 @@ class Folder:
         return None
 
 
-def one_line(text: str) -> str:
-    """Text that may be anything as one printable line of at most ``LONGEST`` characters."""
-    if len(text) > LONGEST:
-        text = text[: LONGEST - 3] + "..."
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def plain(text: str) -> str:
     """The text of a number, for ``float`` and ``int``: they take 1_0 and any script's digits too.
 
@@ -179,21 +169,21 @@ def require_folder(path: Path) -> None:
     """Raise a ``DataError`` unless there is such a folder and something is in it."""
     try:
         if not any(path.iterdir()):
-            raise DataError(f"{path}: empty folder")
+            raise DataError("empty folder", path=path)
     except OSError as error:
-        raise DataError(f"{path}: cannot read the folder: {error.strerror}") from None
+        raise DataError(f"cannot read the folder: {error.strerror}", path=path) from None
 
 
 def read_bytes(path: Path) -> bytes:
     """The bytes of an annotation file; ``DataError`` where there are none."""
     try:
         if path.exists() and not path.is_file():
-            raise DataError(f"{path}: not a file")
+            raise DataError("not a file", path=path)
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot read: {error.strerror}") from None
+        raise DataError(f"cannot read: {error.strerror}", path=path) from None
     if not data.strip():
-        raise DataError(f"{path}: empty file")
+        raise DataError("empty file", path=path)
     return data
 
 
@@ -204,19 +194,19 @@ def read_lines(path: Path) -> list[str]:
         return [line.strip() for line in data.decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}: line {line}: not UTF-8 text; save it as UTF-8") from None
+        raise DataError("not UTF-8 text; save it as UTF-8", path=path, key=f"line {line}") from None
 
 
 def require_names(class_names: Sequence[str]) -> None:
     """Raise a ``DataError`` for a list of classes that is empty, names one twice, or badly."""
     if not class_names:
-        raise DataError("class_names: names no class")
+        raise DataError("names no class", key="class_names")
     name, times = Counter(class_names).most_common(1)[0]
     if times > 1:
-        raise DataError(f"class_names: names {name!r} {times} times")
+        raise DataError(f"names {name!r} {times} times", key="class_names")
     for name in class_names:
         if not is_class_name(name):
-            raise DataError(f"class_names: {name!r:.40} is not a name of one line")
+            raise DataError(f"{name!r:.40} is not a name of one line", key="class_names")
 
 
 def check_images(dataset: Dataset, progress: bool = False) -> Dataset:

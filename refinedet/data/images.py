@@ -28,8 +28,10 @@ from typing import BinaryIO, NamedTuple
 import cv2
 import numpy as np
 
-from refinedet.data.dataset import DataError
-from refinedet.spec.errors import Array
+from refinedet.errors import DataError
+from refinedet.spec.errors import SpecError, check_shape
+from refinedet.spec.types import Array
+from refinedet.support.files import write_atomically
 
 # An image that cannot be decoded is one line of ours. OpenCV 5 has the switch elsewhere.
 getattr(cv2.utils, "logging", cv2).setLogLevel(0)
@@ -90,7 +92,7 @@ def read_image(path: Path) -> Array:
             stream.seek(0)
             return _decode(stream.read())
     except _BrokenError as reason:
-        raise DataError(f"{path}: {reason}") from None
+        raise DataError(f"{reason}", path=path) from None
 
 
 def decode_image(data: bytes, name: str) -> Array:
@@ -107,7 +109,7 @@ def decode_image(data: bytes, name: str) -> Array:
     try:
         return _decode(data)
     except _BrokenError as reason:
-        raise DataError(f"{name}: {reason}") from None
+        raise DataError(f"{reason}", key=name) from None
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -120,7 +122,7 @@ def image_size(path: Path) -> tuple[int, int]:
         with _opened(path) as stream:
             header = _header(stream)
     except _BrokenError as reason:
-        raise DataError(f"{path}: {reason}") from None
+        raise DataError(f"{reason}", path=path) from None
     turned = ORIENTATIONS[header.orientation][0]
     return (header.height, header.width) if turned else (header.width, header.height)
 
@@ -268,3 +270,27 @@ def _png_pixels(data: bytes) -> tuple[bytes, bool]:
         if name == b"IEND":
             return b"".join(kept), transparent
     raise _BrokenError("cut off: no end chunk; replace it by a whole file")
+
+
+def write_image(path: Path, image: Array) -> None:
+    """Write an image in the format that the path's suffix names (.png, .jpg, ...).
+
+    Raises:
+        SpecError: shape or dtype, or a suffix that OpenCV does not know.
+        WriteError: the file cannot be written.
+    """
+    check_image(image)
+    try:
+        done, data = cv2.imencode(path.suffix.lower(), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        done = False
+    if not done:
+        raise SpecError("no image format of that name; use .png or .jpg", path=path)
+    write_atomically(path, data.tobytes())
+
+
+def check_image(image: Array) -> None:
+    """Raise a ``SpecError`` unless this is an (H, W, 3) uint8 image with pixels."""
+    check_shape(image, "image", None, None, 3)
+    if image.dtype != np.uint8 or not image.size:
+        raise SpecError(f"expected uint8 pixels, got {image.shape} {image.dtype}", key="image")

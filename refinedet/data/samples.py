@@ -14,14 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refinedet.backends.process_group import Group, share
 from refinedet.data.augment import augment, normaliser
-from refinedet.data.dataset import DataError, Dataset
+from refinedet.data.batch import padded
 from refinedet.data.images import decode_image
 from refinedet.data.targets import ArmTargets
 from refinedet.settings import InputSettings
 from refinedet.spec.config import Config
-from refinedet.spec.errors import Array
+from refinedet.spec.types import Array
 
 
 class Slice(NamedTuple):
@@ -46,51 +45,6 @@ def reading_order(count: int, seed: int, first: int, last: int) -> Iterator[Slic
         first += stop - start
 
 
-def of_worker(part: Slice, batch_size: int, group: Group) -> Slice:
-    """What one of several workers reads of a slice: its share of every batch."""
-    places = share(batch_size, group)
-    place = part.positions % batch_size
-    mine = (places.start <= place) & (place < places.stop)
-    return Slice(part.indices[mine], part.positions[mine])
-
-
-def training_objects(dataset: Dataset) -> list[tuple[Array, Array]]:
-    """For each record the boxes and labels to train on: all but crowds."""
-    return [
-        (record.boxes[~record.crowd], record.labels[~record.crowd]) for record in dataset.records
-    ]
-
-
-def places(objects: list[tuple[Array, Array]], expected: int) -> int:
-    """Places for objects in a batch: the largest count, in steps of 8.
-
-    Args:
-        expected: at least so many; fewer than an image has is an error, as objects
-            would be lost.
-    Raises:
-        DataError: no object at all, or more than ``expected``.
-    """
-    most = max((len(labels) for _, labels in objects), default=0)
-    if most == 0:
-        raise DataError("no image has an object to train on")
-    if expected and expected < most:
-        raise DataError(f"input.max_objects: {expected}, but an image has {most} objects")
-    return expected or -(-most // 8) * 8
-
-
-def padded(boxes: Array, labels: Array, places: int) -> tuple[Array, Array]:
-    """The objects of one image as a ``refinedet.backends.interface.Batch`` has them.
-
-    Args:
-        boxes: (C, 4). labels: (C,), from 1. places: T, at least C.
-    Returns:
-        (T, 4) float32 and (T,) int32, zero in the places after the last object.
-    """
-    all_boxes, all_labels = np.zeros((places, 4), np.float32), np.zeros(places, np.int32)
-    all_boxes[: len(boxes)], all_labels[: len(labels)] = boxes, labels
-    return all_boxes, all_labels
-
-
 class SampleMaker:
     """Makes the sample at a position: decode, augment, normalise, match, pad."""
 
@@ -105,7 +59,7 @@ class SampleMaker:
     def __call__(
         self, encoded: Array, boxes: Array, labels: Array, position: Array
     ) -> tuple[Array, Array, Array, Array, Array]:
-        """The rows of a ``refinedet.backends.interface.Batch`` for one position.
+        """The rows of a ``refinedet.data.batch.Batch`` for one position.
 
         Args:
             encoded: the image's file, bytes.

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from refinedet.data.dataset import DataError, Dataset
+from refinedet.data.dataset import Dataset
 from refinedet.data.findings import check_images as decode_images
 from refinedet.data.formats.coco import read_coco
 from refinedet.data.formats.text_list import read_text_list
 from refinedet.data.formats.voc import read_voc
+from refinedet.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ def read_dataset(source: DataSource, *, check_images: bool = False) -> Dataset:
     if source.layout == "voc":
         root = _given(source, "root")
         if source.split is None:
-            raise DataError("--split: --layout voc needs the names of lists in ImageSets/Main")
+            raise DataError(
+                "--layout voc needs the names of lists in ImageSets/Main", key="--split"
+            )
         dataset = read_voc(root, source.split, names)
     else:
         base = source.root or Path()
@@ -55,7 +58,7 @@ def read_dataset(source: DataSource, *, check_images: bool = False) -> Dataset:
         if source.layout == "coco":
             dataset = read_coco(annotations, images, names)
         elif names is None:
-            raise DataError("--classes: --layout text needs the names of class 1, 2, ...")
+            raise DataError("--layout text needs the names of class 1, 2, ...", key="--classes")
         else:
             dataset = read_text_list(annotations, images, names)
     return decode_images(dataset, progress=True) if check_images else dataset
@@ -64,5 +67,5 @@ def read_dataset(source: DataSource, *, check_images: bool = False) -> Dataset:
 def _given(source: DataSource, name: str) -> Path:
     value: Path | None = getattr(source, name)
     if value is None:
-        raise DataError(f"--{name}: --layout {source.layout} needs it")
+        raise DataError(f"--layout {source.layout} needs it", key=f"--{name}")
     return value

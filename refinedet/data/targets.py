@@ -17,8 +17,9 @@ import numpy as np
 from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.boxes import area, corners_to_centres
 from refinedet.spec.config import Config, feature_sizes
-from refinedet.spec.errors import Array, SpecError, check_boxes, check_labels, check_shape
+from refinedet.spec.errors import SpecError, check_boxes, check_labels, check_shape
 from refinedet.spec.matching import targets
+from refinedet.spec.types import Array
 
 DOUBT = np.float32(0.999)
 """A pair may be the better one if its rough overlap is this part of the other's.
@@ -53,7 +54,7 @@ class ArmTargets:
         """
         check_boxes(boxes=boxes)
         if boxes.dtype != np.float32:
-            raise SpecError(f"boxes: expected float32, got {boxes.dtype}")
+            raise SpecError(f"expected float32, got {boxes.dtype}", key="boxes")
         check_shape(labels, "labels", len(boxes))
         check_labels(labels, "labels", self._classes, lowest=1)
         if self._matching.rule == "in_order":

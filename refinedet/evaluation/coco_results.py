@@ -17,12 +17,13 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from refinedet.data.dataset import DataError, is_class_name
 from refinedet.data.findings import read_bytes
+from refinedet.errors import DataError
 from refinedet.evaluation.metrics import Evaluation, Found, GroundTruth, Progress, coco_metrics
 from refinedet.evaluation.protocols import Protocol, chosen_ids
 from refinedet.spec.detection import Detections
 from refinedet.support.files import replacing
+from refinedet.support.text import is_class_name, shown_json
 
 MAX_COORDINATE = 1e100
 """Pixels, in a file: larger numbers overflow when areas are computed."""
@@ -82,7 +83,7 @@ def score_results(
     A results file with an empty list is legal: nothing was found, all metrics are 0.
 
     Args:
-        progress: is shown the classes.
+        progress: is shown_json the classes.
         results: COCO results, a list of image_id, category_id, bbox and score; other
             fields are not read.
         annotations: COCO's ``instances`` file. "area" may be missing (then it is the
@@ -126,7 +127,7 @@ def _read_ground_truth(
         areas.append(boxes[-1][2] * boxes[-1][3] if area is None else area)
         crowd.append(entry.get("iscrowd", 0))
         if crowd[-1] not in (0, 1):
-            raise DataError(f"{where}: iscrowd is {_short(crowd[-1])}; 0 or 1 is expected")
+            raise DataError(f"iscrowd is {shown_json(crowd[-1])}; 0 or 1 is expected", key=where)
     return GroundTruth(
         np.asarray(image_ids, np.int64),
         np.asarray(classes, np.int64),
@@ -142,7 +143,7 @@ def _read_found(path: Path, images: Mapping[int, int], categories: Mapping[int, 
     for i, entry in enumerate(_results(path)):
         where = f"{path}: entry[{i}]"
         if not isinstance(entry, dict):
-            raise DataError(f"{where}: {_short(entry)} is not an object")
+            raise DataError(f"{shown_json(entry)} is not an object", key=where)
         image_ids.append(_known_id(entry, "image_id", images, where))
         classes.append(categories[_known_id(entry, "category_id", categories, where)])
         boxes.extend(_box(entry, where))
@@ -169,7 +170,7 @@ def _results(path: Path) -> Iterator[Any]:
             pass  # reading it whole finds the right words for what is wrong
     content = _read_json(path)
     if not isinstance(content, list):
-        raise DataError(f"{path}: the content is not a list")
+        raise DataError("the content is not a list", path=path)
     yield from content[read:]
 
 
@@ -211,10 +212,10 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(data)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not JSON: {error}") from error
+        raise DataError(f"not JSON: {error}", path=path) from error
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{path}: not JSON of this world: nested too deeply, or a huge number"
+            "not JSON of this world: nested too deeply, or a huge number", path=path
         ) from error
 
 
@@ -226,11 +227,11 @@ def _entries(path: Path, content: Any, name: str | None) -> Iterator[tuple[str, 
         content = content[name]
     if not isinstance(content, list):
         what = f'"{name}"' if name else "the content"
-        raise DataError(f"{path}: {what} is not a list")
+        raise DataError(f"{what} is not a list", path=path)
     for i, entry in enumerate(content):
         where = f"{path}: {name or 'entry'}[{i}]"
         if not isinstance(entry, dict):
-            raise DataError(f"{where}: {_short(entry)} is not an object")
+            raise DataError(f"{shown_json(entry)} is not an object", key=where)
         yield where, entry
 
 
@@ -240,9 +241,9 @@ def _ids(path: Path, content: Any, name: str) -> dict[int, int]:
     for where, entry in _entries(path, content, name):
         value = _field(entry, "id", where)
         if type(value) is not int or abs(value) >= 2**63:
-            raise DataError(f"{where}: id {_short(value)} is not a whole number of 64 bits")
+            raise DataError(f"id {shown_json(value)} is not a whole number of 64 bits", key=where)
         if value in ids:
-            raise DataError(f"{where}: id {value} is also that of {name}[{ids[value]}]")
+            raise DataError(f"id {value} is also that of {name}[{ids[value]}]", key=where)
         ids[value] = len(ids)
     if not ids:
         raise DataError(f'{path}: "{name}" is empty')
@@ -252,7 +253,7 @@ def _ids(path: Path, content: Any, name: str) -> dict[int, int]:
 def _known_id(entry: dict[str, Any], field: str, known: Mapping[int, int], where: str) -> int:
     value = _field(entry, field, where)
     if type(value) is not int or value not in known:
-        raise DataError(f"{where}: {field} {_short(value)} is not in the annotations")
+        raise DataError(f"{field} {shown_json(value)} is not in the annotations", key=where)
     return value
 
 
@@ -260,25 +261,25 @@ def _class_name(entry: dict[str, Any], where: str) -> str:
     """The name of a category; its id where it has none."""
     name: object = entry.get("name", str(entry["id"]))
     if not is_class_name(name):
-        raise DataError(f"{where}: name {_short(name)} is not a name of one line")
+        raise DataError(f"name {shown_json(name)} is not a name of one line", key=where)
     return name
 
 
 def _box(entry: dict[str, Any], where: str) -> list[float]:
     value = _field(entry, "bbox", where)
     if not isinstance(value, list) or len(value) != 4:
-        raise DataError(f"{where}: bbox {_short(value)} is not x, y, width, height")
+        raise DataError(f"bbox {shown_json(value)} is not x, y, width, height", key=where)
     box = [_number(x, where, "bbox") for x in value]
     if min(box[2:]) < 0:
-        raise DataError(f"{where}: bbox {_short(value)} has a negative side")
+        raise DataError(f"bbox {shown_json(value)} has a negative side", key=where)
     if max(map(abs, box)) > MAX_COORDINATE:
-        raise DataError(f"{where}: bbox {_short(value)} is beyond any image")
+        raise DataError(f"bbox {shown_json(value)} is beyond any image", key=where)
     return box
 
 
 def _field(entry: dict[str, Any], field: str, where: str) -> Any:
     if field not in entry:
-        raise DataError(f"{where}: {field} is missing")
+        raise DataError(f"{field} is missing", key=where)
     return entry[field]
 
 
@@ -287,10 +288,4 @@ def _number(value: Any, where: str, field: str) -> float:
         with contextlib.suppress(OverflowError):
             if math.isfinite(number := float(value)):
                 return number
-    raise DataError(f"{where}: {field} holds {_short(value)}; a finite number is expected")
-
-
-def _short(value: Any) -> str:
-    """A value of a file, fit for a line."""
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    raise DataError(f"{field} holds {shown_json(value)}; a finite number is expected", key=where)

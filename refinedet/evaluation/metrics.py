@@ -31,16 +31,11 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from refinedet.data.dataset import DataError, Dataset
+from refinedet.data.dataset import Dataset
+from refinedet.errors import DataError
 from refinedet.spec.detection import Detections
-from refinedet.spec.errors import (
-    Array,
-    SpecError,
-    check_boxes,
-    check_float,
-    check_labels,
-    check_shape,
-)
+from refinedet.spec.errors import SpecError, check_boxes, check_float, check_labels, check_shape
+from refinedet.spec.types import Array
 
 METRICS = {
     "AP": ("0.50:0.95", "all", "100"),
@@ -142,7 +137,7 @@ class Evaluator:
     def __init__(self, dataset: Dataset) -> None:
         """Evaluate on all images of ``dataset``; DataError where there is none."""
         if not dataset.records:
-            raise DataError(f"{dataset.name}: no usable image to evaluate on")
+            raise DataError("no usable image to evaluate on", key=dataset.name)
         self.dataset = dataset
         self.found: dict[int, Detections] = {}
         """Image id to its detections, boxes in pixels: all that is kept."""
@@ -162,9 +157,9 @@ class Evaluator:
                 dtypes, non-finite values, crossed corners, labels out of range.
         """
         if image_id not in self._expected:
-            raise SpecError(f"image_id: {image_id} is not in {self.dataset.name}")
+            raise SpecError(f"{image_id} is not in {self.dataset.name}", key="image_id")
         if image_id in self.found:
-            raise SpecError(f"image_id: {image_id} was added before")
+            raise SpecError(f"{image_id} was added before", key="image_id")
         check_boxes(boxes=detections.boxes)
         check_float(boxes=detections.boxes, scores=detections.scores)
         count = len(detections.boxes)
@@ -183,8 +178,9 @@ class Evaluator:
         """
         if missing := self._expected - self.found.keys():
             raise SpecError(
-                f"evaluation: {len(missing)} of {len(self._expected)} images were not "
-                f"added, the first has image id {min(missing)}"
+                f"{len(missing)} of {len(self._expected)} images were not "
+                f"added, the first has image id {min(missing)}",
+                key="evaluation",
             )
         names = self.dataset.class_names
         ground_truth, found = dataset_ground_truth(self.dataset), self._rows()

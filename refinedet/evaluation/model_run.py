@@ -10,17 +10,19 @@ from typing import Any, cast
 
 from refinedet.backends.interface import Backend
 from refinedet.backends.process_group import group_of
-from refinedet.data.dataset import DataError, Dataset
+from refinedet.data.dataset import Dataset
 from refinedet.data.source import DataSource, read_dataset
+from refinedet.errors import DataError
 from refinedet.evaluation.coco_results import write_results
+from refinedet.evaluation.dataset_run import collect, scoring_bar, write_evaluation
 from refinedet.evaluation.metrics import METRICS, Evaluation
 from refinedet.evaluation.protocols import Protocol, chosen_images, find_protocol, under
 from refinedet.evaluation.published import Published
 from refinedet.evaluation.resume_journal import Ledger, describe
 from refinedet.inference.multiscale import MultiScalePredictor
 from refinedet.inference.predictor import Predictor
+from refinedet.models import run_folder
 from refinedet.models.open import Model, open_model
-from refinedet.training.loop import collect, scoring_bar, write_evaluation
 
 LEFT_OUT = ("missing image", "unreadable image")
 """Findings that change the metrics of a data set whose images are all known to be there."""
@@ -62,17 +64,17 @@ def evaluate_model(
         predict = MultiScalePredictor(network, fusion, opened.remade, count).predict
     group = group_of(backend)
     if group.size > 1 and resume:
-        raise DataError("--resume: one worker goes on with an evaluation; leave out launch")
+        raise DataError("one worker goes on with an evaluation; leave out launch", key="--resume")
     if output is None or group.rank:
         return collect(predict, dataset, group=group).result(scoring_bar)
     output.mkdir(parents=True, exist_ok=True)
     subject = describe(path, network.config, backend.name, dataset, fusion)
-    ledger = Ledger(output / "unfinished.jsonl", subject, resume)
+    ledger = Ledger(output / run_folder.UNFINISHED, subject, resume)
     try:
         evaluator = collect(predict, dataset, ledger if group.size == 1 else None, group)
     finally:
         ledger.close()
-    write_results(output / "results.json", dataset.category_ids, evaluator.found)
+    write_results(output / run_folder.RESULTS, dataset.category_ids, evaluator.found)
     evaluation = write_evaluation(output, evaluator)
     ledger.remove()
     return evaluation
@@ -88,8 +90,9 @@ def _data_of(opened: Model, path: Path, source: DataSource) -> Dataset:
         raise DataError(f"{error} ({path} detects {shown})") from error
     if dataset.class_names != opened.class_names:
         raise DataError(
-            f"{path}: detects {', '.join(opened.class_names)}; the data set has "
-            f"{', '.join(dataset.class_names)}; name the model's with --classes"
+            f"detects {', '.join(opened.class_names)}; the data set has "
+            f"{', '.join(dataset.class_names)}; name the model's with --classes",
+            path=path,
         )
     return dataset
 
@@ -126,7 +129,9 @@ class Reported:
                 without COCO's metrics; an image that is missing or damaged.
         """
         if self.row.main not in METRICS:
-            raise DataError(f"--expect {self.row.name}: has {self.row.main}, give a row of COCO's")
+            raise DataError(
+                f"has {self.row.main}, give a row of COCO's", key=f"--expect {self.row.name}"
+            )
         dataset = _data_of(open_model(_NO_BACKEND, self.model), self.model, self.source)
         dataset.require_usable()
         for finding in dataset.findings:

@@ -20,17 +20,20 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from refinedet.data.dataset import DataError, Dataset, Record
+from refinedet.data.dataset import Dataset, Record
 from refinedet.data.findings import read_bytes
+from refinedet.errors import DataError
 from refinedet.evaluation.coco_results import write_results
+from refinedet.evaluation.dataset_run import scoring_bar, write_evaluation
 from refinedet.evaluation.metrics import Evaluation, Evaluator
 from refinedet.evaluation.protocols import Protocol, chosen_images, detection_under
 from refinedet.inference.postprocessing import postprocess
 from refinedet.inference.predictor import in_pixels
+from refinedet.models import run_folder
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import preset, replace
-from refinedet.spec.errors import Array, SpecError
-from refinedet.training.loop import scoring_bar, write_evaluation
+from refinedet.spec.errors import SpecError
+from refinedet.spec.types import Array
 
 ZOO = "modelzoo_vgg16_320"
 """The one preset whose files the zoo's postprocess.py reads."""
@@ -65,16 +68,17 @@ def evaluate_raw_outputs(
     if protocol is not None:
         if protocol.fusions:
             raise DataError(
-                f"--protocol {protocol.name}: fuses what networks see; result files hold one look"
+                "fuses what networks see; result files hold one look",
+                key=f"--protocol {protocol.name}",
             )
         detection, dataset = (
             detection_under(protocol, detection),
             chosen_images(protocol, dataset),
         )
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+        raise DataError("no such folder", path=folder)
     if output is not None and output.exists() and not output.is_dir():
-        raise DataError(f"--output {output}: is a file; choose a folder")
+        raise DataError("is a file; choose a folder", key=f"--output {output}")
     count, evaluator = len(anchors(config)), Evaluator(dataset)
     paths = list(_paths(folder, dataset))
     bar = tqdm(paths, "evaluating", disable=None, delay=2, unit="image", leave=False)
@@ -87,12 +91,12 @@ def evaluate_raw_outputs(
         try:
             found = postprocess(corners, scores, detection, size)
         except SpecError as error:
-            raise DataError(f"{boxes_file}: {error}") from error
+            raise DataError(f"{error}", path=boxes_file) from error
         evaluator.add(record.image_id, in_pixels(found, size))
     if output is None:
         return evaluator.result(scoring_bar)
     output.mkdir(parents=True, exist_ok=True)
-    write_results(output / "results.json", dataset.category_ids, evaluator.found)
+    write_results(output / run_folder.RESULTS, dataset.category_ids, evaluator.found)
     return write_evaluation(output, evaluator)
 
 
@@ -104,8 +108,9 @@ def _paths(folder: Path, dataset: Dataset) -> Iterator[tuple[Path, Path]]:
         other = names.setdefault(name, record)
         if other is not record:
             raise DataError(
-                f"{folder}: {other.path.name} and {record.path.name} share the files {name}_0.bin "
-                f"and {name}_1.bin; keep the images in two data sets, or rename one"
+                f"{other.path.name} and {record.path.name} share the files {name}_0.bin "
+                f"and {name}_1.bin; keep the images in two data sets, or rename one",
+                path=folder,
             )
         yield folder / f"{name}_0.bin", folder / f"{name}_1.bin"
 
@@ -115,15 +120,17 @@ def _require_plausible(boxes_file: Path, boxes: Array, scores_file: Path, scores
     wrong = np.flatnonzero((scores < -ROUNDING).any(axis=1) | (scores > 1 + ROUNDING).any(axis=1))
     if wrong.size:
         raise DataError(
-            f"{scores_file}: row {int(wrong[0])} holds a number that is not from 0 to 1; scores "
-            "are expected, after sigmoid or softmax"
+            f"row {int(wrong[0])} holds a number that is not from 0 to 1; scores "
+            "are expected, after sigmoid or softmax",
+            path=scores_file,
         )
     # A decoder need not clip, but where anchors see nothing boxes stay near them: in the image.
     outside = (boxes[:, :2] > 1).any(axis=1) | (boxes[:, 2:] < 0).any(axis=1)
     if 2 * np.count_nonzero(outside) > len(boxes):
         raise DataError(
-            f"{boxes_file}: {np.count_nonzero(outside)} of {len(boxes)} boxes are outside the "
-            "image; fractions of it are expected, not pixels"
+            f"{np.count_nonzero(outside)} of {len(boxes)} boxes are outside the "
+            "image; fractions of it are expected, not pixels",
+            path=boxes_file,
         )
 
 
@@ -132,11 +139,12 @@ def _read(path: Path, rows: int, columns: int, classes: int, preset_name: str) -
     data = read_bytes(path)
     if len(data) != rows * columns * 4:
         raise DataError(
-            f"{path}: has {len(data)} bytes, {rows} x {columns} numbers of 4 bytes are expected; is "
-            f"{preset_name} the detector, with {classes - 1} classes?"
+            f"has {len(data)} bytes, {rows} x {columns} numbers of 4 bytes are expected; is "
+            f"{preset_name} the detector, with {classes - 1} classes?",
+            path=path,
         )
     numbers: Array = np.frombuffer(data, "<f4").astype(np.float32).reshape(rows, columns)
     wrong = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
     if wrong.size:
-        raise DataError(f"{path}: row {int(wrong[0])} holds a number that is not finite")
+        raise DataError(f"row {int(wrong[0])} holds a number that is not finite", path=path)
     return numbers

@@ -19,11 +19,12 @@ from typing import Any, Literal
 import numpy as np
 
 from refinedet.backends.interface import Network
-from refinedet.data.dataset import DataError, Dataset
+from refinedet.data.dataset import Dataset
+from refinedet.errors import DataError
 from refinedet.spec.config import Config, DetectionConfig
-from refinedet.spec.errors import Array
 from refinedet.spec.fusion import FusionConfig, View
 from refinedet.spec.network import Heads
+from refinedet.spec.types import Array
 
 Images = Literal["all", "with boxes and without crowds"]
 
@@ -165,7 +166,7 @@ def find_protocol(name: str) -> Protocol:
         DataError: no such protocol; lists those there are.
     """
     if name not in PROTOCOLS:
-        raise DataError(f"--protocol: no {name!r}; there are {', '.join(PROTOCOLS)}")
+        raise DataError(f"no {name!r}; there are {', '.join(PROTOCOLS)}", key="--protocol")
     return PROTOCOLS[name]
 
 
@@ -205,7 +206,7 @@ def chosen_ids(
 
 
 def _none_left(protocol: Protocol, name: str) -> DataError:
-    return DataError(f"--protocol {protocol.name}: {name} has no image {protocol.images}")
+    return DataError(f"{name} has no image {protocol.images}", key=f"--protocol {protocol.name}")
 
 
 class _Under:
@@ -237,8 +238,9 @@ def detection_under(protocol: Protocol, detection: DetectionConfig) -> Detection
             settings[name] = value
         elif value != NEUTRAL.get(name):
             raise DataError(
-                f"--protocol {protocol.name}: needs detection.{name}={value}, "
-                "which this version of the specification does not have"
+                f"needs detection.{name}={value}, "
+                "which this version of the specification does not have",
+                key=f"--protocol {protocol.name}",
             )
     return dataclasses.replace(detection, **settings)
 

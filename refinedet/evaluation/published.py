@@ -15,6 +15,7 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
+from refinedet.errors import ExpectationError
 from refinedet.evaluation.metrics import aligned
 
 TOLERANCE = 0.0015
@@ -28,10 +29,6 @@ ROUNDING = 1e-9
 """Of the comparison itself: exactly as far away as allowed is near enough."""
 
 
-class ExpectationError(ValueError):
-    """Measured metrics that are not the published ones; one line."""
-
-
 @dataclass(frozen=True)
 class Published:
     """A row of a table."""
@@ -40,7 +37,7 @@ class Published:
     what: str
     """The detector, in words."""
     metrics: Mapping[str, float]
-    """Some of ``refinedet.evaluation.metrics.METRICS``, VOC07 and VOC12; the first is the main one."""
+    """Some of ``evaluation.metrics.METRICS``, VOC07 and VOC12; the first is the main one."""
     unverified: frozenset[str]
     """Those recalled from memory."""
     retrained_at_least: float
@@ -96,7 +93,7 @@ def find_published(name: str) -> Published:
         ExpectationError: no such row; lists those there are.
     """
     if name not in published():
-        raise ExpectationError(f"--expect: no {name!r}; there are {', '.join(published())}")
+        raise ExpectationError(f"no {name!r}; there are {', '.join(published())}", key="--expect")
     return published()[name]
 
 
@@ -164,4 +161,4 @@ def require_agreement(
         f"at least {row.retrained_at_least:.4f}" if retrained else f"{expected:.4f} ± {TOLERANCE}"
     )
     more = f" (and {len(outside) - 1} more)" if len(outside) > 1 else ""
-    raise ExpectationError(f"--expect {row.name}: {metric} {shown}, expected {limit}{more}")
+    raise ExpectationError(f"{metric} {shown}, expected {limit}{more}", key=f"--expect {row.name}")

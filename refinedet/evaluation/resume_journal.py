@@ -17,13 +17,14 @@ from typing import BinaryIO
 import numpy as np
 
 from refinedet import __version__
-from refinedet.data.dataset import DataError, Dataset
+from refinedet.data.dataset import Dataset
+from refinedet.errors import DataError, WriteError
+from refinedet.models import run_folder
 from refinedet.models.checkpoint import checkpoints
 from refinedet.settings import Settings, to_yaml
 from refinedet.spec.config import Config
 from refinedet.spec.detection import Detections
 from refinedet.spec.fusion import FusionConfig
-from refinedet.support.files import WriteError
 
 FORMAT = "refinedet ledger 1"
 
@@ -47,11 +48,11 @@ class Ledger:
         header = {"format": FORMAT, "version": __version__, **subject}
         if path.exists():
             if not path.is_file():  # a device would be read for ever
-                raise DataError(f"{path}: not a file; remove it, or choose another --output")
+                raise DataError("not a file; remove it, or choose another --output", path=path)
             if not resume:
                 raise DataError(
-                    f"{path}: an evaluation was interrupted here; go on with --resume, "
-                    "or remove the file"
+                    "an evaluation was interrupted here; go on with --resume, or remove the file",
+                    path=path,
                 )
             self._done = self._whole(header)
         self._file: BinaryIO = path.open("r+b" if self._done else "wb")
@@ -80,8 +81,9 @@ class Ledger:
         for name, value in header.items():
             if found.get(name) != value:
                 raise DataError(
-                    f"{self.path}: was begun with another {name}; "
-                    "remove the file to begin anew, or choose another --output"
+                    f"was begun with another {name}; "
+                    "remove the file to begin anew, or choose another --output",
+                    path=self.path,
                 )
 
     def finished(self) -> Iterator[tuple[int, Detections]]:
@@ -111,7 +113,7 @@ class Ledger:
             self._file.flush()  # to the system, which outlives this process
         except OSError as error:
             reason = error.strerror or str(error)
-            raise WriteError(f"{self.path}: cannot write: {reason}; free some space") from error
+            raise WriteError(f"cannot write: {reason}; free some space", path=self.path) from error
 
     def close(self) -> None:
         """End the file; it stays."""
@@ -175,7 +177,7 @@ def describe(
 def model_digest(path: Path) -> str:
     """SHA-256 of a model's file, of a run's newest checkpoint; settings beside it too."""
     if path.is_dir():
-        path = checkpoints(path / "checkpoints")[0]
+        path = checkpoints(path / run_folder.CHECKPOINTS)[0]
     digest = hashlib.sha256(_file_digest(path))
     beside = path.with_name(path.name + ".yaml")
     if beside.exists():

@@ -6,19 +6,18 @@ at all. The same input gives the same image.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from refinedet.data.dataset import DataError
+from refinedet.data.images import check_image, write_image
 from refinedet.spec.detection import Detections
-from refinedet.spec.errors import Array, SpecError, check_boxes, check_labels, check_shape
-from refinedet.support.files import write_atomically
+from refinedet.spec.errors import SpecError, check_boxes, check_labels, check_shape
+from refinedet.spec.types import Array
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 FONT_HEIGHT = 22.0
@@ -30,10 +29,6 @@ LUMA = (0.299, 0.587, 0.114)
 GREY = 64
 GAP = 4
 """Pixels between the images of a sheet."""
-
-LOSSES = ("total", "arm_offsets", "arm_logits", "odm_offsets", "odm_logits")
-RATES = ("learning_rate",)
-PRECISIONS = ("AP", "AP50", "VOC07", "VOC12")
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
@@ -67,7 +62,7 @@ def draw_detections(
     Raises:
         SpecError: shapes, dtypes, crossed corners, labels out of range.
     """
-    _check_image(image)
+    check_image(image)
     check_boxes(boxes=boxes)
     check_shape(labels, "labels", len(boxes))
     check_labels(labels, "labels", len(class_names) + 1, lowest=1)
@@ -139,23 +134,6 @@ def detections_json(
     ]
 
 
-def write_image(path: Path, image: Array) -> None:
-    """Write an image in the format that the path's suffix names (.png, .jpg, ...).
-
-    Raises:
-        SpecError: shape or dtype, or a suffix that OpenCV does not know.
-        WriteError: the file cannot be written.
-    """
-    _check_image(image)
-    try:
-        done, data = cv2.imencode(path.suffix.lower(), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    except cv2.error:
-        done = False
-    if not done:
-        raise SpecError(f"{path}: no image format of that name; use .png or .jpg")
-    write_atomically(path, data.tobytes())
-
-
 def sheet(images: Sequence[Array], columns: int, path: Path, cell: int = 320) -> None:
     """Write one image that shows many, row by row on grey.
 
@@ -170,7 +148,7 @@ def sheet(images: Sequence[Array], columns: int, path: Path, cell: int = 320) ->
         WriteError: the file cannot be written.
     """
     if not images or columns < 1 or cell < 1:
-        raise SpecError("sheet: expected an image, a column and a cell size, at least 1 each")
+        raise SpecError("expected an image, a column and a cell size, at least 1 each", key="sheet")
     fitted = [_fit(image, cell) for image in images]
     columns = min(columns, len(fitted))
     wide = max(image.shape[1] for image in fitted)
@@ -187,94 +165,10 @@ def sheet(images: Sequence[Array], columns: int, path: Path, cell: int = 320) ->
 
 def _fit(image: Array, cell: int) -> Array:
     """The image with its longer side ``cell``, undistorted."""
-    _check_image(image)
+    check_image(image)
     height, width = image.shape[:2]
     ratio = cell / max(height, width)
     size = max(1, round(width * ratio)), max(1, round(height * ratio))
     method = cv2.INTER_AREA if ratio < 1 else cv2.INTER_LINEAR
     resized: Array = cv2.resize(image, size, interpolation=method)
     return resized
-
-
-def curves(metrics: Path | Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw a run over its steps: parts of the loss, learning rate, precision.
-
-    Args:
-        metrics: a file of JSON lines, or what they hold. Each has "step" and any of
-            ``LOSSES``, ``RATES``, ``PRECISIONS``; other fields are not read, and a
-            value that is null or not finite leaves a gap.
-        path: a PNG. A panel with nothing to show says so.
-    Raises:
-        DataError: the file cannot be read, or a line is not such an object.
-        WriteError: the image cannot be written.
-    """
-    # Slow to import, and only needed at the end of a run. No pyplot: its state is global.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows = read_metrics(metrics) if isinstance(metrics, Path) else list(metrics)
-    figure = Figure(figsize=(9, 10), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    panels = {"loss": LOSSES, "learning rate": RATES, "average precision": PRECISIONS}
-    for axes, (title, names) in zip(figure.subplots(3, 1), panels.items(), strict=True):
-        positive = False
-        for name in names:
-            steps, values = _series(rows, name)
-            if steps.size:
-                axes.plot(steps, values, label=name, marker="." if steps.size < 50 else "")
-                positive = positive or bool((values > 0).any())
-        if title == "loss" and positive:
-            axes.set_yscale("log", nonpositive="mask")
-        if title == "average precision":
-            axes.set_ylim(0, 1)
-        axes.set(xlabel="step", ylabel=title)
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
-        else:
-            axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center")
-    canvas.draw()
-    write_image(path, np.asarray(canvas.buffer_rgba())[..., :3])
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines, each with a whole number as "step".
-
-    A last line without its end is what a killed run leaves: it is not read.
-
-    Raises:
-        DataError: the file cannot be read, or a line is not such an object; names it.
-    """
-    try:
-        text = path.read_bytes().decode()
-    except OSError as error:
-        raise DataError(f"{path}: cannot read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8: {error}") from error
-    rows = []
-    for number, line in enumerate(text.split("\n")[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: line {number}: not JSON: {error}") from error
-        if not isinstance(row, dict) or type(row.get("step")) is not int:
-            raise DataError(f'{path}: line {number}: expected an object with a whole "step"')
-        rows.append(row)
-    return rows
-
-
-def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Array, Array]:
-    """Steps and values of one metric, nan where a line has it without a number."""
-    points = [
-        (row["step"], float(x) if isinstance(x := row[name], (int, float)) else math.nan)
-        for row in rows
-        if name in row
-    ]
-    steps, values = np.asarray(points, np.float64).reshape(-1, 2).T
-    return steps, np.where(np.isfinite(values), values, math.nan)
-
-
-def _check_image(image: Array) -> None:
-    check_shape(image, "image", None, None, 3)
-    if image.dtype != np.uint8 or not image.size:
-        raise SpecError(f"image: expected uint8 pixels, got {image.shape} {image.dtype}")

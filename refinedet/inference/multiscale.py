@@ -20,8 +20,8 @@ from refinedet.backends.interface import Network
 from refinedet.inference.predictor import Predictor, in_pixels
 from refinedet.spec.config import Config, replace
 from refinedet.spec.detection import Detections
-from refinedet.spec.errors import Array
 from refinedet.spec.fusion import FusionConfig, View, fuse
+from refinedet.spec.types import Array
 
 
 class MultiScalePredictor:

@@ -13,7 +13,8 @@ import numpy as np
 from refinedet.spec.boxes import area, lengthened
 from refinedet.spec.config import DetectionConfig
 from refinedet.spec.detection import Detections, pixel_sides
-from refinedet.spec.errors import Array, SpecError, check_boxes, check_float, check_shape
+from refinedet.spec.errors import SpecError, check_boxes, check_float, check_shape
+from refinedet.spec.types import Array
 
 BLOCK = 64
 """Candidates of a class that one round compares."""
@@ -37,7 +38,7 @@ def postprocess(
     check_float(boxes=boxes, scores=scores)
     check_shape(scores, "scores", len(boxes), None)
     if scores.shape[1] < 2:
-        raise SpecError("scores: want a column for the background and one a class")
+        raise SpecError("want a column for the background and one a class", key="scores")
     pixel = pixel_sides(config, size)
     if config.clip_first:
         boxes = boxes.clip(0, 1)

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from refinedet.backends.interface import BackendError, Network
+from refinedet.backends.interface import Network
 from refinedet.data.augment import normaliser, resize_only
+from refinedet.errors import BackendError
 from refinedet.inference.postprocessing import postprocess
 from refinedet.spec.detection import Detections
-from refinedet.spec.errors import Array, SpecError
+from refinedet.spec.errors import SpecError
+from refinedet.spec.types import Array
 
 
 def confident(found: Detections, score: float) -> Detections:
@@ -64,7 +66,8 @@ class Predictor:
                     found = postprocess(b, s, config.detection, (height, width))
                 except SpecError as error:
                     raise BackendError(
-                        f"--model: its outputs are no detections: {error}; its parameters are "
-                        "damaged, or its training has diverged"
+                        f"its outputs are no detections: {error}; its parameters are "
+                        "damaged, or its training has diverged",
+                        key="--model",
                     ) from error
                 yield (height, width), found

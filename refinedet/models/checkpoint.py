@@ -2,10 +2,11 @@
 
 A checkpoint is a safetensors file: parameters as ``parameter/NAME``, momentum as
 ``momentum_buffer/NAME``, and in its metadata the settings, the step, in float16 the loss scale
-and the steps it has been good for, the versions that wrote it and a digest of all of this. The order of
-the images, their augmentation and the learning rate are functions of the seed and the step
-(``refinedet.data.samples``, ``refinedet.spec.schedule``): the seed is in the settings and the
-step is here, so there is no further state. Weights for deployment are the same without momentum.
+and the steps it has been good for, the versions that wrote it and a digest of all of this.
+The order of the images, their augmentation and the learning rate are functions of the seed and
+the step (``refinedet.data.samples``, ``refinedet.spec.schedule``): the seed is in the settings
+and the step is here, so there is no further state.
+Weights for deployment are the same without momentum.
 
 Files are written beside their goal, read back and compared, forced to the disk and
 renamed; only then is an older one removed. Numbers are written from where they are and
@@ -30,21 +31,20 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from refinedet import __version__
-from refinedet.settings import Settings, SettingsError, differences, from_yaml, shown, to_yaml
+from refinedet.errors import CheckpointError, SettingsError
+from refinedet.settings import Settings, differences, from_yaml, to_yaml
 from refinedet.spec.config import Config
-from refinedet.spec.errors import Array, SpecError
+from refinedet.spec.errors import SpecError
 from refinedet.spec.network import Parameters, check_parameters, parameter_table
 from refinedet.spec.optimizer import LossScale
+from refinedet.spec.types import Array
 from refinedet.support.files import replacing
+from refinedet.support.text import shown
 
 FORMAT = "refinedet checkpoint 3"
 NAME = re.compile(r"step-(\d{8,})\.safetensors")
 LARGEST_HEADER = 8 << 20
 """Bytes of a header that are believed; a real one has some 50,000."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used or written; one line, with what to do."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ def _check(checkpoint: Checkpoint) -> None:
     for part, tensors in parts.items():
         for name, tensor in tensors.items():
             if tensor.dtype != np.float32:
-                raise SpecError(f"{part} {name}: expected float32, got {tensor.dtype}")
+                raise SpecError(f"expected float32, got {tensor.dtype}", key=f"{part} {name}")
             if not np.isfinite(tensor).all():
-                raise SpecError(f"{part} {name}: not finite")
+                raise SpecError("not finite", key=f"{part} {name}")
     if checkpoint.momentum_buffers is not None:
         table = parameter_table(checkpoint.config)
         expected = {p.name: p.shape for p in table if p.group != "statistic"}
@@ -105,8 +105,8 @@ def _check(checkpoint: Checkpoint) -> None:
         for name in sorted(expected.keys() | got.keys()):
             if expected.get(name) != got.get(name):
                 raise SpecError(
-                    f"momentum buffer {name}: expected shape {expected.get(name)}, "
-                    f"got {got.get(name)}"
+                    f"expected shape {expected.get(name)}, got {got.get(name)}",
+                    key=f"momentum buffer {name}",
                 )
 
 
@@ -143,7 +143,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     try:
         _check(checkpoint)
     except SpecError as error:
-        raise CheckpointError(f"{path}: not written: {error}") from error
+        raise CheckpointError(f"not written: {error}", path=path) from error
     tensors = {f"parameter/{name}": p for name, p in checkpoint.parameters.items()}
     tensors |= {
         f"momentum_buffer/{name}": v for name, v in (checkpoint.momentum_buffers or {}).items()
@@ -165,7 +165,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         with safe_open(draft, "numpy") as stored:
             back = _digest(stored.metadata(), ((n, stored.get_tensor(n)) for n in tensors))
         if back != metadata["sha256"]:
-            raise CheckpointError(f"{path}: not written: what was read back differs")
+            raise CheckpointError("not written: what was read back differs", path=path)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -177,24 +177,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         if path.exists() and not path.is_file():  # a pipe would wait for ever
-            raise CheckpointError(f"{path}: not a file")
+            raise CheckpointError("not a file", path=path)
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
         size = path.stat().st_size
         if header > min(LARGEST_HEADER, size - 8):
-            raise CheckpointError(f"{path}: cut off, or not a safetensors file")
+            raise CheckpointError("cut off, or not a safetensors file", path=path)
         with safe_open(path, "numpy") as stored:
             metadata = stored.metadata() or {}
             if metadata.get("format") != FORMAT:
                 found = shown(metadata.get("format"))
-                raise CheckpointError(f"{path}: expected the format {FORMAT!r}, got {found}")
+                raise CheckpointError(f"expected the format {FORMAT!r}, got {found}", path=path)
             tensors = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
     except (OSError, SafetensorError, AttributeError, TypeError, ValueError) as error:
         # The last three: a dtype that NumPy does not have, a shape that it refuses.
         reason = getattr(error, "strerror", None) or f"corrupt or cut off ({error})"
-        raise CheckpointError(f"{path}: cannot read: {reason}") from error
+        raise CheckpointError(f"cannot read: {reason}", path=path) from error
     if _digest(metadata, tensors.items()) != metadata.get("sha256"):
-        raise CheckpointError(f"{path}: corrupt: its content does not match its digest")
+        raise CheckpointError("corrupt: its content does not match its digest", path=path)
     try:
         checkpoint = Checkpoint(
             from_yaml(metadata["settings"]),
@@ -205,10 +205,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
         _check(checkpoint)
     except KeyError as error:
-        raise CheckpointError(f"{path}: its metadata has no {error}") from error
+        raise CheckpointError(f"its metadata has no {error}", path=path) from error
     except (SpecError, SettingsError, ValueError) as error:
         author = metadata.get("versions", "another program")
-        raise CheckpointError(f"{path}: written by {author}, not usable here: {error}") from error
+        raise CheckpointError(
+            f"{error}", path=path, key=f"written by {author}, not usable here"
+        ) from error
     return checkpoint
 
 
@@ -256,7 +258,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         try:
             old.unlink(missing_ok=True)
         except OSError as error:
-            raise CheckpointError(f"{old}: cannot remove: {error.strerror}") from error
+            raise CheckpointError(f"cannot remove: {error.strerror}", path=old) from error
     return path
 
 
@@ -281,7 +283,7 @@ def newest_checkpoint(
         except CheckpointError as error:
             passed_over(f"passed over {error}")
     if paths:
-        raise CheckpointError(f"{folder}: none of its {len(paths)} checkpoints can be used")
+        raise CheckpointError(f"none of its {len(paths)} checkpoints can be used", path=folder)
     return None
 
 
@@ -298,6 +300,7 @@ def require_match(checkpoint: Checkpoint, settings: Settings) -> None:
             continue
         if not key.startswith("train.") and key != "input.workers":
             raise CheckpointError(
-                f"checkpoint of step {checkpoint.steps_done}: has {key}={shown(old)}, "
-                f"the settings say {shown(new)}; go on with the run's own settings.yaml"
+                f"has {key}={shown(old)}, "
+                f"the settings say {shown(new)}; go on with the run's own settings.yaml",
+                key=f"checkpoint of step {checkpoint.steps_done}",
             )

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from refinedet.errors import WriteError
+
 ADVICE = {
     errno.ENOSPC: "free some space and run again",
     errno.EDQUOT: "free some space and run again",
@@ -26,10 +28,6 @@ ADVICE = {
     errno.EROFS: "choose a folder that can be written to",
     errno.EISDIR: "choose the name of a file",
 }
-
-
-class WriteError(OSError):
-    """A file that could not be written; one line: which, why, what to do."""
 
 
 @contextmanager
@@ -46,7 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
             folder, no permission. ``errno`` holds the system's code.
     """
     if not path.name:  # of an empty option, as an unset variable of a shell leaves it
-        raise WriteError(f"{path}: cannot write: choose the name of a file")
+        raise WriteError("cannot write: choose the name of a file", path=path)
     draft = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
         yield draft
@@ -57,7 +55,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         reason = error.strerror or str(error)
         advice = ADVICE.get(error.errno or 0)
-        failure = WriteError(f"{path}: cannot write: {reason}{'; ' + advice if advice else ''}")
+        failure = WriteError(f"cannot write: {reason}{'; ' + advice if advice else ''}", path=path)
         failure.errno = error.errno
         raise failure from error
     finally:

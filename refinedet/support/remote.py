@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tqdm import tqdm
 
+from refinedet.errors import RemoteError
 from refinedet.support.files import replacing
 
 CACHE = Path("data-cache")
@@ -45,10 +46,6 @@ BLOCK = 32 << 20
 """Bytes of a file that are asked for at once."""
 SETTINGS = "settings.yaml"
 """The file that makes a folder a run: copied in last, and out before every checkpoint."""
-
-
-class RemoteError(RuntimeError):
-    """A store that refuses or cannot be reached; one line: which URL, why, what to do."""
 
 
 class Entry(NamedTuple):
@@ -85,7 +82,7 @@ def open_store(url: str) -> Store:
     scheme, _, place = url.partition("://")
     if scheme not in CHECK or not place.strip("/"):
         raise RemoteError(
-            f"{url!r}: is no URL of a folder; give file://, s3:// or obs:// and where"
+            "is no URL of a folder; give file://, s3:// or obs:// and where", key=repr(url)
         )
     url = url.rstrip("/")
     if scheme == "obs" and (moxing := _moxing()):
@@ -110,7 +107,7 @@ class FsspecStore:
             )
             self._files.retries = ROUNDS
         except ImportError as error:
-            raise RemoteError(f"{url}: {error}; pip install 'refinedet[remote]'") from error
+            raise RemoteError(f"{error}; pip install 'refinedet[remote]'", path=url) from error
         path = self.url if self.scheme != "obs" else url.replace("obs://", "s3://", 1)
         self._root: str = self._files._strip_protocol(path)
 
@@ -119,7 +116,7 @@ class FsspecStore:
         with _told(self.url):
             found = self._files.find(self._root, detail=True)
         if self._root in found:
-            raise RemoteError(f"{self.url}: is a file; give the URL of its folder")
+            raise RemoteError("is a file; give the URL of its folder", path=self.url)
         return {
             path.removeprefix(self._root + "/"): Entry(info["size"], _milliseconds(info))
             for path, info in found.items()
@@ -213,7 +210,7 @@ def _connection(url: str, scheme: str) -> dict[str, Any]:
     endpoint = os.environ.get("S3_ENDPOINT") or os.environ.get("AWS_ENDPOINT_URL")
     if not endpoint:  # Amazon's would be asked, and told the keys' name
         raise RemoteError(
-            f"{url}: no endpoint; set S3_ENDPOINT, as https://obs.cn-north-4.myhuaweicloud.com"
+            "no endpoint; set S3_ENDPOINT, as https://obs.cn-north-4.myhuaweicloud.com", path=url
         )
     if "://" not in endpoint:
         endpoint = f"https://{endpoint}"
@@ -233,7 +230,7 @@ def _told(url: str) -> Iterator[None]:
     except Exception as error:
         reason = str(error) or type(error).__name__
         check = CHECK[url.partition("://")[0]]
-        raise RemoteError(f"{url}: {reason.rstrip('.')}; check {check}") from error
+        raise RemoteError(f"{reason.rstrip('.')}; check {check}", path=url) from error
 
 
 def _milliseconds(info: Mapping[str, Any]) -> int:
@@ -252,7 +249,7 @@ def _is_there(path: Path, entry: Entry) -> bool:
 def _require_inside(url: str, name: str) -> None:
     """Refuse a name that leads elsewhere: keys of a bucket are any text."""
     if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
-        raise RemoteError(f"{url}: has the name {name!r}, which is none in a folder; rename it")
+        raise RemoteError(f"has the name {name!r}, which is none in a folder; rename it", path=url)
 
 
 def copy_in(store: Store, entries: Mapping[str, Entry], folder: Path) -> int:
@@ -277,7 +274,7 @@ def copy_in(store: Store, entries: Mapping[str, Entry], folder: Path) -> int:
         with replacing(goal) as draft:
             store.get(name, entry, draft)
             if draft.stat().st_size != entry.size:
-                raise RemoteError(f"{store.url}/{name}: changed meanwhile; run again")
+                raise RemoteError("changed meanwhile; run again", key=f"{store.url}/{name}")
             os.utime(draft, ns=(entry.time * 1_000_000, entry.time * 1_000_000))
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -306,7 +303,7 @@ def copy_data(url: str, cache: Path, say: Callable[[str], None]) -> Path:
     _require_inside(url, place)
     entries = store.entries()
     if not entries:
-        raise RemoteError(f"{url}: no file there; check the URL")
+        raise RemoteError("no file there; check the URL", path=url)
     folder = cache / place
     copied = copy_in(store, entries, folder)
     say(f"{url}: {len(entries)} files in {folder}, {copied} of them copied now")
@@ -331,7 +328,7 @@ class RunCopy:
         entries = self._store.entries()
         if SETTINGS in entries:
             if not resume:
-                raise RemoteError(f"{url}: holds a run; choose another --train-url, or --resume")
+                raise RemoteError("holds a run; choose another --train-url, or --resume", path=url)
             if not (run / SETTINGS).exists():
                 begin = {SETTINGS: entries.pop(SETTINGS)}
                 copy_in(self._store, entries, run)

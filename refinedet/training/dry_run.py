@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
+from refinedet.data.batch import training_objects
 from refinedet.data.dataset import Dataset
-from refinedet.data.samples import training_objects
+from refinedet.errors import TrainingError
 from refinedet.models.checkpoint import Checkpoint
 from refinedet.settings import Settings
 from refinedet.spec.config import NETWORK_STRIDES, Config, ScheduleConfig, replace
 from refinedet.spec.network import Parameters, forward_and_back, parameter_count
 from refinedet.spec.schedule import learning_rate
-from refinedet.training.loop import TrainingError, starting_point
+from refinedet.training.loop import starting_point
 
 NUMBER = 4
 """Bytes of a float32."""
@@ -147,7 +148,7 @@ def _place(folder: Path) -> Path:
     """The run's folder, or the nearest one above it, where it will be made."""
     place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
-        raise TrainingError(f"{folder}: cannot be made in {place}; choose another --run")
+        raise TrainingError(f"cannot be made in {place}; choose another --run", path=folder)
     return place
 
 

@@ -21,60 +21,41 @@ writes to the folder; the others read there what they go on from.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import cast
 
-import numpy as np
 from tqdm import tqdm
 
-from refinedet.backends.interface import (
-    Backend,
-    BackendError,
-    Batch,
-    HalfTrainer,
-    Network,
-    require_precision,
-)
-from refinedet.backends.process_group import ALONE, Group, by_first, group_of, share
-from refinedet.data.dataset import DataError, Dataset, Record
-from refinedet.data.images import read_image
-from refinedet.data.samples import places, training_objects
-from refinedet.evaluation.metrics import Evaluation, Evaluator, evaluation_table
-from refinedet.evaluation.resume_journal import Ledger
-from refinedet.inference.drawing import curves, draw_detections, read_metrics, sheet
-from refinedet.inference.predictor import Predictor, confident
+from refinedet.backends.interface import Backend, HalfTrainer
+from refinedet.backends.process_group import by_first, group_of
+from refinedet.backends.registry import require_precision
+from refinedet.data.batch import Batch, slot_count, training_objects
+from refinedet.data.dataset import Dataset
+from refinedet.errors import BackendError, CheckpointError, DataError, TrainingError
+from refinedet.evaluation.dataset_run import evaluate, write_evaluation
+from refinedet.models import run_folder
 from refinedet.models.checkpoint import (
     Checkpoint,
-    CheckpointError,
     checkpoints,
     newest_checkpoint,
     require_match,
     save_checkpoint,
 )
 from refinedet.settings import Settings, to_yaml
-from refinedet.spec.detection import Detections
-from refinedet.spec.errors import Array
 from refinedet.spec.network import Parameters, initial_parameters
 from refinedet.spec.schedule import learning_rate
-from refinedet.support.files import write_atomically, write_json
+from refinedet.support.files import write_atomically
+from refinedet.training.curves import curves
+from refinedet.training.journal import Journal, Silence
 
-Predict = Callable[[Iterable[Array]], Iterator[Detections]]
-"""Images in, detections in their own pixels out; one for each, in order."""
-
-SAMPLES = 12
-"""Images on the sheet of sample detections."""
-SAMPLE_SCORE = 0.5
-"""Detections below this are not drawn on it."""
 PATIENCE = 15.0
 """Seconds between two lines of progress where there is no terminal."""
-METRICS = "metrics.jsonl"
 OVERFLOWS = 40
 """Steps skipped in a row after which a run ends: 24 halvings lead from the largest loss scale
 to the smallest."""
@@ -82,122 +63,6 @@ PROFILED = 3
 """Steps under the profiler; one before them compiles the graph."""
 BEGUN = "step-00000000"
 """Name of the checkpoint from which a run with foreign weights begins."""
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot start or go on; one line, with what to do."""
-
-
-class Silence:
-    """The journal of a worker that is not the first."""
-
-    def say(self, line: str) -> None:
-        """See ``Journal``."""
-
-    def note(self, row: dict[str, Any]) -> None:
-        """See ``Journal``."""
-
-    def close(self) -> None:
-        """See ``Journal``."""
-
-
-class Journal(Silence):
-    """What a run says: to the terminal, to ``log.txt`` and to ``metrics.jsonl``."""
-
-    def __init__(self, folder: Path, steps_done: int) -> None:
-        path, kept = folder / METRICS, []
-        if path.exists():  # what follows the checkpoint happens again
-            kept = [r for r in read_metrics(path) if r["step"] <= steps_done]
-        lines = "".join(json.dumps(row) + "\n" for row in kept)
-        write_atomically(path, lines)
-        self.log: TextIO = (folder / "log.txt").open("a")
-        self.metrics: TextIO = path.open("a")
-
-    def say(self, line: str) -> None:
-        """Print a line above the progress bar and keep it."""
-        tqdm.write(line)
-        self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-        self.log.flush()
-
-    def note(self, row: dict[str, Any]) -> None:
-        """Keep a row of metrics."""
-        self.metrics.write(json.dumps(row) + "\n")
-        self.metrics.flush()
-
-    def close(self) -> None:
-        """End both files."""
-        self.log.close()
-        self.metrics.close()
-
-
-def evaluate(
-    network: Network, dataset: Dataset, batch_size: int = 8, group: Group = ALONE
-) -> Evaluator:
-    """Detect on every image of a data set by the network's own settings."""
-    predict = Predictor(network, min(batch_size, len(dataset))).predict
-    return collect(predict, dataset, group=group)
-
-
-def collect(
-    predict: Predict, dataset: Dataset, ledger: Ledger | None = None, group: Group = ALONE
-) -> Evaluator:
-    """Detect on every image of a data set; keeps the final detections alone.
-
-    Args:
-        predict: as ``Predictor.predict``.
-        ledger: images that are done according to it are not run again; is told the others.
-        group: each worker detects on its share; all get what all have found.
-    """
-    evaluator = Evaluator(dataset)
-    for image_id, detections in ledger.finished() if ledger else ():
-        evaluator.add(image_id, detections)
-    done = len(evaluator.found)
-    mine = dataset.records[share(len(dataset), group)]
-    remaining = [record for record in mine if record.image_id not in evaluator.found]
-    found = predict(read_image(record.path) for record in remaining)
-    bar = tqdm(
-        remaining,
-        "evaluating",
-        total=done + len(remaining),
-        initial=done,
-        disable=None,
-        delay=2,
-        unit="image",
-        leave=False,
-    )
-    for record, detections in zip(bar, found, strict=True):
-        evaluator.add(record.image_id, detections)
-        if ledger:
-            ledger.add(record.image_id, detections)
-    for found_there in group.gather(evaluator.found):
-        for image_id, detections in found_there.items():
-            if image_id not in evaluator.found:
-                evaluator.add(image_id, detections)
-    return evaluator
-
-
-def scoring_bar(classes: Iterable[int]) -> Iterator[int]:
-    """A bar for the classes that ``Evaluator.result`` and ``score_results`` go through."""
-    return iter(tqdm(classes, "scoring", disable=None, delay=2, unit="class", leave=False))
-
-
-def write_evaluation(folder: Path, evaluator: Evaluator) -> Evaluation:
-    """Write ``evaluation.json``, ``evaluation.txt`` and ``detections.png``."""
-    evaluation = evaluator.result(scoring_bar)
-    write_json(folder / "evaluation.json", evaluation.as_dict(by_class=True))
-    table = evaluation_table(evaluation, by_class=True)
-    write_atomically(folder / "evaluation.txt", table + "\n")
-    records = evaluator.dataset.records
-    chosen = np.unique(np.linspace(0, len(records) - 1, SAMPLES).round().astype(int))
-    sheet([_drawn(records[i], evaluator) for i in chosen], 4, folder / "detections.png")
-    return evaluation
-
-
-def _drawn(record: Record, evaluator: Evaluator) -> Array:
-    found = confident(evaluator.found[record.image_id], SAMPLE_SCORE)
-    names = evaluator.dataset.class_names
-    image = read_image(record.path)
-    return draw_detections(image, found.boxes, found.labels, found.scores, names)
 
 
 def train(
@@ -247,10 +112,10 @@ def train(
             workers=group.size,
         )
         new = not folder.exists()
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / run_folder.CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         if start.parameters is initial:
-            save_checkpoint(folder / "checkpoints", start, settings.train.keep)
-        write_atomically(folder / "settings.yaml", to_yaml(settings))
+            save_checkpoint(folder / run_folder.CHECKPOINTS, start, settings.train.keep)
+        write_atomically(folder / run_folder.SETTINGS, to_yaml(settings))
         return new
 
     new = by_first(group, open_folder)
@@ -261,7 +126,7 @@ def train(
             backend, training, evaluation, settings, folder, start, journal, saved, profiler
         )
     except (BackendError, DataError, MemoryError):
-        made = [path for path in checkpoints(folder / "checkpoints") if path.stem != BEGUN]
+        made = [path for path in checkpoints(folder / run_folder.CHECKPOINTS) if path.stem != BEGUN]
         if new and not made:  # nothing came of it
             shutil.rmtree(folder)
         raise
@@ -289,23 +154,24 @@ def starting_point(
     training.require_usable()
     if evaluation is not None:
         evaluation.require_usable()
-    places(training_objects(training), settings.input.max_objects)
+    slot_count(training_objects(training), settings.input.max_objects)
     if settings.input.batch_size % workers:
         raise TrainingError(
-            f"input.batch_size: {settings.input.batch_size} images cannot be shared among "
-            f"{workers} workers alike; make it a multiple"
+            f"{settings.input.batch_size} images cannot be shared among "
+            f"{workers} workers alike; make it a multiple",
+            key="input.batch_size",
         )
     if resume:
-        if not (folder / "settings.yaml").exists():
-            raise TrainingError(f"{folder}: no run to resume; leave out --resume to begin one")
+        if not (folder / run_folder.SETTINGS).exists():
+            raise TrainingError("no run to resume; leave out --resume to begin one", path=folder)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise TrainingError(f"{folder}: is not empty; choose another --run, or --resume")
+        raise TrainingError("is not empty; choose another --run, or --resume", path=folder)
     return begin(settings, folder, resume, initial)
 
 
 def begin(settings: Settings, folder: Path, resume: bool, initial: Parameters | None) -> Checkpoint:
     """The newest checkpoint of a run that goes on; else the initial or fresh parameters."""
-    if resume and (found := newest_checkpoint(folder / "checkpoints", tqdm.write)):
+    if resume and (found := newest_checkpoint(folder / run_folder.CHECKPOINTS, tqdm.write)):
         require_match(found, settings)
         return found
     if initial is None:
@@ -368,11 +234,12 @@ def _train(
     def not_finite(what: str) -> TrainingError:
         first = step * settings.input.batch_size
         return TrainingError(
-            f"step {step}: {what}; its batch holds positions {first} to "
+            f"{what}; its batch holds positions {first} to "
             f"{first + settings.input.batch_size - 1} of the reading order. The newest checkpoint "
             f"is of step {newest.steps_done}; lower model.schedule.rate or set "
             f"model.optimizer.clip_norm{' or model.optimizer.precision=float32' if half else ''}, "
-            f"and begin another run"
+            f"and begin another run",
+            key=f"step {step}",
         )
 
     def save() -> Checkpoint:
@@ -382,7 +249,7 @@ def _train(
         )
         try:
             if first:
-                save_checkpoint(folder / "checkpoints", checkpoint, settings.train.keep)
+                save_checkpoint(folder / run_folder.CHECKPOINTS, checkpoint, settings.train.keep)
         except CheckpointError as error:
             raise not_finite(str(error)) from error
         return checkpoint
@@ -399,7 +266,7 @@ def _train(
         journal.say(f"step {step}: {shown}")
 
     journal.say(f"training on {training.name}, {len(training)} images, from step {step}")
-    batches = backend.batches(training, config, settings.input, folder / "cache", step)
+    batches = backend.batches(training, config, settings.input, folder / run_folder.CACHE, step)
     if profiler is not None:
         batches = _profiled(batches, profiler)
     for batch in _with_progress(batches, step, steps, journal):
@@ -422,10 +289,11 @@ def _train(
         skipped = skipped + 1 if losses.skipped else 0
         if skipped == min(OVERFLOWS, steps):
             raise TrainingError(
-                f"step {step}: the gradient overflowed float16 in {skipped} steps in a row, the "
+                f"the gradient overflowed float16 in {skipped} steps in a row, the "
                 f"last with a loss scale of {scale['loss_scale']:g}; lower "
                 f"model.optimizer.loss_scale, set a model.optimizer.loss_scale_window or "
-                f"model.optimizer.precision=float32, and begin another run"
+                f"model.optimizer.precision=float32, and begin another run",
+                key=f"step {step}",
             )
         every = settings.train.evaluate_every
         due = bool(every) and step % every == 0 and step != steps  # after the last: below
@@ -439,5 +307,5 @@ def _train(
     if evaluation is not None:
         look(evaluation)
     if first:
-        curves(folder / METRICS, folder / "curves.png")
+        curves(folder / run_folder.METRICS, folder / run_folder.CURVES)
     return newest

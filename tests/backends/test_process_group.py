@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refinedet.backends.process_group import ALONE, LostWorkerError, Star, by_first, group_of, share
-from refinedet.data.samples import of_worker, reading_order
-from refinedet.support.files import WriteError
+from refinedet.backends.process_group import ALONE, Star, by_first, group_of
+from refinedet.data.samples import reading_order
+from refinedet.data.sharding import of_rank, share
+from refinedet.errors import LostRankError, WriteError
 
 KEY = b"secret"
 
@@ -22,7 +23,7 @@ def ranks_of(size):
 
 @given(st.integers(0, 40), st.integers(1, 9))
 def test_shares_are_all_places_once_and_alike(count, size):
-    shares = [range(count)[share(count, group)] for group in ranks_of(size)]
+    shares = [range(count)[share(count, group.rank, group.size)] for group in ranks_of(size)]
     assert [place for part in shares for place in part] == list(range(count))
     lengths = [len(part) for part in shares]
     assert max(lengths) - min(lengths) <= 1
@@ -36,7 +37,7 @@ def test_batches_of_all_workers_are_those_of_one(images, size, each, first_step)
     whole = list(reading_order(images, 3, first, last))
     steps = {}
     for group in ranks_of(size):
-        mine = [of_worker(part, batch, group) for part in whole]
+        mine = [of_rank(part, batch, group.rank, group.size) for part in whole]
         positions = np.concatenate([part.positions for part in mine])
         indices = np.concatenate([part.indices for part in mine])
         assert len(positions) == 4 * each  # whole batches, in order
@@ -99,7 +100,7 @@ def test_the_first_fails_and_all_fail_alike():
 @pytest.mark.parametrize("gone", [0, 1])
 def test_a_member_that_is_gone_is_told(gone):
     outcomes = together(3, lambda star: None if star.rank == gone else star.gather(1))
-    lost = [error for error in outcomes if isinstance(error, LostWorkerError)]
+    lost = [error for error in outcomes if isinstance(error, LostRankError)]
     assert len(lost) == 2
     if gone:
         assert str(outcomes[0]) == "worker 1 has ended; its own log says why"

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+from refinedet.backends.registry import BackendChoice
 from refinedet.benchmark.run import Row, bench, detection_rows, input_rows, table
-from refinedet.cli.backend_options import Choice
 from refinedet.spec.config import preset, replace
 
 CONFIG = replace(preset("refinedet_eighth_128"), image_size=(64, 128), num_classes=4)
@@ -44,7 +44,7 @@ def test_rows_of_the_host_are_complete():
 def test_a_network_is_measured_in_a_process_of_its_own():
     done = subprocess.run(
         [sys.executable, "-I", "-m", "refinedet.benchmark.run"],
-        input=pickle.dumps(("forward 2", Choice("spec"), CONFIG, 1)),
+        input=pickle.dumps(("forward 2", BackendChoice("spec"), CONFIG, 1)),
         capture_output=True,
         check=True,
     )
@@ -65,7 +65,7 @@ def test_several_backends_stand_side_by_side(monkeypatch):
     )
     monkeypatch.setattr("refinedet.benchmark.run.detection_rows", lambda *_: [])
     monkeypatch.setitem(sys.modules, "seers", SimpleNamespace(Seer=Seer))
-    rows = list(bench([Choice("spec"), Choice("seers:Seer")], CONFIG, 1))
+    rows = list(bench([BackendChoice("spec"), BackendChoice("seers:Seer")], CONFIG, 1))
     assert [(row.name, row.backend) for row in rows] == [
         ("input: decode", ""),
         ("forward 1", "spec"),
@@ -80,5 +80,5 @@ def test_several_backends_stand_side_by_side(monkeypatch):
 
 
 def test_rows_come_as_they_are_measured():
-    rows = bench([Choice("spec")], CONFIG, 1)
+    rows = bench([BackendChoice("spec")], CONFIG, 1)
     assert next(rows).name == "input: decode"

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from refinedet.backends.interface import BackendError, find_backend
-from refinedet.cli.backend_options import Choice, chooses_backend
+from refinedet.backends.registry import BackendChoice, find_backend
+from refinedet.cli.backend_options import chooses_backend
+from refinedet.errors import BackendError
 
 COMMANDS = ("demo", "train", "eval", "detect", "export", "bench", "conformance")
 
@@ -45,7 +46,7 @@ def test_every_command_that_computes_has_them(run, command):
 
 def test_options_reach_the_backend():
     assert find_backend("many_backends:Many", device_id=3).device_id == 3
-    assert Choice("many_backends:Many").find().device_id == 0
+    assert BackendChoice("many_backends:Many").find().device_id == 0
 
 
 @pytest.mark.parametrize("option", ["streams", "lite_python"])
@@ -55,12 +56,12 @@ def test_an_option_that_the_backend_does_not_take(option):
 
 
 @chooses_backend
-def one(word: str, backend: Choice) -> None:
+def one(word: str, backend: BackendChoice) -> None:
     raise BackendError(f"{word} {backend}")
 
 
 @chooses_backend
-def several(backends: list[Choice]) -> None:
+def several(backends: list[BackendChoice]) -> None:
     raise BackendError(f"{backends}")
 
 
@@ -70,9 +71,9 @@ NONE = {"backend": None, "target": None, "device_id": None, "streams": None, "li
 @pytest.mark.parametrize(
     ("given", "chosen"),
     [
-        ({}, Choice("mindspore-cpu")),
-        ({"backend": "spec"}, Choice("spec")),
-        ({"device_id": 0}, Choice("mindspore-cpu", (("device_id", 0),))),
+        ({}, BackendChoice("mindspore-cpu")),
+        ({"backend": "spec"}, BackendChoice("spec")),
+        ({"device_id": 0}, BackendChoice("mindspore-cpu", (("device_id", 0),))),
     ],
 )
 def test_one_backend(given, chosen):
@@ -84,7 +85,7 @@ def test_one_backend(given, chosen):
 def test_several_backends_each_once():
     with pytest.raises(BackendError) as told:
         several(**{**NONE, "backend": ["spec", "a:b", "spec"], "streams": 2})
-    expected = [Choice("spec", (("streams", 2),)), Choice("a:b", (("streams", 2),))]
+    expected = [BackendChoice("spec", (("streams", 2),)), BackendChoice("a:b", (("streams", 2),))]
     assert str(told.value) == str(expected)
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from refinedet.backends.reference import SpecNetwork
-from refinedet.data.dataset import DataError
+from refinedet.errors import DataError, WriteError
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
-from refinedet.models.open import Model, export_model
+from refinedet.models.export import export_model
+from refinedet.models.open import Model
 from refinedet.settings import from_yaml, resolve
 from refinedet.spec.config import preset, replace
 from refinedet.spec.network import initial_parameters
-from refinedet.support.files import WriteError
 
 SMALL = ["model.image_size=[64, 128]", "model.detection.score=0.3"]
 

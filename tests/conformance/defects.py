@@ -41,7 +41,7 @@ def wrong_backend(defect: Defect, folder: Path) -> Any:
     target.mkdir()
     spec, application = Path(refinedet.spec.boxes.__file__).parent, Path(refinedet.__file__).parent
     files = [f for f in spec.glob("*.py") if f.stem not in KEPT]
-    files += [application / "operations.py", application / "reference.py"]
+    files += [application / "backends" / name for name in ("operations.py", "reference.py")]
     for file in files:
         text = file.read_text()
         if file.stem == defect.module:

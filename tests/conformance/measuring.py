@@ -7,13 +7,14 @@ from unittest import mock
 
 import numpy as np
 
-from refinedet.backends.interface import Batch, StepLosses
+from refinedet.backends.interface import StepLosses
 from refinedet.backends.reference import SpecNetwork, SpecTrainer
+from refinedet.data.batch import Batch
 from refinedet.spec.config import Config
-from refinedet.spec.errors import Array
 from refinedet.spec.layers import GRADIENTS, Tape, batch_normalise, l2_normalise
 from refinedet.spec.network import Heads, Parameters
 from refinedet.spec.optimizer import LossScale
+from refinedet.spec.types import Array
 
 NORMALISING = batch_normalise, l2_normalise
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import typer
 
-from refinedet.backends import interface
+from refinedet.backends import interface, registry
 from refinedet.backends.operations import OPERATIONS
 from refinedet.conformance.cli import conformance
 from refinedet.conformance.registry import LEVELS
@@ -25,7 +25,7 @@ from refinedet.spec.config import PRECISIONS, preset, replace
 from refinedet.spec.network import initial_parameters
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "conformance/example"
+EXAMPLE = ROOT / "docs/example-backend"
 PAGE = (ROOT / "docs/write-a-backend.md").read_text("utf-8")
 FENCE = "`" * 3
 
@@ -61,7 +61,7 @@ def judged(backend, checks):
 @pytest.fixture
 def example(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLE))
-    return interface.find_backend("refinedet_numpy32:NumPyFloat32")
+    return registry.find_backend("refinedet_numpy32:NumPyFloat32")
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -207,7 +207,7 @@ def test_the_commands_of_the_first_operation_run(tmp_path, line):
     (metadata := tmp_path / "my_backend-0.1.dist-info").mkdir()  # as `pip install` leaves it
     (metadata / "METADATA").write_text("Name: my-backend\nVersion: 0.1\n", "utf-8")
     lines = [f"{name} = {value}" for name, value in entry_points_of(TOML[0]).items()]
-    group = f"[{interface.GROUP}]\n"
+    group = f"[{registry.GROUP}]\n"
     (metadata / "entry_points.txt").write_text(group + "\n".join(lines), "utf-8")
     done = subprocess.run(
         [sys.executable, "-m", *without_variables(line)],

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from refinedet.backends.interface import Limitation
 from refinedet.backends.reference import SpecBackend, SpecNetwork
-from refinedet.cli.backend_options import Choice
+from refinedet.backends.registry import BackendChoice
 from refinedet.conformance.checks.detections import CONFIG, confident_parameters
 from refinedet.conformance.registry import CHECKS, LEVELS
 from refinedet.conformance.report import Report, as_data, as_text, reached
@@ -305,7 +305,7 @@ def worker(tmp_path, monkeypatch):
     made = []
 
     def make(name):
-        made.append(Worker(Choice(f"reported_backends:{name}"), "quick", 0))
+        made.append(Worker(BackendChoice(f"reported_backends:{name}"), "quick", 0))
         return made[-1]
 
     yield make

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from refinedet.backends.interface import BackendError
 from refinedet.backends.reference import SpecBackend
-from refinedet.cli.backend_options import Choice
+from refinedet.backends.registry import BackendChoice
 from refinedet.conformance.registry import CHECKS
 from refinedet.conformance.runner import (
     FAILED,
@@ -21,6 +20,7 @@ from refinedet.conformance.runner import (
     run,
     select,
 )
+from refinedet.errors import BackendError
 
 BACKENDS = """
 import os, sys, time
@@ -106,7 +106,7 @@ def worker(tmp_path, monkeypatch):
     made = []
 
     def make(name, profile="quick"):
-        made.append(Worker(Choice(f"faulty_backends:{name}"), profile, 0, 60.0))
+        made.append(Worker(BackendChoice(f"faulty_backends:{name}"), profile, 0, 60.0))
         return made[-1]
 
     yield make
@@ -230,7 +230,7 @@ def test_what_a_backend_prints_is_not_in_the_report(worker, capfd):
 
 def test_an_unknown_backend_is_told_before_any_check():
     with pytest.raises(BackendError, match="no 'nonsense'"):
-        next(run([Choice("spec"), Choice("nonsense")], [PARITY]))
+        next(run([BackendChoice("spec"), BackendChoice("nonsense")], [PARITY]))
 
 
 def test_select_by_level_and_words():

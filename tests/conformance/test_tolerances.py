@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from refinedet.backends.interface import find_backend
+from refinedet.backends.registry import find_backend
 from refinedet.conformance.judge import NotImplementedByBackend, Subject
 from refinedet.conformance.runner import judge, select
 from refinedet.conformance.tolerances import TOLERANCES

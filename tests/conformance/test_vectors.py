@@ -20,7 +20,7 @@ from refinedet.conformance import vectors
 from refinedet.conformance.margin import MARGIN, TRIES, moved
 from refinedet.conformance.vectors import check_results, write_vectors
 from refinedet.conformance.vectors_cli import app
-from refinedet.data.dataset import DataError
+from refinedet.errors import DataError
 from refinedet.spec.config import Config
 from refinedet.spec.detection import detections, scored_boxes
 from refinedet.spec.network import Heads, forward

@@ -24,8 +24,9 @@ from refinedet.data.augment import (
 from refinedet.settings import AugmentSettings
 from refinedet.spec.boxes import box_iou
 from refinedet.spec.config import ImageConfig
-from refinedet.spec.errors import Array, SpecError
+from refinedet.spec.errors import SpecError
 from refinedet.spec.images import normalise
+from refinedet.spec.types import Array
 
 NOTHING = AugmentSettings(distort=0, expand=0, crop=False, mirror=0, flip=0)
 STEPS = {

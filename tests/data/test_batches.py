@@ -9,8 +9,9 @@ import pytest
 from refinedet.adapters.mindspore.cpu import MindSporeCPU
 from refinedet.data import batches as module
 from refinedet.data.batches import batches
-from refinedet.data.dataset import DataError, Dataset, make_record
+from refinedet.data.dataset import Dataset, make_record
 from refinedet.data.samples import SampleMaker, reading_order
+from refinedet.errors import DataError
 from refinedet.settings import InputSettings
 from refinedet.spec.config import preset, replace
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from refinedet.data.dataset import DataError
 from refinedet.data.images import decode_image, image_size, read_image
+from refinedet.errors import DataError
 
 WIDTH, HEIGHT = 48, 32
 

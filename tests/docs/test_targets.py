@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from refinedet.backends.interface import backend_names, lacking
+from refinedet.backends.registry import backend_names, lacking
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = {

@@ -30,9 +30,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from refinedet.backends.interface import find_backend
+from refinedet.backends.registry import find_backend
 from refinedet.data.formats.coco import read_coco
 from refinedet.evaluation.coco_results import score_results, write_results
+from refinedet.evaluation.dataset_run import collect, write_evaluation
 from refinedet.evaluation.modelzoo_bins import evaluate_raw_outputs
 from refinedet.evaluation.protocols import find_protocol, under
 from refinedet.evaluation.resume_journal import Ledger, describe
@@ -42,7 +43,6 @@ from refinedet.spec.anchors import anchors
 from refinedet.spec.config import preset
 from refinedet.spec.network import initial_parameters
 from refinedet.support.files import write_json
-from refinedet.training.loop import collect, write_evaluation
 
 OBJECTS = 7
 WIDTH, HEIGHT = 640, 480

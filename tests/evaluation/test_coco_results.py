@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from refinedet.data.dataset import DataError
+from refinedet.errors import DataError
 from refinedet.evaluation import coco_results as results
 from refinedet.evaluation.coco_results import _list_entries, _read_found, write_results
 from refinedet.evaluation.metrics import Found

@@ -11,7 +11,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from refinedet.data.dataset import DataError, Dataset, Record
+from refinedet.data.dataset import Dataset, Record
+from refinedet.errors import DataError, WriteError
 from refinedet.evaluation.coco_results import score_results, write_results
 from refinedet.evaluation.metrics import (
     METRICS,
@@ -26,7 +27,6 @@ from refinedet.evaluation.metrics import (
 )
 from refinedet.spec.detection import Detections
 from refinedet.spec.errors import SpecError
-from refinedet.support.files import WriteError
 
 PUBLISHED = [0.505, 0.697, 0.573, 0.586, 0.519, 0.501, 0.387, 0.594, 0.595, 0.640, 0.566, 0.564]
 """What the COCO API prints for its own example, AP to AR large."""

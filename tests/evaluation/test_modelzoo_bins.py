@@ -155,8 +155,8 @@ def test_damaged_files_are_told(run, results, data, kind):
         path.write_bytes(content)
         refused(
             run(*command),
-            f"{path}: has {len(content)} bytes, {rows} x {columns} numbers of 4 bytes are expected; "
-            f"is {PRESET} the detector, with 2 classes?",
+            f"{path}: has {len(content)} bytes, {rows} x {columns} numbers of 4 bytes are "
+            f"expected; is {PRESET} the detector, with 2 classes?",
         )
     path.write_bytes(b"")
     refused(run(*command), f"{path}: empty file")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from refinedet.cli.app import main
-from refinedet.data.dataset import DataError
 from refinedet.data.formats.coco import read_coco
+from refinedet.errors import DataError
 from refinedet.evaluation import published
 from refinedet.evaluation.coco_results import score_results
 from refinedet.evaluation.metrics import METRICS, Evaluator

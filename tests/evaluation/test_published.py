@@ -5,10 +5,10 @@ import re
 
 import pytest
 
+from refinedet.errors import ExpectationError
 from refinedet.evaluation.metrics import METRICS
 from refinedet.evaluation.protocols import PROTOCOLS
 from refinedet.evaluation.published import (
-    ExpectationError,
     compare,
     comparison_table,
     find_published,

@@ -14,7 +14,8 @@ import pytest
 
 from refinedet.backends.reference import SpecNetwork
 from refinedet.cli.app import main
-from refinedet.data.dataset import DataError
+from refinedet.errors import DataError, WriteError
+from refinedet.evaluation.dataset_run import evaluate
 from refinedet.evaluation.resume_journal import Ledger, data_digest, describe, model_digest
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.settings import resolve
@@ -22,8 +23,6 @@ from refinedet.spec.config import preset
 from refinedet.spec.detection import Detections
 from refinedet.spec.fusion import FusionConfig
 from refinedet.spec.network import initial_parameters
-from refinedet.support.files import WriteError
-from refinedet.training.loop import evaluate
 
 SUBJECT = {"model": "1", "settings": "2", "data set": "3"}
 

@@ -7,20 +7,12 @@ import cv2
 import numpy as np
 import pytest
 
-from refinedet.data.dataset import DataError
-from refinedet.inference.drawing import (
-    GAP,
-    class_colour,
-    curves,
-    detections_json,
-    draw_detections,
-    read_metrics,
-    sheet,
-    write_image,
-)
+from refinedet.data.images import write_image
+from refinedet.errors import DataError, WriteError
+from refinedet.inference.drawing import GAP, class_colour, detections_json, draw_detections, sheet
 from refinedet.spec.detection import Detections
 from refinedet.spec.errors import SpecError
-from refinedet.support.files import WriteError
+from refinedet.training.curves import curves, read_metrics
 
 NAMES = ("cat", "dog")
 

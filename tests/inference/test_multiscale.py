@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from refinedet.backends.interface import BackendError
 from refinedet.backends.reference import SpecBackend, SpecNetwork
 from refinedet.data.augment import resize_only
+from refinedet.errors import BackendError
 from refinedet.inference.multiscale import MultiScalePredictor
 from refinedet.inference.predictor import Predictor
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint

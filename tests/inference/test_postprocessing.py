@@ -15,7 +15,8 @@ from refinedet.inference.postprocessing import postprocess
 from refinedet.spec.boxes import box_iou
 from refinedet.spec.config import DetectionConfig
 from refinedet.spec.detection import detect
-from refinedet.spec.errors import Array, SpecError
+from refinedet.spec.errors import SpecError
+from refinedet.spec.types import Array
 
 limits = st.sampled_from([None, 1, 2, 3, 7])
 configs = st.builds(

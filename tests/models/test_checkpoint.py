@@ -16,11 +16,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from refinedet.errors import CheckpointError, WriteError
 from refinedet.models import checkpoint as module
 from refinedet.models.checkpoint import (
     FORMAT,
     Checkpoint,
-    CheckpointError,
     _digest,
     checkpoints,
     load_checkpoint,
@@ -34,7 +34,6 @@ from refinedet.spec.config import replace
 from refinedet.spec.network import initial_parameters, parameter_table
 from refinedet.spec.optimizer import LossScale
 from refinedet.support import files
-from refinedet.support.files import WriteError
 
 SETTINGS = resolve("refinedet_eighth_128", None, ["model.network.width=0.03125"], ("a", "b"))
 

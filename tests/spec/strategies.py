@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from refinedet.spec.config import Config, preset, replace
-from refinedet.spec.errors import Array, SpecError
+from refinedet.spec.errors import SpecError
 from refinedet.spec.network import Heads, Parameters, forward, forward_and_back
+from refinedet.spec.types import Array
 
 # The same examples on every run, and no database left behind.
 settings.register_profile(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from refinedet.support.files import WriteError, replacing, write_atomically
+from refinedet.errors import WriteError
+from refinedet.support.files import replacing, write_atomically
 
 
 def names(folder):

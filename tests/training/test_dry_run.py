@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from refinedet.errors import TrainingError
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.settings import resolve, to_yaml
 from refinedet.spec.config import ScheduleConfig, preset, replace
 from refinedet.spec.network import initial_parameters
 from refinedet.training.dry_run import activation_bytes, plan, turning_points
-from refinedet.training.loop import TrainingError
 
 SET = ["model.image_size=[64, 128]", "input.batch_size=4", "model.schedule.steps=30"]
 SET += ["model.schedule.warmup_steps=10"]
@@ -43,7 +43,7 @@ def everything(folder):
 @pytest.fixture
 def command(noise, tmp_path, monkeypatch):
     """``train --dry-run`` on the noisy images, by a backend that cannot train."""
-    monkeypatch.setattr("refinedet.cli.backend_options.find_backend", lambda *_: Backend())
+    monkeypatch.setattr("refinedet.backends.registry.find_backend", lambda *_: Backend())
     rows = [f"{r.path.name} 2,3,30,40,{r.labels[0]}" for r in noise.records[:9]]
     (tmp_path / "list.txt").write_text("\n".join([*rows, noise.records[9].path.name]))
     return (

@@ -11,12 +11,13 @@ import time
 import numpy as np
 import pytest
 
-from refinedet.backends.interface import BackendError, StepLosses, find_backend
-from refinedet.data.dataset import DataError
-from refinedet.models.checkpoint import CheckpointError, checkpoints, load_checkpoint
+from refinedet.backends.interface import StepLosses
+from refinedet.backends.registry import find_backend
+from refinedet.errors import BackendError, CheckpointError, DataError, TrainingError
+from refinedet.models.checkpoint import checkpoints, load_checkpoint
 from refinedet.settings import from_yaml, resolve
 from refinedet.spec.optimizer import LossScale, next_loss_scale
-from refinedet.training.loop import OVERFLOWS, TrainingError, train
+from refinedet.training.loop import OVERFLOWS, train
 
 STEPS = 6
 ASSIGNMENTS = [

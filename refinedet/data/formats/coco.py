@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from refinedet.data.dataset import DataError, Dataset, Object, is_class_name, make_record
+from refinedet.data.dataset import Dataset, Object, make_record
 from refinedet.data.findings import Findings, Folder, read_bytes, require_names
+from refinedet.errors import DataError
+from refinedet.support.text import is_class_name
 
 TABLES = ("images", "annotations", "categories")
 
@@ -78,11 +80,11 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(read_bytes(path))
     except RecursionError:
-        raise DataError(f"{path}: nested too deeply for COCO's format") from None
+        raise DataError("nested too deeply for COCO's format", path=path) from None
     except ValueError as error:  # also: not UTF-8, an integer of thousands of digits
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: not JSON: {error}; repair or replace it") from None
+        raise DataError(f"not JSON: {error}; repair or replace it", path=path) from None
     for table in TABLES:
         if not isinstance(document, dict) or not isinstance(document.get(table), list):
             raise DataError(f'{path}: no list "{table}"; COCO\'s "instances" format is expected')
@@ -148,7 +150,7 @@ def _choose(
     for name in class_names:
         if name not in by_name:
             known = ", ".join(list(by_name)[:100])
-            raise DataError(f"class_names: {path} has no {name!r}; it has {known}")
+            raise DataError(f"{path} has no {name!r}; it has {known}", key="class_names")
     return {by_name[name]: label for label, name in enumerate(class_names, start=1)}
 
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refinedet.data.dataset import DataError, Dataset, Object, Record, make_record
+from refinedet.data.dataset import Dataset, Object, Record, make_record
 from refinedet.data.findings import Findings, Folder, plain, read_lines, require_names
 from refinedet.data.images import image_size
+from refinedet.errors import DataError
 
 
 def read_text_list(file: Path, image_folder: Path, class_names: tuple[str, ...]) -> Dataset:

@@ -17,14 +17,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from refinedet.data.dataset import (
-    DataError,
-    Dataset,
-    Object,
-    Record,
-    is_class_name,
-    make_record,
-)
+from refinedet.data.dataset import Dataset, Object, Record, make_record
 from refinedet.data.findings import (
     Findings,
     Folder,
@@ -35,6 +28,8 @@ from refinedet.data.findings import (
     sizes,
 )
 from refinedet.data.images import image_size
+from refinedet.errors import DataError
+from refinedet.support.text import is_class_name
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -90,12 +85,12 @@ def _listed(root: Path, part: str, findings: Findings) -> list[tuple[str, str, F
     year, colon, name = part.rpartition(":")
     folder = root / f"VOC{year.removeprefix('VOC')}" if colon else root
     if not name:
-        raise DataError(f"{root}: --split expected the name of a list in ImageSets/Main")
+        raise DataError("--split expected the name of a list in ImageSets/Main", path=root)
     path = folder / "ImageSets" / "Main" / f"{name}.txt"
     if not path.is_file():
         have = sorted(p.stem for p in path.parent.glob("*.txt")) if path.parent.is_dir() else []
         known = f"; there are {', '.join(have[:20])}" if have else ""
-        raise DataError(f"{path}: no such list{known}")
+        raise DataError(f"no such list{known}", path=path)
     annotations = Folder(folder / "Annotations", findings, "annotation")
     image_folder = Folder(folder / "JPEGImages", findings)
     return [

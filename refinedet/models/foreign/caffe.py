@@ -24,9 +24,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from refinedet.models.foreign.errors import FormatError, brief
+from refinedet.errors import FormatError
 from refinedet.models.foreign.protobuf import fields, message, shaped, varint
-from refinedet.spec.errors import Array
+from refinedet.spec.types import Array
+from refinedet.support.text import one_line, shown
 
 LAYERS = {2: (4, None, 6), 100: (1, 2, 7)}
 """Field of a layer in the net: the layer's fields of name, type where it is a text, blobs."""
@@ -61,7 +62,7 @@ def read_caffemodel(data: memoryview) -> dict[str, Array]:
         if kind == b"BatchNorm" and arrays:
             arrays = _divided(arrays, name)
         if arrays and f"{name}/0" in blobs:
-            raise FormatError(f"layer {brief(name)!r} stands twice")
+            raise FormatError(f"layer {shown(name, 60)} stands twice")
         blobs |= {f"{name}/{index}": array for index, array in enumerate(arrays)}
     if not layers:
         raise FormatError("no layers in it")
@@ -70,15 +71,17 @@ def read_caffemodel(data: memoryview) -> dict[str, Array]:
 
 def _divided(arrays: list[Array], name: str) -> list[Array]:
     """Mean and variance of a BatchNorm layer, from what is stored of it."""
-    where = f"BatchNorm layer {brief(name)!r}"
+    where = f"BatchNorm layer {shown(name, 60)}"
     if len(arrays) != 3:
-        raise FormatError(f"{where}: {len(arrays)} blobs, expected 3: mean, variance, their factor")
+        raise FormatError(
+            f"{len(arrays)} blobs, expected 3: mean, variance, their factor", key=where
+        )
     *sums, factor = arrays
     if factor.size != 1:
-        raise FormatError(f"{where}: its factor has {factor.size} numbers, expected one")
+        raise FormatError(f"its factor has {factor.size} numbers, expected one", key=where)
     by = factor.item()
     if not 0 <= by < np.inf:
-        raise FormatError(f"{where}: its factor is {by}, expected a number from 0")
+        raise FormatError(f"its factor is {by}, expected a number from 0", key=where)
     if by == 0:
         return [np.zeros_like(array) for array in sums]
     with np.errstate(all="ignore"):  # what overflows is not finite, and told
@@ -104,7 +107,7 @@ def _blob(data: memoryview, name: str) -> Array:
     if new is None and shape[:3] == [1, 1, 1]:
         shape = shape[3:]
     chunks, dtype = (singles, "<f4") if singles else (doubles, "<f8")
-    return shaped(f"blob {brief(name)}", chunks, dtype, shape)
+    return shaped(f"blob {one_line(name, 60)}", chunks, dtype, shape)
 
 
 def _dimensions(data: memoryview) -> Iterator[int]:

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from refinedet.data.formats.voc import CLASSES as VOC_CLASSES
-from refinedet.models.checkpoint import Checkpoint, CheckpointError
-from refinedet.models.foreign.errors import brief
+from refinedet.errors import CheckpointError, SettingsError
+from refinedet.models.checkpoint import Checkpoint
 from refinedet.models.foreign.mapping import for_export
 from refinedet.models.foreign.reading import WeightsFile, read_weights
 from refinedet.models.foreign.scheme import classifier_layers, trunk_fields
-from refinedet.settings import Settings, SettingsError, resolve
+from refinedet.settings import Settings, resolve
 from refinedet.spec.config import Config, ImageConfig, preset
 from refinedet.spec.network import Parameters, initial_parameters
+from refinedet.support.text import one_line
 
 FIRST = 5
 """So many misfits are told; the others are counted."""
@@ -63,9 +64,11 @@ def fit(
     """
     for pattern in partial:
         if not any(_under(name, pattern) for name in expected):
-            raise CheckpointError(f"--partial: {pattern!r} is none of the tensors that are loaded")
+            raise CheckpointError(
+                f"{pattern!r} is none of the tensors that are loaded", key="--partial"
+            )
     found = {name: value for name, value in file.parameters.items() if name.startswith(part)}
-    faults = [f"{brief(name)} is unexpected" for name in file.unexpected()]
+    faults = [f"{one_line(name, 60)} is unexpected" for name in file.unexpected()]
     faults += [f"{name} is unexpected" for name in found if name not in fresh]
     taken = {}
     for name in expected:
@@ -83,11 +86,11 @@ def fit(
         more = f"; and {len(faults) - FIRST} more" if len(faults) > FIRST else ""
         count = f"{len(faults)} misfit{'s' if len(faults) > 1 else ''}"
         raise CheckpointError(
-            f"{file.path}: {file.scheme.kind}: {count}: {'; '.join(faults[:FIRST])}{more}; "
-            "nothing was loaded"
+            f"{file.scheme.kind}: {count}: {'; '.join(faults[:FIRST])}{more}; nothing was loaded",
+            key=file.path,
         )
     if not taken:
-        raise CheckpointError(f"{file.path}: holds nothing that is expected; nothing was loaded")
+        raise CheckpointError("holds nothing that is expected; nothing was loaded", key=file.path)
     return taken
 
 
@@ -211,7 +214,7 @@ def import_weights(
     if file.settings is not None:
         if preset_name or class_names or assignments:
             raise CheckpointError(
-                f"{path}: has its own settings; leave out --preset, --classes and --set"
+                "has its own settings; leave out --preset, --classes and --set", path=path
             )
         settings = file.settings
     else:
@@ -219,12 +222,14 @@ def import_weights(
         base = preset(chosen)
         if not partial and not any(".logits." in name for name in file.parameters):
             raise CheckpointError(
-                f"{path}: {file.scheme.kind}: has no heads; give it to train, as --backbone"
+                "has no heads; give it to train, as --backbone", path=path, key=file.scheme.kind
             )
         count = _classes(file, base) or len(class_names) + 1
         names = class_names or _default_names(count)
         if len(names) + 1 != count:
-            raise SettingsError(f"--classes: {path} detects {count - 1} classes, got {len(names)}")
+            raise SettingsError(
+                f"{path} detects {count - 1} classes, got {len(names)}", key="--classes"
+            )
         about = _assignments(file.scheme.image, file.scheme.network)
         settings = resolve(chosen, None, [*about, *assignments], names)
     fresh = initial_parameters(settings.model, settings.input.seed)
@@ -265,11 +270,11 @@ def renamed(parameters: Parameters, names: str) -> Parameters:
     scheme = for_export(names, parameters)
     if lost := [name for name in parameters if name not in scheme.names]:
         raise CheckpointError(
-            f"{lost[0]}: {scheme.kind} has no such tensor; export with --names canonical"
+            f"{scheme.kind} has no such tensor; export with --names canonical", key=lost[0]
         )
     if lost := [name for name in scheme.names if name not in parameters]:
         raise CheckpointError(
-            f"{lost[0]}: {scheme.kind} has it, this detector does not; "
-            "export with --names canonical"
+            f"{scheme.kind} has it, this detector does not; export with --names canonical",
+            key=lost[0],
         )
     return {scheme.names[name]: scheme.revert(name, value) for name, value in parameters.items()}

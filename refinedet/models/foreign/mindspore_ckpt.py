@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from refinedet.models.foreign.errors import FormatError, brief
+from refinedet.errors import FormatError
 from refinedet.models.foreign.protobuf import fields, message, shaped, varint, written_field
-from refinedet.spec.errors import Array
+from refinedet.spec.types import Array
+from refinedet.support.text import one_line, shown
 
 TYPES = {
     "Float16": "<f2", "Float32": "<f4", "Float64": "<f8", "Bool": "|b1",
@@ -75,9 +76,9 @@ def read_ckpt(data: memoryview) -> dict[str, Array]:
         if tag not in values:
             values[tag] = value
         elif tag != last:
-            raise FormatError(f"tensor {brief(tag)!r} stands twice")
+            raise FormatError(f"tensor {shown(tag, 60)} stands twice")
         elif (value.dims, value.kind) != (values[tag].dims, values[tag].kind):
-            raise FormatError(f"tensor {brief(tag)!r}: its slices do not agree")
+            raise FormatError("its slices do not agree", key=f"tensor {shown(tag, 60)}")
         else:
             values[tag].slices += value.slices
         last = tag
@@ -94,7 +95,7 @@ def _value(data: memoryview) -> tuple[str, _Value]:
     if tag is None:
         raise FormatError("a value without a tag")
     if tensor is None:
-        raise FormatError(f"{brief(tag)!r} is no tensor")
+        raise FormatError(f"{shown(tag, 60)} is no tensor")
     found = _Value([], "")
     for number, part in fields(tensor):
         if number == 1 and isinstance(part, int):
@@ -113,9 +114,11 @@ def _value(data: memoryview) -> tuple[str, _Value]:
 
 def _array(tag: str, value: _Value) -> Array:
     if value.kind not in TYPES:
-        raise FormatError(f"tensor {brief(tag)!r}: of the type {brief(value.kind)!r}")
+        raise FormatError(
+            f"of the type {shown(value.kind, 60)}", key=f"tensor {one_line(tag, 60)!r}"
+        )
     shape = [] if value.dims == [0] and any(map(len, value.slices)) else value.dims
-    return shaped(f"tensor {brief(tag)!r}", value.slices, TYPES[value.kind], shape)
+    return shaped(f"tensor {shown(tag, 60)}", value.slices, TYPES[value.kind], shape)
 
 
 def written_ckpt(tensors: Mapping[str, Array]) -> bytes:

@@ -12,7 +12,7 @@ from refinedet.models.foreign.resnet import torch_layers
 from refinedet.models.foreign.scheme import Scheme, trunk_fields
 from refinedet.spec.architecture import LEVELS, NORMALISED, backbone_convs, normalised_sources
 from refinedet.spec.config import PRESETS, VGG16_BLOCKS, Config
-from refinedet.spec.errors import Array
+from refinedet.spec.types import Array
 
 VGG16_PRESET = "modelzoo_vgg16_320"
 RESNET101_PRESET = "modelzoo_resnet101_320"

@@ -14,7 +14,8 @@ import pickletools
 from dataclasses import dataclass
 from typing import IO, Any
 
-from refinedet.models.foreign.errors import FormatError, brief
+from refinedet.errors import FormatError
+from refinedet.support.text import one_line
 
 DTYPES = {
     "FloatStorage": "<f4",
@@ -196,7 +197,8 @@ def _known(name: str) -> Name:
     if name == ORDERED or name in REBUILT or _dtype(name):
         return Name(name)
     raise FormatError(
-        f"its pickle names {brief(name)}, which is no part of a tensor; nothing of it was run"
+        f"its pickle names {one_line(name, 60)}, which is no part of a tensor; nothing of it "
+        "was run"
     )
 
 

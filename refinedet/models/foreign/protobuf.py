@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from refinedet.models.foreign.errors import FormatError
-from refinedet.spec.errors import Array
+from refinedet.errors import FormatError
+from refinedet.spec.types import Array
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MOST_DIMENSIONS = 8
@@ -40,7 +40,7 @@ def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         else:
             raise FormatError(f"no such field at byte {start} of a message")
         if size > len(data) - at:
-            raise FormatError(f"cut off: a field of {size} bytes, {len(data) - at} are there")
+            raise FormatError(f"a field of {size} bytes, {len(data) - at} are there", key="cut off")
         yield number, data[at : at + size]
         at += size
 
@@ -80,7 +80,7 @@ def shaped(what: str, chunks: Sequence[memoryview], dtype: str, shape: list[int]
         except (ValueError, OverflowError):  # no numbers, by more than NumPy counts to
             pass
     shown = "x".join(map(str, shape[:MOST_DIMENSIONS])) or "that of one number"
-    raise FormatError(f"{what}: its shape is {shown}, it holds {len(content) // size} numbers")
+    raise FormatError(f"its shape is {shown}, it holds {len(content) // size} numbers", key=what)
 
 
 def written_varint(value: int) -> bytes:

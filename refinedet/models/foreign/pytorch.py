@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from refinedet.models.foreign.errors import FormatError, brief
+from refinedet.errors import FormatError
 from refinedet.models.foreign.pickles import Storage, Tensor, read_pickle
-from refinedet.spec.errors import Array
+from refinedet.spec.types import Array
+from refinedet.support.text import one_line, shown
 
 MAGIC = 0x1950A86A20F9469CFC6C
 LARGEST_PICKLE = 4 << 20
@@ -65,7 +66,7 @@ def _from_archive(archive: zipfile.ZipFile, size: int) -> dict[str, Array]:
     def content(storage: Storage) -> bytes:
         name = f"{folder}data/{storage.key}"
         if name not in entries:
-            raise FormatError(f"there is no {brief(name)} in it")
+            raise FormatError(f"there is no {one_line(name, 60)} in it")
         return archive.read(name)
 
     tensors = _named(read_pickle(io.BytesIO(archive.read(pickles[0]))))
@@ -102,7 +103,7 @@ def read_legacy(data: bytes) -> dict[str, Array]:
         size = count * dtypes[key].itemsize
         at += 8
         if size > len(data) - at:
-            raise FormatError(f"cut off: storage {brief(key)} has {size} bytes")
+            raise FormatError(f"storage {one_line(key, 60)} has {size} bytes", key="cut off")
         read[key] = memoryview(data)[at : at + size]
         at += size
     return {name: _array(name, t, read[t.storage.key]) for name, t in tensors.items()}
@@ -135,7 +136,7 @@ def _array(name: str, tensor: Tensor, content: bytes | memoryview) -> Array:
         or (0 not in shape and last >= count)
         or tensor.offset > count
     ):
-        raise FormatError(f"tensor {brief(name)!r} is not inside its storage")
+        raise FormatError(f"tensor {shown(name, 60)} is not inside its storage")
     flat = np.frombuffer(content, dtype)[tensor.offset :]
     steps = tuple(s * dtype.itemsize for s in strides)
     return np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)

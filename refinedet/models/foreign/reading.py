@@ -12,17 +12,18 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from refinedet.errors import CheckpointError, FormatError, SettingsError
 from refinedet.models.checkpoint import FORMAT as CHECKPOINT_FORMAT
-from refinedet.models.checkpoint import LARGEST_HEADER, CheckpointError, load_checkpoint
+from refinedet.models.checkpoint import LARGEST_HEADER, load_checkpoint
 from refinedet.models.foreign.caffe import read_caffemodel
-from refinedet.models.foreign.errors import FormatError, brief
 from refinedet.models.foreign.mapping import recognise
 from refinedet.models.foreign.mindspore_ckpt import is_ckpt, read_ckpt
 from refinedet.models.foreign.pytorch import read_legacy, read_zip
 from refinedet.models.foreign.scheme import Scheme
-from refinedet.settings import Settings, SettingsError, from_yaml
-from refinedet.spec.errors import Array
+from refinedet.settings import Settings, from_yaml
 from refinedet.spec.network import Parameters
+from refinedet.spec.types import Array
+from refinedet.support.text import one_line
 
 LARGEST_FILE = 2 << 30
 """Bytes of a file that are read; protobuf allows no more either."""
@@ -58,7 +59,8 @@ class WeightsFile:
             if ours is not None:
                 if tensor.dtype.kind != "f":
                     raise CheckpointError(
-                        f"{self.path}: {brief(name)} has the type {tensor.dtype}, expected floats"
+                        f"{one_line(name, 60)} has the type {tensor.dtype}, expected floats",
+                        path=self.path,
                     )
                 with np.errstate(over="ignore"):  # what overflows is not finite, and told
                     found[ours] = np.array(self.scheme.convert(ours, tensor), np.float32, order="C")
@@ -84,21 +86,22 @@ def read_weights(path: Path) -> WeightsFile:
     try:
         container, tensors, settings = _read(path)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot read: {error.strerror}") from error
+        raise CheckpointError(f"cannot read: {error.strerror}", path=path) from error
     except (FormatError, SettingsError) as error:
-        raise CheckpointError(f"{path}: {brief(str(error), 300)}") from error
+        raise CheckpointError(f"{one_line(str(error), 300)}", path=path) from error
     scheme = recognise(list(tensors))
     if scheme is None:
-        names = ", ".join(brief(name) for name in list(tensors)[:3])
+        names = ", ".join(one_line(name, 60) for name in list(tensors)[:3])
         raise CheckpointError(
-            f"{path}: {container} with {len(tensors)} tensors of no network known here, as {names}"
+            f"{container} with {len(tensors)} tensors of no network known here, as {names}",
+            path=path,
         )
     theirs: dict[str, str] = {}
     for name in tensors:
         ours = scheme.canonical(name)
         if ours is not None and theirs.setdefault(ours, name) != name:
-            both = f"{brief(theirs[ours])} and {brief(name)}"
-            raise CheckpointError(f"{path}: {both} are both {ours}")
+            both = f"{one_line(theirs[ours], 60)} and {one_line(name, 60)}"
+            raise CheckpointError(f"{both} are both {ours}", path=path)
     return WeightsFile(path, container, tensors, scheme, settings)
 
 

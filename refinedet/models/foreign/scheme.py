@@ -9,7 +9,7 @@ from functools import cached_property
 
 from refinedet.spec.architecture import convs_of, trunk
 from refinedet.spec.config import Config, ImageConfig, NetworkConfig
-from refinedet.spec.errors import Array
+from refinedet.spec.types import Array
 
 BGR = ImageConfig("BGR", (104.0, 117.0, 123.0))
 RGB = ImageConfig("RGB", (123.0, 117.0, 104.0))

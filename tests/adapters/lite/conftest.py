@@ -8,7 +8,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from refinedet.adapters.lite import engine
-from refinedet.backends.interface import BackendError, find_backend
+from refinedet.backends.registry import find_backend
+from refinedet.errors import BackendError
 
 NAME = os.environ.get("REFINEDET_LITE_BACKEND", "mindspore-lite")
 

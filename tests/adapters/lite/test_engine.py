@@ -18,7 +18,8 @@ from refinedet.adapters import devices
 from refinedet.adapters.lite import engine, worker
 from refinedet.adapters.lite.backend import Ascend310, MindSporeLite
 from refinedet.adapters.lite.engine import Interpreter, Worker
-from refinedet.backends.interface import BackendError, find_backend
+from refinedet.backends.registry import find_backend
+from refinedet.errors import BackendError
 
 
 def said(work, *arguments):

@@ -16,7 +16,6 @@ from refinedet.adapters.lite import network as module
 from refinedet.adapters.lite.backend import MindSporeLite
 from refinedet.adapters.lite.engine import Worker
 from refinedet.adapters.onnx.export import SCORED_BOXES, detector
-from refinedet.backends.interface import BackendError
 from refinedet.conformance import inputs
 from refinedet.conformance.checks.network import (
     LIKE_THE_ZOO,
@@ -25,15 +24,15 @@ from refinedet.conformance.checks.network import (
     WITH_BATCH_NORM,
     WITH_BIASES,
 )
+from refinedet.errors import BackendError, WriteError
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
+from refinedet.models.embedded_settings import with_settings
 from refinedet.models.foreign.protobuf import fields
-from refinedet.models.open import with_settings
 from refinedet.settings import Settings, to_yaml
 from refinedet.spec.config import replace
 from refinedet.spec.detection import scored_boxes
 from refinedet.spec.errors import SpecError
 from refinedet.spec.network import forward
-from refinedet.support.files import WriteError
 
 CONFIG = replace(WITH_BATCH_NORM, image_size=(64, 128), num_classes=3)
 SETTINGS = Settings(model=CONFIG, class_names=("a", "b"))

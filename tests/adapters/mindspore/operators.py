@@ -25,11 +25,11 @@ def compiled(folder, name, assignments):
 
     config = resolve(name, None, assignments).model
     parameters = initial_parameters(config, 0)
-    n, places, rows, (height, width) = 8, 16, len(anchors(config)), config.image_size
+    n, slots, rows, (height, width) = 8, 16, len(anchors(config)), config.image_size
     batch = (
         np.zeros((n, 3, height, width), np.float32),
-        np.zeros((n, places, 4), np.float32),
-        np.zeros((n, places), np.int32),
+        np.zeros((n, slots, 4), np.float32),
+        np.zeros((n, slots), np.int32),
         np.zeros((n, rows, 4), np.float32),
         np.zeros((n, rows), np.int32),
     )

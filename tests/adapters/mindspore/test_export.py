@@ -9,9 +9,10 @@ import pytest
 from refinedet.adapters.mindspore import engine
 from refinedet.adapters.mindspore.ascend import MindSporeAscend
 from refinedet.adapters.mindspore.cpu import MindSporeCPU
-from refinedet.backends.interface import BackendError
+from refinedet.errors import BackendError
+from refinedet.models.embedded_settings import with_settings
 from refinedet.models.foreign.protobuf import fields, written_field
-from refinedet.models.open import open_model, with_settings
+from refinedet.models.open import open_model
 from refinedet.settings import Settings, from_yaml, to_yaml
 from refinedet.spec.config import preset, replace
 from refinedet.spec.detection import scored_boxes

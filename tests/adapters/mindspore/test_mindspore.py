@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from refinedet.adapters.mindspore.cpu import MindSporeCPU
-from refinedet.backends.interface import Batch
+from refinedet.data.batch import Batch
 from refinedet.spec import losses as spec_losses
 from refinedet.spec import network as spec
 from refinedet.spec.anchors import anchors

@@ -5,9 +5,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from refinedet.backends.interface import BackendError, profiler_of
 from refinedet.backends.reference import SpecBackend
+from refinedet.backends.registry import profiler_of
 from refinedet.data.batches import batches
+from refinedet.errors import BackendError
 from refinedet.settings import resolve
 from refinedet.spec.config import preset
 from refinedet.spec.network import trained_parameters

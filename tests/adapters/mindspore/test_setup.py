@@ -12,7 +12,8 @@ from refinedet.adapters.mindspore.backend import MindSporeBackend
 from refinedet.adapters.mindspore.cpu import MindSporeCPU
 from refinedet.adapters.mindspore.gpu import MindSporeGPU
 from refinedet.adapters.mindspore.setup import CAP, Setup, decide
-from refinedet.backends.interface import BackendError, find_backend
+from refinedet.backends.registry import find_backend
+from refinedet.errors import BackendError
 from refinedet.settings import Settings
 from refinedet.spec.config import preset
 from refinedet.spec.network import initial_parameters

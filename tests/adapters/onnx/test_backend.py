@@ -15,11 +15,12 @@ from numpy.testing import assert_allclose
 from refinedet import __version__
 from refinedet.adapters.onnx import backend as module
 from refinedet.adapters.onnx.backend import OnnxRuntime
-from refinedet.backends.interface import BackendError, find_backend
+from refinedet.backends.registry import find_backend
 from refinedet.conformance import inputs
 from refinedet.conformance.checks.network import WITH_BATCH_NORM, WITH_BIASES
 from refinedet.data.augment import normaliser, resize_only
 from refinedet.data.images import read_image
+from refinedet.errors import BackendError, WriteError
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.models.open import open_model
 from refinedet.settings import Settings, from_yaml, to_yaml
@@ -27,7 +28,6 @@ from refinedet.spec.config import replace
 from refinedet.spec.detection import scored_boxes
 from refinedet.spec.errors import SpecError
 from refinedet.spec.network import forward
-from refinedet.support.files import WriteError
 
 CONFIG = replace(WITH_BATCH_NORM, image_size=(64, 128), num_classes=3)
 SETTINGS = Settings(model=CONFIG, class_names=("a", "b"))

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from refinedet.backends.interface import BackendError, find_backend
+from refinedet.backends.registry import find_backend
+from refinedet.errors import BackendError
 
 NAME = os.environ.get("REFINEDET_TORCH_BACKEND", "torch-cpu")
 

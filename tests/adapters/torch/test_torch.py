@@ -12,8 +12,10 @@ from hypothesis.extra.numpy import arrays
 
 from refinedet.adapters.torch import backend as module
 from refinedet.adapters.torch import losses, network
-from refinedet.backends.interface import BackendError, Batch
+from refinedet.data.batch import Batch
 from refinedet.data.formats.shapes import generate_shapes
+from refinedet.errors import BackendError
+from refinedet.evaluation.dataset_run import evaluate
 from refinedet.settings import resolve
 from refinedet.spec import layers
 from refinedet.spec import losses as spec_losses
@@ -23,7 +25,7 @@ from refinedet.spec.config import MatchingConfig, preset, replace
 from refinedet.spec.matching import match, targets
 from refinedet.spec.network import initial_parameters
 from refinedet.spec.training import training_step
-from refinedet.training.loop import evaluate, train
+from refinedet.training.loop import train
 
 CONFIG = replace(
     preset("refinedet_eighth_128"),

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refinedet.data.dataset import DataError, Dataset, is_class_name
+from refinedet.data.dataset import Dataset
 from refinedet.data.findings import POLICY, report
 from refinedet.data.formats.shapes import generate_shapes
 from refinedet.data.formats.voc import CLASSES, read_voc
 from refinedet.data.source import DataSource, read_dataset
-from refinedet.settings import SettingsError, resolve
+from refinedet.errors import DataError, SettingsError
+from refinedet.settings import resolve
+from refinedet.support.text import is_class_name
 
 WIDTH, HEIGHT = 60, 40
 BOMB = """<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><annotation>&b;</annotation>"""

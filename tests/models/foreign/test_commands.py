@@ -116,7 +116,7 @@ def test_show(run, tmp_path, caffe):
     write_zip(tmp_path / "x", state)
     out = run("weights", "show", tmp_path / "x")[1]
     assert "PyTorch's zip format; RefineDet of the PyTorch port" in out
-    assert ["tail", "int64", "1", "(unexpected)"] in [line.split() for line in out.splitlines()]
+    assert ["tail\\n", "int64", "1", "(unexpected)"] in [line.split() for line in out.splitlines()]
     assert out.splitlines()[-1] == "99 tensors, 98 known here"
     settings = resolve("refinedet_vgg16_320", None, SMALL, ("x", "y", "z"))
     write_checkpoint(tmp_path / "own", Checkpoint(settings, random_parameters(), None, 3))
@@ -201,7 +201,7 @@ def test_a_run_begins_with_the_backbone_and_resumes_with_it(tmp_path, noise):
 
 def test_train_backbone_on_the_command_line(run, tmp_path, noise, monkeypatch):
     backend = Backend()
-    monkeypatch.setattr("refinedet.cli.backend_options.find_backend", lambda *_: backend)
+    monkeypatch.setattr("refinedet.backends.registry.find_backend", lambda *_: backend)
     rows = [f"{r.path.name} 2,3,30,40,{r.labels[0]}" for r in noise.records]
     (tmp_path / "list.txt").write_text("\n".join(rows))
     data = ("--layout", "text", "--annotations", tmp_path / "list.txt", "--classes", "a,b")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from refinedet.models.checkpoint import CheckpointError
+from refinedet.errors import CheckpointError
 from refinedet.models.foreign.loading import import_weights
 from refinedet.models.foreign.reading import read_weights
 

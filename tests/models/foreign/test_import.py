@@ -3,12 +3,8 @@
 import numpy as np
 import pytest
 
-from refinedet.models.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    load_checkpoint,
-    write_checkpoint,
-)
+from refinedet.errors import CheckpointError
+from refinedet.models.checkpoint import Checkpoint, load_checkpoint, write_checkpoint
 from refinedet.models.foreign.loading import import_weights, with_backbone, with_detector
 from refinedet.models.foreign.reading import read_weights
 from refinedet.models.foreign.vgg16 import CAFFE, PORT

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from refinedet.models.checkpoint import CheckpointError, load_checkpoint, write_checkpoint
+from refinedet.errors import CheckpointError
+from refinedet.models.checkpoint import load_checkpoint, write_checkpoint
 from refinedet.models.foreign import modelzoo, resnet
 from refinedet.models.foreign.loading import import_weights, renamed, with_backbone
 from refinedet.models.foreign.mindspore_ckpt import read_ckpt
@@ -316,7 +317,7 @@ def test_torchvisions_trunk_and_its_settings(path, images):
 def test_training_from_torchvisions_trunk(run, tmp_path, path, noise, monkeypatch):
     """The command of docs/weights.md."""
     backend = Backend()
-    monkeypatch.setattr("refinedet.cli.backend_options.find_backend", lambda *_: backend)
+    monkeypatch.setattr("refinedet.backends.registry.find_backend", lambda *_: backend)
     rows = [f"{r.path.name} 2,3,30,40,{r.labels[0]}" for r in noise.records]
     (tmp_path / "list.txt").write_text("\n".join(rows))
     data = ("--layout", "text", "--annotations", tmp_path / "list.txt", "--classes", "a,b")

@@ -5,7 +5,8 @@ import zlib
 import numpy as np
 import pytest
 
-from refinedet.models.checkpoint import CheckpointError, load_checkpoint
+from refinedet.errors import CheckpointError
+from refinedet.models.checkpoint import load_checkpoint
 from refinedet.models.foreign.loading import import_weights, renamed, with_backbone
 from refinedet.models.foreign.mindspore_ckpt import read_ckpt, written_ckpt
 from refinedet.models.foreign.modelzoo import VGG16 as ZOO

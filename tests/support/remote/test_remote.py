@@ -14,9 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from refinedet.errors import RemoteError, WriteError
 from refinedet.support import remote
-from refinedet.support.files import WriteError
-from refinedet.support.remote import RemoteError, RunCopy, copy_data, open_store
+from refinedet.support.remote import RunCopy, copy_data, open_store
 
 CONTENTS = {"a.txt": b"one", "sub/b.txt": b"two two", "sub/deep/c.bin": bytes(range(256)) * 9}
 CONTENTS["empty"] = b""

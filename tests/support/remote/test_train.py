@@ -49,7 +49,7 @@ class Backend(SpecBackend):
 @pytest.fixture
 def backend(monkeypatch):
     backend = Backend()
-    monkeypatch.setattr("refinedet.cli.backend_options.find_backend", lambda *_: backend)
+    monkeypatch.setattr("refinedet.backends.registry.find_backend", lambda *_: backend)
     return backend
 
 

@@ -18,9 +18,9 @@ from refinedet.spec.config import (
     ScheduleConfig,
 )
 from refinedet.spec.detection import Detections
-from refinedet.spec.errors import Array
 from refinedet.spec.losses import Loss, ModuleLoss
 from refinedet.spec.network import Heads, Parameters, parameter_table
+from refinedet.spec.types import Array
 
 F = np.float32
 HALF, ONE = F(0.5), F(1)

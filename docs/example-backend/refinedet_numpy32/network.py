@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from refinedet.spec.config import VGG16_BLOCKS, Config
-from refinedet.spec.errors import Array
 from refinedet.spec.network import Heads, Parameters
+from refinedet.spec.types import Array
 from refinedet_numpy32 import operations
 
 F = np.float32

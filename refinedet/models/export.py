@@ -1,0 +1,38 @@
+"""A trained detector written as a backend's own kind of file, its settings beside it."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from refinedet.backends.interface import Backend
+from refinedet.errors import BackendError, DataError
+from refinedet.models.embedded_settings import settings_file
+from refinedet.models.open import Model
+from refinedet.settings import Settings, to_yaml
+from refinedet.support.files import write_atomically
+
+
+def export_model(backend: Backend, model: Model, path: Path, *, heads: bool = False) -> None:
+    """Write a detector as the backend's own kind of file, and its settings beside it.
+
+    Args:
+        heads: the raw outputs in place of boxes and scores.
+    Raises:
+        BackendError: the backend has no such file.
+        DataError: not a place for a file.
+    """
+    options = {"heads": True} if heads else {}
+    if heads and "heads" not in inspect.signature(backend.export).parameters:
+        raise BackendError("takes no --heads; leave it out", key=f"backend {backend.name}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise DataError("expected the name of a file in a folder that exists", path=path)
+    if path.suffix == ".safetensors":  # as which it would be read, and may replace one
+        raise DataError("is the name of a checkpoint; choose another suffix", path=path)
+    settings = Settings(model=model.network.config, class_names=model.class_names)
+    backend.export(model.network, path, settings, **options)
+    try:
+        write_atomically(settings_file(path), to_yaml(settings))
+    except OSError:  # without its settings it is none
+        path.unlink()
+        raise

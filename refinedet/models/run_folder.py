@@ -1,0 +1,28 @@
+"""The files of a run, by name; a run is a folder.
+
+    settings.yaml     the resolved settings
+    log.txt           what was printed
+    metrics.jsonl     a JSON object for every step and every evaluation
+    checkpoints/      the newest few, each complete
+    curves.png        losses, learning rate and average precision over the steps
+    detections.png    some images of the evaluation set with their detections
+    evaluation.json   the last evaluation; evaluation.txt shows it as a table
+    cache/            the training images, gathered
+
+An evaluation that is written to a folder of its own has ``results.json`` (COCO's format) too,
+and ``unfinished.jsonl`` until it is complete.
+"""
+
+from __future__ import annotations
+
+SETTINGS = "settings.yaml"
+LOG = "log.txt"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+CURVES = "curves.png"
+DETECTIONS_IMAGE = "detections.png"
+EVALUATION_JSON = "evaluation.json"
+EVALUATION_TABLE = "evaluation.txt"
+CACHE = "cache"
+RESULTS = "results.json"
+UNFINISHED = "unfinished.jsonl"
