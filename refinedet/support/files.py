@@ -1,4 +1,4 @@
-"""Files that are either whole or not there.
+"""Reading regular files alone, and writing files whole or not at all.
 
 A file is written under another name beside its goal, forced to the disk, and renamed:
 whoever reads the goal sees the old content or the new, after a crash as well. A failed
@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from refinedet.errors import WriteError
 
@@ -28,6 +28,25 @@ ADVICE = {
     errno.EROFS: "choose a folder that can be written to",
     errno.EISDIR: "choose the name of a file",
 }
+
+
+def open_regular_file(path: Path) -> BinaryIO:
+    """Open a file for reading bytes; links are followed.
+
+    Raises:
+        OSError: as ``open``; with the ``strerror`` "not a file" for a folder, and for a named
+            pipe or a device, which a reader might wait for or read without end.
+        ValueError: a path that no file can have.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    return path.open("rb")
+
+
+def read_regular_file(path: Path, limit: int | None = None) -> bytes:
+    """The bytes of a file, the first ``limit`` of them if given; as ``open_regular_file``."""
+    with open_regular_file(path) as file:
+        return file.read(-1 if limit is None else limit)
 
 
 @contextmanager

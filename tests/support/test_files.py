@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from refinedet.errors import WriteError
-from refinedet.support.files import replacing, write_atomically
+from refinedet.support.files import read_regular_file, replacing, write_atomically
 
 
 def names(folder):
@@ -125,3 +125,23 @@ def test_everything_is_on_the_disk_before_the_rename(tmp_path, monkeypatch):
     )
     write_atomically(tmp_path / "x", "new")
     assert calls == ["fsync", "replace", "fsync"]
+
+
+def test_a_file_and_a_link_to_it_are_read(tmp_path):
+    (tmp_path / "a").write_bytes(b"\x00\xff12")
+    (tmp_path / "link").symlink_to("a")
+    for name in ("a", "link"):
+        assert read_regular_file(tmp_path / name) == b"\x00\xff12"
+        assert read_regular_file(tmp_path / name, 3) == b"\x00\xff1"
+        assert read_regular_file(tmp_path / name, 9) == b"\x00\xff12"
+
+
+def test_what_is_not_a_regular_file_is_refused_before_it_is_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "link", Path("/dev/zero")):
+        with pytest.raises(OSError, match="not a file") as caught:
+            read_regular_file(path)
+        assert caught.value.strerror == "not a file"
+    with pytest.raises(FileNotFoundError):
+        read_regular_file(tmp_path / "none")
