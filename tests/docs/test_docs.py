@@ -1,4 +1,4 @@
-"""Every command in the README and on the pages is one that the program has."""
+"""Every command in the README and on the pages exists, with the options it is given."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ from typer.main import get_command
 from refinedet.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [*ROOT.glob("README*.md"), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("**/*.md"))]
 
 
 def commands(text):
@@ -21,8 +21,8 @@ def commands(text):
     blocks += [line for block in fenced for line in block.splitlines()]
     inline = [" ".join(span.split()) for span in re.findall(r"`([^`\n]+(?:\n[^`\n]+)?)`", text)]
     for code in [*blocks, *inline]:
-        if found := re.match(r"\s*(?:\$ )?(?:\S*/)?refinedet ([a-z].*)", code):
-            yield shlex.split(found[1], comments=True)
+        if match := re.match(r"\s*(?:\$ )?(?:\S*/)?refinedet ([a-z].*)", code):
+            yield shlex.split(match[1], comments=True)
 
 
 def wrong(words):
@@ -48,7 +48,7 @@ def wrong(words):
     return None
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_exist(page):
     said = [(words, wrong(words)) for words in commands(page.read_text(encoding="utf-8"))]
     assert [pair for pair in said if pair[1]] == []
