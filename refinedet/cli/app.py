@@ -35,8 +35,8 @@ from refinedet.cli.data_options import PANEL, DataChoice, chooses_data, held_out
 from refinedet.cli.demo import STEPS as DEMO_STEPS
 from refinedet.cli.demo import demo as run_demo
 from refinedet.data.dataset import Dataset
-from refinedet.data.findings import report
-from refinedet.data.images import read_image, write_image
+from refinedet.data.images import IMAGE_SUFFIXES, read_image, write_image
+from refinedet.data.report import dataset_report
 from refinedet.data.source import read_dataset
 from refinedet.errors import (
     BackendError,
@@ -91,7 +91,6 @@ FAILURES = (
 )
 INTERRUPTED = 130
 """Status after Ctrl-C, as shells have it."""
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png"}
 TRAINS = ("network", "trainer", "batches")
 """What a backend implements to train in the application."""
 
@@ -463,7 +462,7 @@ def _images(paths: Iterable[Path]) -> Iterator[Path]:
         if path.is_file():
             yield path
             continue
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         if not found:
             raise DataError("no image in this folder", path=path)
         yield from found
@@ -496,7 +495,7 @@ def check_command(
 ) -> None:
     """List everything that is wrong with a data set; status 1 if training would refuse it."""
     dataset = read_dataset(data.source(), check_images=True)
-    typer.echo(report(dataset))
+    typer.echo(dataset_report(dataset))
     if dataset.refusals() or not dataset.records:
         raise typer.Exit(1)
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from refinedet.data.batch import Batch, slot_count, training_objects
 from refinedet.data.dataset import Dataset
-from refinedet.data.findings import sizes
+from refinedet.data.findings import size_disagrees
 from refinedet.data.images import decode_image
 from refinedet.data.samples import SampleMaker, reading_order
 from refinedet.errors import DataError
@@ -75,8 +75,8 @@ def training_images(dataset: Dataset) -> Iterator[tuple[int, bytes | None]]:
             yield index, None
             continue
         if (record.width, record.height) != (width, height):
-            said = (record.width, record.height)
-            raise DataError(f"{sizes(said, (width, height))}", path=record.path)
+            annotated = record.width, record.height
+            raise DataError(size_disagrees(annotated, (width, height)), path=record.path)
         readable = True
         yield index, encoded
     if not readable:
@@ -129,7 +129,7 @@ def batches(
         except OSError as error:
             raise DataError(f"{error.strerror}", path=path) from error
         except DataError as error:
-            raise DataError(f"{error}", path=path) from error
+            raise DataError(error.reason, path=path, key=error.key) from error
 
     size = settings.batch_size
     first, last = (step * size for step in (first_step, config.schedule.steps))

@@ -5,7 +5,7 @@ Every layout (COCO, PASCAL VOC, text list, generated shapes) is read into the sa
 so that all can be shown at once.
 
 A ``refuse`` finding would corrupt a training or an evaluation, which therefore does
-not start. A ``skip`` finding says that something was left out or trimmed, and what.
+not start. A ``skip`` finding names what was left out or clipped.
 """
 
 from __future__ import annotations
@@ -19,6 +19,17 @@ import numpy as np
 
 from refinedet.errors import DataError
 from refinedet.spec.types import Array
+from refinedet.support.text import one_line
+
+
+class Location(NamedTuple):
+    """A file, or a row, object or line in it."""
+
+    path: Path
+    key: str | None = None
+
+    def __str__(self) -> str:
+        return one_line(str(self.path) if self.key is None else f"{self.path}: {self.key}")
 
 
 @dataclass(frozen=True)
@@ -26,15 +37,18 @@ class Finding:
     """One fault of a data set."""
 
     level: Literal["refuse", "skip"]
-    where: str
-    """File, and the row, object or field in it."""
-    what: str
+    where: Location
+    reason: str
     """What is wrong and what to do about it."""
-    kind: str = ""
-    """Its row in ``refinedet.data.findings.POLICY``, by which findings are grouped."""
+    kind: str
+    """One of ``refinedet.data.findings.POLICY``, by which findings are grouped."""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
+        return f"{self.where}: {self.reason}"
+
+    def as_error(self, more: str = "") -> DataError:
+        """The same as an error, with ``more`` behind its reason."""
+        return DataError(self.reason + more, path=self.where.path, key=self.where.key)
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,7 @@ class Dataset:
     """Images with their objects, in a fixed order."""
 
     name: str
-    """What to call it: layout and place, for logs and for the cache."""
+    """Layout and path, for log lines, errors and the cache."""
     class_names: tuple[str, ...]
     """Without the background; label 1 is the first."""
     records: Sequence[Record]
@@ -88,14 +102,14 @@ class Dataset:
         """Raise a ``DataError`` naming the first refusal, or an empty data set."""
         if refusals := self.refusals():
             more = f" ({len(refusals) - 1} more: run `refinedet data check`)"
-            raise DataError(f"{refusals[0]}{more if len(refusals) > 1 else ''}")
+            raise refusals[0].as_error(more if len(refusals) > 1 else "")
         if not self.records:
             reason = f"; {self.findings[0]}" if self.findings else ""
             raise DataError(f"no usable image{reason}", key=self.name)
 
 
 class Object(NamedTuple):
-    """One object, on its way into a ``Record``; the fields are named there."""
+    """One object, before it becomes a row of a ``Record``; units as there."""
 
     box: tuple[float, float, float, float]
     label: int

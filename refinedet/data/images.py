@@ -13,8 +13,8 @@ a few hundred bytes, keeps a small file that unpacks to gigabytes from being unp
 and makes the orientation the same in every version of OpenCV.
 
 A file that breaks off is refused: a JPEG without its end marker, a PNG without its
-last chunk. So is a PNG with a wrong checksum. Damage inside a complete JPEG cannot be
-told from an ugly image; libjpeg may print a line of its own about it.
+last chunk. So is a PNG with a wrong checksum. Damage inside a complete JPEG is not
+detected; libjpeg may print a line about it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,14 @@ import numpy as np
 from refinedet.errors import DataError
 from refinedet.spec.errors import SpecError, check_shape
 from refinedet.spec.types import Array
-from refinedet.support.files import write_atomically
+from refinedet.support.files import open_regular_file, write_atomically
 
-# An image that cannot be decoded is one line of ours. OpenCV 5 has the switch elsewhere.
+# OpenCV logs nothing: an undecodable image is one error line of this program.
+# OpenCV 5 has the function elsewhere.
 getattr(cv2.utils, "logging", cv2).setLogLevel(0)
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+"""Of the files that are taken for images, in lower case; the commonest first."""
 
 MAX_PIXELS = 100_000_000
 """Largest image that is unpacked: 300 MB as eight bits a channel."""
@@ -81,7 +85,7 @@ def read_image(path: Path) -> Array:
     """The image in a file.
 
     Returns:
-        (H, W, 3) uint8, R, G, B, contiguous; turned as it is to be shown.
+        (H, W, 3) uint8, R, G, B, contiguous; rotated as its EXIF orientation asks.
     Raises:
         DataError: one line; no such file, empty, cut off, not a JPEG, PNG or BMP, of
             more than ``MAX_PIXELS`` pixels, or damaged.
@@ -100,7 +104,7 @@ def decode_image(data: bytes, name: str) -> Array:
 
     Args:
         data: the whole file.
-        name: what to call it in an error.
+        name: the ``key`` of an error.
     Returns:
         As ``read_image``.
     Raises:
@@ -116,7 +120,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """Width and height of the image in a file as it is shown, from its header alone.
 
     Raises:
-        DataError: as ``read_image``, but for what only the whole file tells.
+        DataError: as ``read_image``; damage behind the header is not noticed.
     """
     try:
         with _opened(path) as stream:
@@ -129,9 +133,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def _opened(path: Path) -> BinaryIO:
     try:
-        if path.exists() and not path.is_file():
-            raise _BrokenError("not a file")  # opening a pipe would wait for ever
-        return path.open("rb")
+        return open_regular_file(path)
     except FileNotFoundError:
         raise _BrokenError("no such file") from None
     except (OSError, ValueError) as error:
@@ -184,7 +186,7 @@ def _turn(image: Array, orientation: int) -> Array:
 
 
 def _header(stream: BinaryIO) -> _Header:
-    """What the first bytes say; leaves the stream anywhere."""
+    """Format and size, from the first bytes; moves the stream's position."""
     start = stream.read(26)
     try:
         if not start:
@@ -202,7 +204,7 @@ def _header(stream: BinaryIO) -> _Header:
     except (struct.error, IndexError):
         raise _BrokenError("cut off in its header; replace it by a whole file") from None
     if header.width < 1 or header.height < 1:
-        raise _BrokenError(f"its header says {header.width}x{header.height} pixels")
+        raise _BrokenError(f"{header.width}x{header.height} pixels in its header")
     if header.width * header.height > MAX_PIXELS:
         size = f"{header.width}x{header.height}"
         raise _BrokenError(f"{size} pixels are more than {MAX_PIXELS:,}; make it smaller")

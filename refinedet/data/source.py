@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refinedet.data.dataset import Dataset
-from refinedet.data.findings import check_images as decode_images
 from refinedet.data.formats.coco import read_coco
 from refinedet.data.formats.text_list import read_text_list
 from refinedet.data.formats.voc import read_voc
+from refinedet.data.image_check import check_images as decode_images
 from refinedet.errors import DataError
 
 
@@ -61,7 +61,7 @@ def read_dataset(source: DataSource, *, check_images: bool = False) -> Dataset:
             raise DataError("--layout text needs the names of class 1, 2, ...", key="--classes")
         else:
             dataset = read_text_list(annotations, images, names)
-    return decode_images(dataset, progress=True) if check_images else dataset
+    return decode_images(dataset) if check_images else dataset
 
 
 def _given(source: DataSource, name: str) -> Path:

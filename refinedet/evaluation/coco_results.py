@@ -6,24 +6,32 @@ of it are its numbers.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import numpy as np
 
-from refinedet.data.findings import read_bytes
+from refinedet.data.dataset import Location
+from refinedet.data.formats.coco import (
+    CocoFile,
+    RowError,
+    bbox_of,
+    field_of,
+    json_number,
+    known_id,
+    read_json,
+)
 from refinedet.errors import DataError
 from refinedet.evaluation.metrics import Evaluation, Found, GroundTruth, Progress, coco_metrics
 from refinedet.evaluation.protocols import Protocol, chosen_ids
 from refinedet.spec.detection import Detections
 from refinedet.support.files import replacing
-from refinedet.support.text import is_class_name, shown_json
+from refinedet.support.text import shown_json
 
 MAX_COORDINATE = 1e100
 """Pixels, in a file: larger numbers overflow when areas are computed."""
@@ -83,7 +91,7 @@ def score_results(
     A results file with an empty list is legal: nothing was found, all metrics are 0.
 
     Args:
-        progress: is shown_json the classes.
+        progress: receives the classes.
         results: COCO results, a list of image_id, category_id, bbox and score; other
             fields are not read.
         annotations: COCO's ``instances`` file. "area" may be missing (then it is the
@@ -95,65 +103,101 @@ def score_results(
             not finite, boxes beyond any image, negative sides. Scores are any finite
             numbers: COCO ranks by them.
     """
-    content = _read_json(annotations)
-    images = _ids(annotations, content, "images")
-    categories = _ids(annotations, content, "categories")
-    ground_truth = _read_ground_truth(annotations, content, images, categories)
-    names = tuple(
-        _class_name(entry, where) for where, entry in _entries(annotations, content, "categories")
-    )
-    del content  # it may be large
-    found = _read_found(results, images, categories)
+    file = CocoFile(annotations, _raise_fault)
+    image_ids = {image_id for _, image_id, _ in file.rows("images")}
+    categories = file.categories(unnamed=True)
+    for table, rows in (("images", image_ids), ("categories", categories)):
+        if not rows:
+            raise DataError(f'"{table}" is empty', path=annotations)
+    classes = {category_id: index for index, category_id in enumerate(categories)}
+    ground_truth = _ground_truth_rows(file, image_ids, classes)
+    del file  # it may be large
+    detections = _detection_rows(results, image_ids, classes)
     if protocol is not None:
-        ids = np.asarray(list(images), np.int64)
         chosen = chosen_ids(
-            protocol, ids, ground_truth.image_ids, ground_truth.crowd, str(annotations)
+            protocol,
+            np.array(sorted(image_ids), np.int64),
+            ground_truth.image_ids,
+            ground_truth.crowd,
+            str(annotations),
         )
-        real, claimed = np.isin(ground_truth.image_ids, chosen), np.isin(found.image_ids, chosen)
-        ground_truth = GroundTruth(*(column[real] for column in ground_truth))
-        found = Found(*(column[claimed] for column in found))
-    return Evaluation(names, *coco_metrics(ground_truth, found, len(names), progress))
+        kept = np.isin(ground_truth.image_ids, chosen)
+        ground_truth = GroundTruth(*(column[kept] for column in ground_truth))
+        kept = np.isin(detections.image_ids, chosen)
+        detections = Found(*(column[kept] for column in detections))
+    metrics = coco_metrics(ground_truth, detections, len(categories), progress)
+    return Evaluation(tuple(categories.values()), *metrics)
 
 
-def _read_ground_truth(
-    path: Path, content: Any, images: Mapping[int, int], categories: Mapping[int, int]
+def _raise_fault(where: Location, fault: RowError) -> NoReturn:
+    raise DataError(fault.reason, path=where.path, key=where.key) from fault
+
+
+def _ground_truth_rows(
+    file: CocoFile, image_ids: Collection[int], classes: Mapping[int, int]
 ) -> GroundTruth:
-    image_ids, classes, boxes, areas, crowd = [], [], [], [], []
-    for where, entry in _entries(path, content, "annotations"):
-        image_ids.append(_known_id(entry, "image_id", images, where))
-        classes.append(categories[_known_id(entry, "category_id", categories, where)])
-        boxes.append(_box(entry, where))
-        area = _number(entry["area"], where, "area") if "area" in entry else None
-        areas.append(boxes[-1][2] * boxes[-1][3] if area is None else area)
-        crowd.append(entry.get("iscrowd", 0))
-        if crowd[-1] not in (0, 1):
-            raise DataError(f"iscrowd is {shown_json(crowd[-1])}; 0 or 1 is expected", key=where)
+    """The annotations of a file. ``classes``: class from 0 of each category id."""
+    ids, labels, boxes, areas, crowd = [], [], [], [], []
+    for row in file.annotations(image_ids, classes):
+        try:
+            require_scorable(row.bbox)
+        except RowError as fault:
+            _raise_fault(row.where, fault)
+        ids.append(row.image_id)
+        labels.append(classes[row.category_id])
+        boxes.append(row.bbox)
+        areas.append(row.bbox[2] * row.bbox[3] if row.area is None else row.area)
+        crowd.append(row.crowd)
     return GroundTruth(
-        np.asarray(image_ids, np.int64),
-        np.asarray(classes, np.int64),
-        np.asarray(boxes, np.float64).reshape(-1, 4),
-        np.asarray(areas, np.float64),
-        np.asarray(crowd, bool),
-        np.zeros(len(crowd), bool),
+        np.array(ids, np.int64),
+        np.array(labels, np.int64),
+        np.array(boxes, np.float64).reshape(-1, 4),
+        np.array(areas, np.float64),
+        np.array(crowd, bool),
+        np.zeros(len(ids), bool),
     )
 
 
-def _read_found(path: Path, images: Mapping[int, int], categories: Mapping[int, int]) -> Found:
-    image_ids, classes, boxes, scores = array("q"), array("q"), array("d"), array("d")
-    for i, entry in enumerate(_results(path)):
-        where = f"{path}: entry[{i}]"
-        if not isinstance(entry, dict):
-            raise DataError(f"{shown_json(entry)} is not an object", key=where)
-        image_ids.append(_known_id(entry, "image_id", images, where))
-        classes.append(categories[_known_id(entry, "category_id", categories, where)])
-        boxes.extend(_box(entry, where))
-        scores.append(_number(_field(entry, "score", where), where, "score"))
+def _detection_rows(path: Path, image_ids: Collection[int], classes: Mapping[int, int]) -> Found:
+    """The detections of a results file. ``classes``: class from 0 of each category id."""
+    ids, labels, boxes, scores = array("q"), array("q"), array("d"), array("d")
+    for index, entry in enumerate(_results(path)):
+        try:
+            if not isinstance(entry, dict):
+                raise RowError(f"{shown_json(entry)} is not an object")
+            ids.append(known_id(entry, "image_id", image_ids, "the annotations"))
+            category_id = known_id(entry, "category_id", classes, "the annotations")
+            labels.append(classes[category_id])
+            bbox = bbox_of(entry)
+            require_scorable(bbox)
+            boxes.extend(bbox)
+            scores.append(_score(entry))
+        except RowError as fault:
+            _raise_fault(Location(path, f"entry[{index}]"), fault)
     return Found(
-        np.asarray(image_ids),
-        np.asarray(classes),
+        np.asarray(ids),
+        np.asarray(labels),
         np.asarray(boxes).reshape(-1, 4),
         np.asarray(scores),
     )
+
+
+def require_scorable(bbox: Sequence[float]) -> None:
+    """Raise a ``RowError`` for a box of which no overlap can be computed."""
+    if not all(map(math.isfinite, bbox)):
+        raise RowError(f"bbox holds {shown_json(list(bbox))}; finite numbers are expected")
+    if min(bbox[2:]) < 0:
+        raise RowError(f"bbox {shown_json(list(bbox))} has a negative side")
+    if max(map(abs, bbox)) > MAX_COORDINATE:
+        raise RowError(f"bbox {shown_json(list(bbox))} is beyond any image")
+
+
+def _score(entry: dict[str, Any]) -> float:
+    value = field_of(entry, "score")
+    score = json_number(value)
+    if score is None or not math.isfinite(score):
+        raise RowError(f"score holds {shown_json(value)}; a finite number is expected")
+    return score
 
 
 def _results(path: Path) -> Iterator[Any]:
@@ -168,7 +212,7 @@ def _results(path: Path) -> Iterator[Any]:
             return
         except (OSError, ValueError, RecursionError):
             pass  # reading it whole finds the right words for what is wrong
-    content = _read_json(path)
+    content = read_json(path)
     if not isinstance(content, list):
         raise DataError("the content is not a list", path=path)
     yield from content[read:]
@@ -205,87 +249,3 @@ def _after_space(text: str, place: int) -> int:
     """The place of the next character that is no space."""
     match = SPACE.match(text, place)
     return match.end() if match else place
-
-
-def _read_json(path: Path) -> Any:
-    data = read_bytes(path)
-    try:
-        return json.loads(data)
-    except json.JSONDecodeError as error:
-        raise DataError(f"not JSON: {error}", path=path) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            "not JSON of this world: nested too deeply, or a huge number", path=path
-        ) from error
-
-
-def _entries(path: Path, content: Any, name: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each object of a list (``name`` of an object, or the whole), and where it stands."""
-    if name is not None:
-        if not isinstance(content, dict) or name not in content:
-            raise DataError(f'{path}: no "{name}"; COCO\'s "instances" format is expected')
-        content = content[name]
-    if not isinstance(content, list):
-        what = f'"{name}"' if name else "the content"
-        raise DataError(f"{what} is not a list", path=path)
-    for i, entry in enumerate(content):
-        where = f"{path}: {name or 'entry'}[{i}]"
-        if not isinstance(entry, dict):
-            raise DataError(f"{shown_json(entry)} is not an object", key=where)
-        yield where, entry
-
-
-def _ids(path: Path, content: Any, name: str) -> dict[int, int]:
-    """The ids of a list, each with its position."""
-    ids: dict[int, int] = {}
-    for where, entry in _entries(path, content, name):
-        value = _field(entry, "id", where)
-        if type(value) is not int or abs(value) >= 2**63:
-            raise DataError(f"id {shown_json(value)} is not a whole number of 64 bits", key=where)
-        if value in ids:
-            raise DataError(f"id {value} is also that of {name}[{ids[value]}]", key=where)
-        ids[value] = len(ids)
-    if not ids:
-        raise DataError(f'{path}: "{name}" is empty')
-    return ids
-
-
-def _known_id(entry: dict[str, Any], field: str, known: Mapping[int, int], where: str) -> int:
-    value = _field(entry, field, where)
-    if type(value) is not int or value not in known:
-        raise DataError(f"{field} {shown_json(value)} is not in the annotations", key=where)
-    return value
-
-
-def _class_name(entry: dict[str, Any], where: str) -> str:
-    """The name of a category; its id where it has none."""
-    name: object = entry.get("name", str(entry["id"]))
-    if not is_class_name(name):
-        raise DataError(f"name {shown_json(name)} is not a name of one line", key=where)
-    return name
-
-
-def _box(entry: dict[str, Any], where: str) -> list[float]:
-    value = _field(entry, "bbox", where)
-    if not isinstance(value, list) or len(value) != 4:
-        raise DataError(f"bbox {shown_json(value)} is not x, y, width, height", key=where)
-    box = [_number(x, where, "bbox") for x in value]
-    if min(box[2:]) < 0:
-        raise DataError(f"bbox {shown_json(value)} has a negative side", key=where)
-    if max(map(abs, box)) > MAX_COORDINATE:
-        raise DataError(f"bbox {shown_json(value)} is beyond any image", key=where)
-    return box
-
-
-def _field(entry: dict[str, Any], field: str, where: str) -> Any:
-    if field not in entry:
-        raise DataError(f"{field} is missing", key=where)
-    return entry[field]
-
-
-def _number(value: Any, where: str, field: str) -> float:
-    if type(value) in (int, float):
-        with contextlib.suppress(OverflowError):
-            if math.isfinite(number := float(value)):
-                return number
-    raise DataError(f"{field} holds {shown_json(value)}; a finite number is expected", key=where)

@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from refinedet.data.dataset import Dataset, Record
-from refinedet.data.findings import read_bytes
+from refinedet.data.files import read_file
 from refinedet.errors import DataError
 from refinedet.evaluation.coco_results import write_results
 from refinedet.evaluation.dataset_run import scoring_bar, write_evaluation
@@ -136,7 +136,7 @@ def _require_plausible(boxes_file: Path, boxes: Array, scores_file: Path, scores
 
 def _read(path: Path, rows: int, columns: int, classes: int, preset_name: str) -> Array:
     """The (rows, columns) float32 of a file, all finite."""
-    data = read_bytes(path)
+    data = read_file(path)
     if len(data) != rows * columns * 4:
         raise DataError(
             f"has {len(data)} bytes, {rows} x {columns} numbers of 4 bytes are expected; is "

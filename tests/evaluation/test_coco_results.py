@@ -9,7 +9,7 @@ import pytest
 
 from refinedet.errors import DataError
 from refinedet.evaluation import coco_results as results
-from refinedet.evaluation.coco_results import _list_entries, _read_found, write_results
+from refinedet.evaluation.coco_results import _detection_rows, _list_entries, write_results
 from refinedet.evaluation.metrics import Found
 from refinedet.spec.detection import Detections
 
@@ -64,7 +64,7 @@ def test_a_file_in_any_encoding_of_json_is_read(monkeypatch, tmp_path, chunk, en
     ]
     path = tmp_path / "results.json"
     path.write_text(json.dumps(entries, ensure_ascii=False, indent=1), encoding)
-    found = _read_found(path, {0: 0, 1: 1, 2: 2}, {9: 4})
+    found = _detection_rows(path, {0, 1, 2}, {9: 4})
     assert isinstance(found, Found)
     assert found.image_ids.tolist() == [i % 3 for i in range(20)]
     assert found.classes.tolist() == [4] * 20
@@ -91,7 +91,7 @@ def test_a_large_file_is_written_and_read_in_little_memory(tmp_path):
     write_results(path, tuple(range(1, 81)), found)
     written = tracemalloc.get_traced_memory()[1]
     tracemalloc.reset_peak()
-    read = _read_found(path, {i: i for i in found}, {i: i - 1 for i in range(1, 81)})
+    read = _detection_rows(path, found, {i: i - 1 for i in range(1, 81)})
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert path.stat().st_size > 1.2e6
