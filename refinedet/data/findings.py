@@ -31,7 +31,6 @@ POLICY: dict[str, Literal["refuse", "skip"]] = {
     "size disagrees": "refuse",
     "box clipped": "skip",
     "zero-area box": "skip",
-    "class not chosen": "skip",
     "missing annotation": "skip",
     "missing image": "skip",
     "unreadable image": "skip",
