@@ -42,6 +42,9 @@ def conformance(
     limit: Annotated[
         float, typer.Option(min=1, help="Seconds after which a check counts as hanging.")
     ] = LIMIT,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Processes of a backend that judge side by side.")
+    ] = 1,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the report there as JSON too.")
     ] = None,
@@ -93,7 +96,7 @@ def conformance(
                 "is for level reported mAP, which --level or -k leaves out", key="--model"
             )
         case.require_usable()
-    outcomes = _run(backends, checks, str(profile.value), seed, limit)
+    outcomes = _run(backends, checks, str(profile.value), seed, limit, jobs)
     report = Report(str(profile.value), seed, tuple(outcomes))
     typer.echo(as_text(report))
     if json_file is not None:
@@ -105,14 +108,19 @@ def conformance(
 
 
 def _run(
-    backends: list[BackendChoice], checks: list[Check], profile: str, seed: int, limit: float
+    backends: list[BackendChoice],
+    checks: list[Check],
+    profile: str,
+    seed: int,
+    limit: float,
+    jobs: int,
 ) -> list[Outcome]:
     """All outcomes; tells of each on standard error: a bar on a terminal, otherwise lines."""
     done = []
     waiting = [f"{backend.name} {check.name}" for backend in backends for check in checks]
     with tqdm(total=len(waiting), disable=None, unit="check") as bar:
         bar.set_description(waiting[0])
-        for outcome in run(backends, checks, profile, seed, limit):
+        for outcome in run(backends, checks, profile, seed, limit, jobs):
             done.append(outcome)
             line = f"{waiting[len(done) - 1]}: {outcome.state}, {outcome.seconds:.1f} s"
             if bar.disable:

@@ -8,6 +8,7 @@ import faulthandler
 import functools
 import multiprocessing
 import os
+import queue
 import signal
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -301,6 +303,10 @@ def _one_thread() -> Iterator[None]:
             os.environ["OPENBLAS_NUM_THREADS"] = chosen
 
 
+STARTING = threading.Lock()
+"""Held while a process starts, which inherits this one's variables."""
+
+
 class _GoneError(Exception):
     """The process does not answer; the message ends a sentence about what it did."""
 
@@ -330,7 +336,7 @@ class Worker:
         self._folder = tempfile.TemporaryDirectory(prefix="refinedet-")
         arguments = (there, self._folder.name, *self.arguments)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        with _one_thread():
+        with STARTING, _one_thread():
             self._process.start()
         there.close()
         try:
@@ -377,9 +383,9 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         if self._pipe is not None:
-            self._pipe.close()
             self._process.kill()
             self._process.join()
+            self._pipe.close()
             self._pipe = None
             self._folder.cleanup()
 
@@ -415,19 +421,40 @@ def run(
     profile: str = "default",
     number: int = 0,
     limit: float = LIMIT,
+    jobs: int = 1,
 ) -> Iterator[Outcome]:
-    """Every check on every backend, as they end.
+    """Every check on every backend, in this order, each as soon as it and those before it end.
 
+    Args:
+        jobs: processes of a backend that judge side by side.
     Raises:
         BackendError: a backend that is unknown or cannot run here.
     """
-    workers = [Worker(chosen, profile, number, limit) for chosen in backends]
-    for later in workers[1:]:  # told at once, not after hours on the others
+    pools = [[Worker(chosen, profile, number, limit) for _ in range(jobs)] for chosen in backends]
+    for later, *_ in pools[1:]:  # told at once, not after hours on the others
         later.start()
         later.close()
+    for workers in pools:
+        yield from _share(workers[: len(checks)], checks)
+
+
+def _share(workers: list[Worker], checks: list[Check]) -> Iterator[Outcome]:
+    """The outcomes in the order of the checks; a worker that is idle takes the next check."""
+    idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     for worker in workers:
+        idle.put(worker)
+
+    def judge_by_next(check: Check) -> Outcome:
+        worker = idle.get()
         try:
-            for check in checks:
-                yield worker.run(check)
+            return worker.run(check)
         finally:
-            worker.close()
+            idle.put(worker)
+
+    with ThreadPoolExecutor(len(workers)) as pool:
+        try:
+            yield from pool.map(judge_by_next, checks)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.close()

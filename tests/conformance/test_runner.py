@@ -2,6 +2,7 @@
 
 import copy
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -231,6 +232,32 @@ def test_what_a_backend_prints_is_not_in_the_report(worker, capfd):
 def test_an_unknown_backend_is_told_before_any_check():
     with pytest.raises(BackendError, match="no 'nonsense'"):
         next(run([BackendChoice("spec"), BackendChoice("nonsense")], [PARITY]))
+
+
+def judged(name, checks, jobs):
+    """What became of the checks, but for the seconds."""
+    found = run([BackendChoice(name)], checks, "quick", jobs=jobs)
+    return [replace(outcome, seconds=0) for outcome in found]
+
+
+def test_jobs_change_neither_the_outcomes_nor_their_order():
+    checks = select(text="box_iou clip_boxes softmax nms")
+    alone = judged("spec", checks, jobs=1)
+    assert [outcome.check for outcome in alone] == [check.name for check in checks]
+    assert judged("spec", checks, jobs=3) == alone
+
+
+def test_a_crash_fails_its_check_alone_among_several_jobs(worker):
+    worker("Crashes")
+    checks = [PARITY, *select(text="clip_boxes softmax nms")]
+    states = [outcome.state for outcome in judged("faulty_backends:Crashes", checks, jobs=2)]
+    assert states == [FAILED] + [PASSED] * (len(checks) - 1)
+
+
+def test_a_backend_that_does_not_load_is_told_with_several_jobs(worker):
+    worker("Raises")
+    with pytest.raises(BackendError, match="no device"):
+        judged("faulty_backends:Raises", [PARITY, PARITY], jobs=2)
 
 
 def test_select_by_level_and_words():
