@@ -1,8 +1,7 @@
-"""Conformance: whether a backend says what the specification says.
+"""Conformance: whether a backend computes what the specification computes.
 
-A *check* is a law that holds for every input of its kind. The suite draws inputs,
-hands them to the backend and to the specification, and compares. Levels build on each
-other: a backend reaches a level if it passes all checks of that level and of those
-before it. What a backend does not implement counts as not passed,
-nor does what was not run.
+A *check* tests one law: a property that holds for every input of its kind. The suite draws
+inputs, passes them to the backend and to the specification, and compares the results. Levels
+build on each other: a backend reaches a level if it passes all checks of that level and of the
+levels before it. A check that was not run, or that the backend does not implement, is not passed.
 """

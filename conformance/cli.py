@@ -3,47 +3,96 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from tqdm import tqdm
 
 from refinedet.backends.registry import BackendChoice
 from refinedet.cli.backend_options import chooses_backend
-from refinedet.conformance.checks.reported import asked
-from refinedet.conformance.registry import LEVELS, Check
+from refinedet.cli.option_groups import Command, gathered
+from refinedet.conformance import reported
+from refinedet.conformance.options import SuiteOptions, suite_options
+from refinedet.conformance.registry import Check
 from refinedet.conformance.report import Report, as_data, as_text
 from refinedet.conformance.report_html import as_html
-from refinedet.conformance.runner import FAILED, LIMIT, PROFILES, Outcome, run, select
-from refinedet.errors import DataError
+from refinedet.conformance.reported import ReportedOutcome, reported_case, run_reported
+from refinedet.conformance.runner import FAILED, Outcome, run_suite, select
+from refinedet.evaluation.model_run import Reported
 from refinedet.support.files import write_atomically, write_json
 
-Level = Enum("Level", {level: level for level in LEVELS}, type=str)  # type: ignore[misc]
-REPORTED = "Level reported mAP"
-Profile = Enum("Profile", {name: name for name in PROFILES}, type=str)  # type: ignore[misc]
+PANEL = "Level reported mAP: an evaluation, run after the checks"
+REPORTED_OPTIONS: dict[str, Any] = {
+    "model": Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a run, a checkpoint, weights, or an exported detector.",
+            rich_help_panel=PANEL,
+        ),
+    ],
+    "annotations": Annotated[
+        Path | None, typer.Option(help="COCO's JSON file.", rich_help_panel=PANEL)
+    ],
+    "images": Annotated[
+        Path | None, typer.Option(help="Folder of the images.", rich_help_panel=PANEL)
+    ],
+    "expect": Annotated[
+        str | None,
+        typer.Option(
+            help="Published metrics to reach, as modelzoo-ascend910.", rich_help_panel=PANEL
+        ),
+    ],
+    "retrained": Annotated[
+        bool | None,
+        typer.Option(
+            "--retrained",
+            help="Expect only what a detector trained anew must reach.",
+            rich_help_panel=PANEL,
+        ),
+    ],
+}
+
+
+def _typer_option(name: str, default: Any, metadata: Any) -> Any:
+    """One of the suite's options for Typer; None stands for its default."""
+    repeatable, choices = isinstance(default, tuple), metadata["choices"]
+    kind: Any = str if repeatable else type(default)
+    if choices:
+        kind = Enum(name, {choice: choice for choice in choices}, type=str)
+    return Annotated[
+        (list[kind] if repeatable else kind) | None,
+        typer.Option(
+            f"--{name}",
+            help=metadata["help"] + ("" if repeatable else f" (default: {default})"),
+            min=metadata["least"],
+        ),
+    ]
+
+
+def _takes_options(command: Command) -> Command:
+    """Give a command the suite's options, and those of the evaluation."""
+    suite = {
+        one.name: _typer_option(one.name, one.default, one.metadata) for one in fields(SuiteOptions)
+    }
+    command = gathered(command, "options", suite, suite_options)
+    return gathered(command, "case", REPORTED_OPTIONS, reported_case)
 
 
 @chooses_backend
+@_takes_options
 def conformance(
     backends: list[BackendChoice],
-    level: Annotated[
-        list[Level] | None, typer.Option("--level", help="Judge this level alone; repeatable.")
-    ] = None,
-    profile: Annotated[Profile, typer.Option(help="How many inputs each check draws.")] = Profile[
-        "default"
-    ],
+    options: SuiteOptions,
+    case: Reported | None,
     words: Annotated[
         list[str] | None,
-        typer.Option("-k", help="Judge checks with such words in their names; repeatable."),
+        typer.Option("-k", help="Run checks with one of these words in their names; repeatable."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the drawn inputs.")] = 0,
-    limit: Annotated[
-        float, typer.Option(min=1, help="Seconds after which a check counts as hanging.")
-    ] = LIMIT,
     jobs: Annotated[
-        int, typer.Option(min=1, help="Processes of a backend that judge side by side.")
+        int, typer.Option(min=1, help="Processes that share the checks of a backend.")
     ] = 1,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the report there as JSON too.")
@@ -51,53 +100,18 @@ def conformance(
     html_file: Annotated[
         Path | None, typer.Option("--html", help="Write the report there as a page too.")
     ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a run, a checkpoint, weights, or an exported detector.",
-            rich_help_panel=REPORTED,
-        ),
-    ] = None,
-    annotations: Annotated[
-        Path | None, typer.Option(help="COCO's JSON.", rich_help_panel=REPORTED)
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of the images.", rich_help_panel=REPORTED)
-    ] = None,
-    expect: Annotated[
-        str | None,
-        typer.Option(
-            help="Published metrics to reach, as modelzoo-ascend910.", rich_help_panel=REPORTED
-        ),
-    ] = None,
-    retrained: Annotated[
-        bool,
-        typer.Option(
-            "--retrained",
-            help="Expect no more than of a detector trained anew.",
-            rich_help_panel=REPORTED,
-        ),
-    ] = False,
 ) -> None:
-    """Judge backends by the specification; status 1 if a check failed."""
-    case = asked(model, annotations, images, expect, retrained)
+    """Check backends against the specification; status 1 if a check failed."""
     text = " ".join(words or ())
-    checks = select((str(one.value) for one in level or ()), text, case)
+    checks = select(options.level, text)
     if not checks:
         raise typer.BadParameter(f"-k: no check of these levels has {text!r} in its name")
-    for file in (json_file, html_file):
-        if file is not None and file.is_dir():
-            raise typer.BadParameter(f"{file}: is a folder; choose the name of a file")
-        if file is not None and not file.absolute().parent.is_dir():
-            raise typer.BadParameter(f"{file}: there is no folder {file.parent}; create it first")
+    _require_writable(json_file, html_file)
     if case is not None:
-        if not any(check.given for check in checks):
-            raise DataError(
-                "is for level reported mAP, which --level or -k leaves out", key="--model"
-            )
         case.require_usable()
-    outcomes = _run(backends, checks, str(profile.value), seed, limit, jobs)
-    report = Report(str(profile.value), seed, tuple(outcomes))
+    outcomes = _run(backends, checks, options, jobs)
+    evaluations = {} if case is None else _evaluate(backends, case)
+    report = Report(options.profile, options.seed, tuple(outcomes), evaluations)
     typer.echo(as_text(report))
     if json_file is not None:
         write_json(json_file, as_data(report))
@@ -107,20 +121,23 @@ def conformance(
         raise typer.Exit(1)
 
 
+def _require_writable(*files: Path | None) -> None:
+    for file in files:
+        if file is not None and file.is_dir():
+            raise typer.BadParameter(f"{file}: is a folder; choose the name of a file")
+        if file is not None and not file.absolute().parent.is_dir():
+            raise typer.BadParameter(f"{file}: there is no folder {file.parent}; create it first")
+
+
 def _run(
-    backends: list[BackendChoice],
-    checks: list[Check],
-    profile: str,
-    seed: int,
-    limit: float,
-    jobs: int,
+    backends: list[BackendChoice], checks: list[Check], options: SuiteOptions, jobs: int
 ) -> list[Outcome]:
-    """All outcomes; tells of each on standard error: a bar on a terminal, otherwise lines."""
+    """All outcomes; progress on standard error: a bar on a terminal, otherwise lines."""
     done = []
     waiting = [f"{backend.name} {check.name}" for backend in backends for check in checks]
     with tqdm(total=len(waiting), disable=None, unit="check") as bar:
         bar.set_description(waiting[0])
-        for outcome in run(backends, checks, profile, seed, limit, jobs):
+        for outcome in run_suite(backends, checks, options, jobs):
             done.append(outcome)
             line = f"{waiting[len(done) - 1]}: {outcome.state}, {outcome.seconds:.1f} s"
             if bar.disable:
@@ -130,3 +147,13 @@ def _run(
             bar.set_description([*waiting, ""][len(done)])
             bar.update()
     return done
+
+
+def _evaluate(backends: list[BackendChoice], case: Reported) -> dict[str, ReportedOutcome]:
+    """The evaluations by the backend's name; a line on standard error for each."""
+    evaluations = {}
+    for name, outcome in run_reported(backends, case):
+        line = f"{name} {reported.LEVEL}: {outcome.state}, {outcome.seconds:.1f} s"
+        print(line, file=sys.stderr, flush=True)
+        evaluations[name] = outcome
+    return evaluations

@@ -3,102 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
 from refinedet.backends.registry import BackendChoice
-from refinedet.conformance.checks.reported import asked
-from refinedet.conformance.registry import LEVELS
+from refinedet.conformance.options import SuiteOptions, suite_options
 from refinedet.conformance.report import Report, as_data, summary
-from refinedet.conformance.runner import LIMIT, PROFILES, Outcome, Worker, select
+from refinedet.conformance.runner import Outcome, SuiteProcess, select
 from refinedet.errors import BackendError
-from refinedet.evaluation.model_run import Reported
 
 OUTCOMES = pytest.StashKey[list[Outcome]]()
-CASE = pytest.StashKey[Reported | None]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of the command ``refinedet conformance``; ``-k`` is pytest's own."""
     group = parser.getgroup("refinedet conformance")
-    group.addoption("--backend", action="append", default=[], help="backend to judge; repeatable")
-    group.addoption(
-        "--level",
-        action="append",
-        default=[],
-        choices=LEVELS,
-        help="judge this level alone; repeatable",
-    )
-    group.addoption("--profile", choices=list(PROFILES), default="default", help="how many inputs")
-    group.addoption("--seed", type=int, default=0, help="of the drawn inputs")
-    group.addoption("--limit", type=float, default=LIMIT, help="seconds a check may take")
-    for name, what in (
-        ("--model", "published detector, for level reported mAP"),
-        ("--annotations", "COCO's JSON"),
-        ("--images", "folder of the images"),
-    ):
-        group.addoption(name, type=Path, help=what)
-    group.addoption("--expect", help="published metrics to reach")
-    group.addoption("--retrained", action="store_true", help="of a detector trained anew")
+    group.addoption("--backend", action="append", default=[], help="Backend to check; repeatable.")
+    for one in fields(SuiteOptions):
+        repeatable = isinstance(one.default, tuple)
+        group.addoption(
+            f"--{one.name}",
+            action="append" if repeatable else "store",
+            default=[] if repeatable else one.default,
+            type=str if repeatable else type(one.default),
+            choices=one.metadata["choices"] or None,
+            help=one.metadata["help"],
+        )
+
+
+def _options(config: pytest.Config) -> SuiteOptions:
+    return suite_options(**{one.name: config.getoption(one.name) for one in fields(SuiteOptions)})
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A place for the outcomes, and for the files of the user."""
-    config.stash[OUTCOMES], config.stash[CASE] = [], None
+    """Make the list of outcomes."""
+    config.stash[OUTCOMES] = []
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """There is no default backend; the files of the user are read before anything runs."""
-    option = session.config.getoption
-    if not option("backend"):
-        raise pytest.UsageError("say which backend to judge: --backend NAME")
-    given = (option(name) for name in ("model", "annotations", "images", "expect", "retrained"))
-    try:
-        if case := asked(*given):
-            case.require_usable()
-    except (ValueError, OSError) as error:
-        raise pytest.UsageError(str(error)) from error
-    session.config.stash[CASE] = case
+    """Require a backend: there is no default."""
+    if not session.config.getoption("backend"):
+        raise pytest.UsageError("name the backend to check: --backend NAME")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """An item for each check on each backend."""
-    if "judged" not in metafunc.fixturenames:
+    """Make an item for each check on each backend."""
+    if "check" not in metafunc.fixturenames:
         return
-    option = metafunc.config.getoption
-    # pytest knows no option of a conftest.py that it meets deep in a folder: then all is skipped
-    backends = list(dict.fromkeys(option("backend", [])))
-    metafunc.parametrize("worker", backends, indirect=True, scope="session")
-    checks = select(option("level", []), case=metafunc.config.stash[CASE])
-    metafunc.parametrize("judged", checks, ids=lambda check: check.name)
+    config = metafunc.config
+    # Where pytest meets this file deep in a folder it knows no option: then all is skipped.
+    backends = list(dict.fromkeys(config.getoption("backend", [])))
+    metafunc.parametrize("suite_process", backends, indirect=True, scope="session")
+    levels = config.getoption("level", [])
+    metafunc.parametrize("check", select(levels), ids=lambda check: check.name)
 
 
 @pytest.fixture(scope="session")
-def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
+def suite_process(request: pytest.FixtureRequest) -> Iterator[SuiteProcess]:
     """The process of a backend: one for the session, unless a check ends it."""
-    option = request.config.getoption
-    made = Worker(BackendChoice(request.param), option("profile"), option("seed"), option("limit"))
+    process = SuiteProcess(BackendChoice(request.param), _options(request.config))
     try:
-        made.start()
+        process.start()
     except BackendError as error:
         pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
-    yield made
-    made.close()
+    yield process
+    process.close()
 
 
 @pytest.fixture
 def outcomes(request: pytest.FixtureRequest) -> list[Outcome]:
-    """Where the outcomes are kept for the table at the end."""
+    """The list of outcomes, for the table at the end."""
     return request.config.stash[OUTCOMES]
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """The table by level, and the level reached."""
-    if found := config.stash[OUTCOMES]:
-        option = config.getoption
-        data = as_data(Report(option("profile"), option("seed"), tuple(found)))
+    """Print the table by level, and the level reached."""
+    if outcomes := config.stash[OUTCOMES]:
+        options = _options(config)
+        data = as_data(Report(options.profile, options.seed, tuple(outcomes)))
         terminalreporter.section("conformance")
         for line in ["", *summary(data["backends"])]:
             terminalreporter.write_line(line)

@@ -1,9 +1,9 @@
-"""The margin: where the specification itself is undecided.
+"""The margin: which discrete results of the specification depend on rounding.
 
-A discrete result (a matched anchor, a chosen negative, a silenced score) hangs on
-comparisons of numbers that a backend may round otherwise. It counts as decided if the
-specification gives the same when those numbers are moved by up to ``MARGIN``; then the
-backend must agree exactly. What is undecided is left out, counted, and bounded.
+A discrete result (a matched anchor, a chosen negative, a filtered anchor) depends on comparisons
+of numbers, which a backend may round differently. It is *decided* if the specification gives the
+same result when those numbers are perturbed by up to ``MARGIN``; then the backend must agree
+exactly. Undecided results are not compared, but counted, and a check bounds their number.
 """
 
 from __future__ import annotations
@@ -21,44 +21,44 @@ from refinedet.spec.network import Heads
 from refinedet.spec.types import Array
 
 MARGIN = 1e-5
-"""Relative to a number's size, or absolute below 1."""
+"""Relative to a number's size; absolute for numbers below 1."""
 TRIES = 12
-"""An exact tie falls either way at random: this many tries miss one in 4,000."""
+"""Random perturbations. An exact tie is missed by all of them once in 4,000 times."""
 
 
-def moved(values: Any, seed: int, margin: float = MARGIN) -> Iterator[Any]:
-    """The values (an array, or a named tuple of arrays) moved at random, several times."""
+def perturbed(values: Any, seed: int, margin: float = MARGIN) -> Iterator[Any]:
+    """The values (an array, or a named tuple of arrays), perturbed at random ``TRIES`` times."""
     rng = np.random.default_rng([seed, 3])
 
-    def move(array: Any) -> Any:
-        far = margin * np.maximum(1, np.abs(array))
-        return (array + rng.choice([-1, 1], array.shape) * far).astype(array.dtype)
+    def perturb(array: Any) -> Any:
+        step = margin * np.maximum(1, np.abs(array))
+        return (array + rng.choice([-1, 1], array.shape) * step).astype(array.dtype)
 
     for _ in range(TRIES):
         if isinstance(values, np.ndarray):
-            yield move(values)
+            yield perturb(values)
         else:
-            yield type(values)(*(move(array) for array in values))
+            yield type(values)(*(perturb(array) for array in values))
 
 
-def is_matched_surely(anchors: Array, boxes: Array, config: MatchingConfig, seed: int) -> Array:
-    """For each anchor (A,) bool, whether the specification matches it alike for moved anchors."""
+def is_match_decided(anchors: Array, boxes: Array, config: MatchingConfig, seed: int) -> Array:
+    """For each anchor, (A,) bool: whether its match is the same for perturbed anchors."""
     expected = match(box_iou(anchors, boxes), config)
-    sure = np.ones(len(anchors), bool)
-    for other in moved(anchors, seed):
-        sure &= match(box_iou(other, boxes), config) == expected
-    return sure
+    decided = np.ones(len(anchors), bool)
+    for other in perturbed(anchors, seed):
+        decided &= match(box_iou(other, boxes), config) == expected
+    return decided
 
 
-def is_silenced_surely(heads: Heads, config: Config, seed: int) -> Array:
-    """For each anchor (N, A) bool, whether the ARM silences it, or not, for moved outputs, too."""
+def is_arm_filter_decided(heads: Heads, config: Config, seed: int) -> Array:
+    """For each anchor, (N, A) bool: whether the ARM filters it alike for perturbed outputs."""
 
-    def silent(outputs: Heads) -> Array:
-        none: Array = (scored_boxes(outputs, config)[1] == 0).all(axis=2)
-        return none
+    def filtered(outputs: Heads) -> Array:
+        zero: Array = (scored_boxes(outputs, config)[1] == 0).all(axis=2)
+        return zero
 
-    now = silent(heads)
-    sure = np.ones_like(now)
-    for other in moved(heads, seed):
-        sure &= silent(other) == now
-    return sure
+    expected = filtered(heads)
+    decided = np.ones_like(expected)
+    for other in perturbed(heads, seed):
+        decided &= filtered(other) == expected
+    return decided

@@ -1,4 +1,4 @@
-"""The checks: their names, levels, laws, and the inputs they are drawn from."""
+"""The registry of checks: their names, levels, laws, and the inputs they draw."""
 
 from __future__ import annotations
 
@@ -8,36 +8,35 @@ from typing import Any
 
 from hypothesis.strategies import SearchStrategy, just
 
-from refinedet.conformance.judge import Subject
+from refinedet.backends.interface import Limitation
+from refinedet.conformance.comparison import CheckedBackend
+from refinedet.errors import BackendError
 
-LEVELS = ("operations", "network", "training", "detections", "reported mAP")
-"""From the ground up; see the package's docstring."""
+LEVELS = ("operations", "network", "training", "detections")
+"""From the lowest to the highest; see the package's docstring."""
 
-Law = Callable[[Subject, Any], None]
+Law = Callable[[CheckedBackend, Any], None]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One law."""
+    """One law, and the inputs it is tested on."""
 
     name: str
-    """As ``box_iou.parity``; what stands before the dot is what it judges."""
+    """As ``box_iou.parity``; the part before the dot names what is checked."""
     level: str
     law: str
     """The law in a sentence."""
     run: Law
-    """Raises a ``Violation`` if a case breaks the law."""
+    """Raises a ``CheckFailedError`` if a case breaks the law."""
     draws: SearchStrategy[Any]
-    """Cases of the specification's domain."""
+    """Cases from the domain of the specification."""
     pinned: tuple[Any, ...]
-    """Cases that are always tried first: the edges of the specification."""
+    """Cases that always run first: the edge cases of the specification."""
     share: float
-    """Drawn cases, as a part of the profile's number; 0 for pinned ones alone."""
-    masked: float
-    """Largest part of the discrete results that may be undecided."""
-    given: bool = False
-    """Its one case is files of the user: without them it is not run, with them it takes
-    however long it takes."""
+    """Number of drawn cases, as a fraction of the profile's number; 0 for pinned cases only."""
+    max_undecided: float
+    """Largest fraction of the discrete results that may be undecided."""
 
 
 CHECKS: dict[str, Check] = {}
@@ -49,18 +48,30 @@ def check(
     draws: SearchStrategy[Any] | None = None,
     pinned: Sequence[Any] = (),
     share: float = 1.0,
-    masked: float = 0.0,
-    given: bool = False,
+    max_undecided: float = 0.0,
 ) -> Callable[[Law], Law]:
-    """Register a law; its docstring says it in a sentence."""
+    """Register a law; the first line of its docstring states it in a sentence."""
 
     def register(law: Law) -> Law:
-        said = (law.__doc__ or "").strip().splitlines()[0]
+        sentence = (law.__doc__ or "").strip().splitlines()[0]
         drawn = just(None) if draws is None else draws
         cases = 0.0 if draws is None else share
         if name in CHECKS:
             raise ValueError(f"two checks are called {name}")
-        CHECKS[name] = Check(name, level, said, law, drawn, tuple(pinned), cases, masked, given)
+        CHECKS[name] = Check(name, level, sentence, law, drawn, tuple(pinned), cases, max_undecided)
         return law
 
     return register
+
+
+def declared_limitations(backend: Any) -> dict[str, Limitation]:
+    """The limitations that a backend declares, by the name of the check.
+
+    Raises:
+        BackendError: a limitation of a check that does not exist.
+    """
+    declared = {one.check: one for one in getattr(backend, "limitations", ())}
+    for name in declared:
+        if name not in CHECKS:
+            raise BackendError("there is no such check", key=f"limitation {name!r}")
+    return declared

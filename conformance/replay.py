@@ -1,18 +1,16 @@
-"""What a failure's snippet imports."""
+"""What the snippet of a failure imports."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import refinedet.conformance.checks  # noqa: F401 - fills the registry
 from refinedet.backends.registry import find_backend
-from refinedet.conformance.judge import Subject, Violation
+from refinedet.conformance.comparison import CheckedBackend, CheckFailedError
 from refinedet.conformance.registry import CHECKS
 from refinedet.conformance.source import source
-from refinedet.evaluation.model_run import Reported
-from refinedet.evaluation.published import Published
 from refinedet.spec.config import (
     AnchorsConfig,
     Config,
@@ -36,9 +34,6 @@ __all__ = [
     "MatchingConfig",
     "NetworkConfig",
     "OptimizerConfig",
-    "Path",
-    "Published",
-    "Reported",
     "ScheduleConfig",
     "np",
     "replay",
@@ -46,16 +41,14 @@ __all__ = [
 
 
 def replay(backend: str, check: str, case: Any) -> None:
-    """Run one check on one case, and print what comes of it."""
-    import refinedet.conformance.checks  # noqa: F401 - fills the registry
-
+    """Run one check on one case, and print the result."""
     try:
-        CHECKS[check].run(Subject(find_backend(backend)), case)
-    except Violation as violation:
-        print(f"{check}: {violation.said}")
-        print(f"got    {source(violation.got)}")
-        print(f"expected {source(violation.expected)}")
-        if violation.error is not None:
-            print(f"error  {violation.error:g}, allowed {violation.tolerance:g}")
+        CHECKS[check].run(CheckedBackend(find_backend(backend)), case)
+    except CheckFailedError as failure:
+        print(f"{check}: {failure.message}")
+        print(f"actual   {source(failure.actual)}")
+        print(f"expected {source(failure.expected)}")
+        if failure.error is not None:
+            print(f"error    {failure.error:g}, allowed {failure.tolerance:g}")
     else:
-        print(f"{check}: holds")
+        print(f"{check}: passed")

@@ -1,12 +1,13 @@
-"""The report as one HTML file: nothing is loaded from elsewhere, and no script runs."""
+"""The report as one HTML file, which loads nothing else and runs no script."""
 
 from __future__ import annotations
 
 from html import escape
 from typing import Any
 
-from refinedet.conformance.report import STATES, conclusion, share
-from refinedet.conformance.runner import FAILED, LIMITED, MISSING, NOT_RUN, PASSED
+from refinedet.conformance import reported
+from refinedet.conformance.report import STATES, conclusion, reported_line, undecided_share
+from refinedet.conformance.runner import FAILED, LIMITED, NOT_IMPLEMENTED, PASSED
 
 STYLE = """
 :root { color-scheme: light dark; --line: #d0d7de; --soft: #656d76; --ground: #f6f8fa;
@@ -35,11 +36,11 @@ pre { background: var(--ground); padding: .6rem; overflow: auto; max-height: 20r
 .scroll { overflow-x: auto; }
 """
 NEAR = 0.8
-"""From this fraction of its tolerance on, an error stands out."""
+"""An error of at least this fraction of its tolerance is highlighted."""
 
 
 def as_html(data: dict[str, Any]) -> str:
-    """The page of a report's data (``report.as_data``)."""
+    """The page for the data of ``report.as_data``."""
     where = data["environment"]
     parts = [
         "<!DOCTYPE html>",
@@ -55,6 +56,9 @@ def as_html(data: dict[str, Any]) -> str:
     for backend in data["backends"]:
         parts += [f"<h2>{escape(backend['backend'])}</h2>", _checks(backend["checks"])]
         parts += [_failure(row) for row in backend["checks"] if row["failure"]]
+        parts.append(f"<p>{escape(reported_line(backend))}</p>")
+        if backend["reported"]["table"]:
+            parts.append(f"<pre>{escape(backend['reported']['table'])}</pre>")
     return "\n".join([*parts, "</body></html>", ""])
 
 
@@ -65,23 +69,27 @@ def _summary(backends: list[dict[str, Any]]) -> str:
     lines.append("<th>worst error, as a fraction of its tolerance</th></tr></thead><tbody>")
     for backend in backends:
         for row in backend["levels"]:
-            cells = (row["checks"], *(row[state] for state in STATES), share(row))
+            cells = (row["checks"], *(row[state] for state in STATES), undecided_share(row))
             lines.append(
                 f"<tr><td>{escape(backend['backend'])}</td><td>{escape(row['level'])}</td>"
             )
             lines += [f'<td class="number">{cell}</td>' for cell in cells]
             lines.append(f"{_bar(row['worst'])}</tr>")
+        state = backend["reported"]["state"]
+        lines.append(
+            f"<tr><td>{escape(backend['backend'])}</td><td>{reported.LEVEL}</td>"
+            f'<td class="{state.replace(" ", "-")}" colspan="7">{state}</td></tr>'
+        )
     lines.append("</tbody></table></div>")
     lines += [f"<p><strong>{escape(conclusion(backend))}</strong></p>" for backend in backends]
     lines.append(
-        '<p class="soft">Undecided: of the discrete results compared, those too near a tie to '
-        "be judged.</p>"
+        '<p class="soft">Undecided: discrete results too close to a tie to be compared.</p>'
     )
     return "\n".join(lines)
 
 
 def _bar(worst: float) -> str:
-    """A cell with the worst error; from ``NEAR`` on it stands out."""
+    """A cell with the worst error; from ``NEAR`` on it is highlighted."""
     kind = "over" if worst > 1 else "near" if worst >= NEAR else ""
     width = round(100 * min(worst, 1))
     bar = f'<span class="bar"><i style="width:{width}%"></i></span>'
@@ -96,13 +104,13 @@ def _checks(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         state = row["state"]
-        shown = f"{state}: {row['reason']}" if state in (MISSING, LIMITED, NOT_RUN) else state
-        judged = state in (PASSED, FAILED) or row["worst"]
+        shown = f"{state}: {row['reason']}" if state in (NOT_IMPLEMENTED, LIMITED) else state
+        measured = state in (PASSED, FAILED) or row["worst"]
         lines.append(
             f"<tr><td>{escape(row['level'])}</td><td><code>{escape(row['check'])}</code></td>"
             f'<td>{escape(row["law"])}</td><td class="{state.replace(" ", "-")}">{escape(shown)}'
-            f"</td>{_bar(row['worst']) if judged else '<td>-</td>'}"
-            f'<td class="number">{share(row)}</td>'
+            f"</td>{_bar(row['worst']) if measured else '<td>-</td>'}"
+            f'<td class="number">{undecided_share(row)}</td>'
             f'<td class="number">{row["seconds"]:.2f}</td></tr>'
         )
     lines.append("</tbody></table></div>")
@@ -114,16 +122,16 @@ def _failure(row: dict[str, Any]) -> str:
     lines = [
         f"<details{' open' if row['state'] == FAILED else ''}><summary>"
         f'<span class="{row["state"]}">{escape(row["state"])}</span> '
-        f"<code>{escape(row['check'])}</code>: {escape(failure['said'])}</summary>",
+        f"<code>{escape(row['check'])}</code>: {escape(failure['message'])}</summary>",
         f"<p>Law: {escape(row['law'])}</p>",
     ]
     if failure["error"] is not None:
         lines.append(f"<p>Error {failure['error']:.3g}, allowed {failure['tolerance']:.3g}.</p>")
     for name, key in (
         ("Smallest input", "case"),
-        ("Got", "got"),
-        ("Wanted", "expected"),
-        ("To see it again", "snippet"),
+        ("Actual", "actual"),
+        ("Expected", "expected"),
+        ("To reproduce", "snippet"),
     ):
         if failure[key]:
             lines.append(f"<p>{name}</p><pre>{escape(failure[key])}</pre>")

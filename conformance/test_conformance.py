@@ -6,18 +6,16 @@ import pytest
 
 from refinedet.conformance.registry import Check
 from refinedet.conformance.report import failure_text
-from refinedet.conformance.runner import FAILED, LIMITED, MISSING, NOT_RUN, Outcome, Worker
+from refinedet.conformance.runner import FAILED, LIMITED, NOT_IMPLEMENTED, Outcome, SuiteProcess
 
 
-def test_conformance(worker: Worker, judged: Check, outcomes: list[Outcome]) -> None:
-    """A law of the specification, on a backend."""
-    outcome = worker.run(judged)
+def test_conformance(suite_process: SuiteProcess, check: Check, outcomes: list[Outcome]) -> None:
+    """A law of the specification holds on a backend."""
+    outcome = suite_process.run(check)
     outcomes.append(outcome)
     if outcome.state == FAILED:
         pytest.fail(failure_text(outcome), pytrace=False)
-    if outcome.state == MISSING:
+    if outcome.state == NOT_IMPLEMENTED:
         pytest.skip(f"not implemented: {outcome.reason}")
-    if outcome.state == NOT_RUN:
-        pytest.skip(f"not run: {outcome.reason}")
     if outcome.state == LIMITED:
         pytest.xfail(outcome.reason)

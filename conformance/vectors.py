@@ -28,7 +28,7 @@ from safetensors.numpy import save
 
 from refinedet.backends.operations import OPERATIONS
 from refinedet.conformance import inputs
-from refinedet.conformance.judge import leaves
+from refinedet.conformance.comparison import leaves
 from refinedet.conformance.tolerances import TOLERANCES
 from refinedet.errors import DataError
 from refinedet.spec.anchors import anchors
@@ -367,7 +367,7 @@ def _fresh_folder(goal: Path) -> Iterator[Path]:
 
 # What is judged
 
-STATES = PASSED, FAILED, MISSING = "passed", "failed", "not implemented"
+STATES = PASSED, FAILED, NOT_IMPLEMENTED = "passed", "failed", "not implemented"
 
 
 @dataclass(frozen=True)
@@ -461,7 +461,7 @@ def _verdict(case: dict[str, Any], kept: dict[str, Any], given: dict[str, Any]) 
     there = [t["name"] in names.get(t["file"], ()) for t in expected]
     said, worst = "", 0.0
     if not any(there):
-        return Verdict(case["case"], case["operation"], MISSING)
+        return Verdict(case["case"], case["operation"], NOT_IMPLEMENTED)
     for tensor, has in zip(expected, there, strict=True):
         name = tensor["name"]
         file = tensor["file"]

@@ -9,7 +9,7 @@ import typer
 
 from refinedet.conformance.vectors import (
     FAILED,
-    MISSING,
+    NOT_IMPLEMENTED,
     PASSED,
     STATES,
     check_results,
@@ -44,13 +44,13 @@ def check_command(
     for verdict in verdicts:
         if verdict.state == FAILED:
             typer.echo(f"FAILED {verdict.case}: {verdict.said}")
-    typer.echo(f"{'operation':22}{PASSED:>8}{FAILED:>8}{MISSING:>17}  worst error / allowed")
+    typer.echo(
+        f"{'operation':22}{PASSED:>8}{FAILED:>8}{NOT_IMPLEMENTED:>17}  worst error / allowed"
+    )
     for operation, row in summary(verdicts).items():
-        counts = row.counts
-        worst = f"{row.worst:.2g}" if counts[PASSED] + counts[FAILED] else "-"
-        typer.echo(
-            f"{operation:22}{counts[PASSED]:8}{counts[FAILED]:8}{counts[MISSING]:17}  {worst:>21}"
-        )
+        passed, failed, missing = (row.counts[state] for state in STATES)
+        worst = f"{row.worst:.2g}" if passed + failed else "-"
+        typer.echo(f"{operation:22}{passed:8}{failed:8}{missing:17}  {worst:>21}")
     total = {state: sum(v.state == state for v in verdicts) for state in STATES}
     typer.echo(f"{len(verdicts)} cases: {', '.join(f'{n} {s}' for s, n in total.items())}")
     if total[FAILED]:

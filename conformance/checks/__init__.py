@@ -1,5 +1,5 @@
-"""The checks, one module a level; importing this package fills the registry."""
+"""The checks, one module for each level; importing this package fills the registry."""
 
-from refinedet.conformance.checks import detections, network, operations, reported, training
+from refinedet.conformance.checks import detections, network, operations, training
 
-__all__ = ["detections", "network", "operations", "reported", "training"]
+__all__ = ["detections", "network", "operations", "training"]

@@ -9,8 +9,8 @@ import numpy as np
 from refinedet.backends.reference import SpecNetwork
 from refinedet.conformance import inputs
 from refinedet.conformance.checks.network import WITH_BATCH_NORM
-from refinedet.conformance.judge import Subject, Violation, in_a_line
-from refinedet.conformance.margin import MARGIN, moved
+from refinedet.conformance.comparison import CheckedBackend, CheckFailedError, in_a_line
+from refinedet.conformance.margin import MARGIN, perturbed
 from refinedet.conformance.registry import check
 from refinedet.data.augment import normaliser, resize_only
 from refinedet.data.dataset import Dataset, Object, make_record
@@ -56,7 +56,7 @@ def expected_detections(seed: int) -> tuple[list[Detections], list[bool]]:
         one = detect(boxes, scores, CONFIG.detection)
         again = [
             detect(b, s, CONFIG.detection)
-            for b, s in zip(moved(boxes, seed), moved(scores, seed + 1), strict=True)
+            for b, s in zip(perturbed(boxes, seed), perturbed(scores, seed + 1), strict=True)
         ]
         decided.append(all(_same_objects(one, other) for other in again))
         height, width = image.shape[:2]
@@ -70,38 +70,38 @@ def _same_objects(one: Detections, other: Detections) -> bool:
     )
 
 
-@check("detections", "detections.objects", pinned=[0, 1, 2], masked=0.5)
-def objects(subject: Subject, seed: int) -> None:
+@check("detections", "detections.objects", pinned=[0, 1, 2], max_undecided=0.5)
+def objects(backend: CheckedBackend, seed: int) -> None:
     """In images of any size the same objects are found, in their pixels, in one order."""
     expected, decided = expected_detections(seed)
-    network = subject.network(CONFIG, confident_parameters(seed))
+    network = backend.network(CONFIG, confident_parameters(seed))
     predictor = Predictor(network, batch_size=3)
 
     def predict(images: list[Array]) -> list[Detections]:
         return list(predictor.predict(images))
 
     try:
-        got = predict(eight_bit_images(seed))
+        actual = predict(eight_bit_images(seed))
     except Exception as error:
-        raise Violation(f"predicting raises {in_a_line(error)}") from error
-    for n, (one, other, sure) in enumerate(zip(got, expected, decided, strict=True)):
-        subject.cases += 1
-        subject.masked += not sure
+        raise CheckFailedError(f"predicting raises {in_a_line(error)}") from error
+    for n, (one, other, sure) in enumerate(zip(actual, expected, decided, strict=True)):
+        backend.compared += 1
+        backend.undecided += not sure
         if sure:
-            subject.require(
+            backend.require(
                 np.array_equal(one.labels, other.labels),
                 f"other objects in image {n}",
                 one,
                 other,
             )
-            subject.compare("detections", one, other)
+            backend.compare("detections", one, other)
 
 
 @check("detections", "detections.map", pinned=[0])
-def mean_average_precision(subject: Subject, seed: int) -> None:
+def mean_average_precision(backend: CheckedBackend, seed: int) -> None:
     """COCO's mAP over a small data set is the specification's, to 1e-4.
 
-    The ground truth is half of what the specification finds, moved a little, so that the mAP is
+    The ground truth is half of what the specification finds, perturbed a little, so that the mAP is
     neither 0 nor 1.
     """
     expected, _ = expected_detections(seed)
@@ -118,11 +118,11 @@ def mean_average_precision(subject: Subject, seed: int) -> None:
         records.append(make_record(n + 1, Path(f"{n}.png"), (width, height), ground_truth))
     names = tuple("abc"[: CONFIG.num_classes - 1])
     dataset = Dataset("conformance", names, records)
-    predictor = Predictor(subject.network(CONFIG, confident_parameters(seed)))
+    predictor = Predictor(backend.network(CONFIG, confident_parameters(seed)))
     metrics = []
     for found_by in (predictor.predict(eight_bit_images(seed)), iter(expected)):
         evaluator = Evaluator(dataset)
         for record, one in zip(records, found_by, strict=True):
             evaluator.add(record.image_id, one)
         metrics.append(evaluator.result().metrics["AP"])
-    subject.near(metrics[0], metrics[1], "detections.map", "COCO mAP")
+    backend.require_near(metrics[0], metrics[1], "detections.map", "COCO mAP")

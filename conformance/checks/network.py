@@ -13,8 +13,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from refinedet.conformance import inputs
-from refinedet.conformance.judge import Subject
-from refinedet.conformance.margin import is_silenced_surely
+from refinedet.conformance.comparison import CheckedBackend
+from refinedet.conformance.margin import is_arm_filter_decided
 from refinedet.conformance.registry import check
 from refinedet.spec.config import NETWORK_CHOICES, Config, preset, replace
 from refinedet.spec.detection import scored_boxes
@@ -136,13 +136,13 @@ def cases() -> st.SearchStrategy[Case]:
     [(WITH_BIASES, 0, 2), *((config, 0, 1) for config in SMALL)],
     share=0.06,
 )
-def heads(subject: Subject, case: Case) -> None:
+def heads(backend: CheckedBackend, case: Case) -> None:
     """The four outputs are the specification's."""
     parameters, images = made(case)
     expected = forward(parameters, images, case[0])[0]
-    network = subject.network(case[0], parameters)
-    got = subject.sound("heads", network.heads, expected, images)
-    subject.compare("heads", got, expected)
+    network = backend.network(case[0], parameters)
+    actual = backend.valid("heads", network.heads, expected, images)
+    backend.compare("heads", actual, expected)
 
 
 @check(
@@ -150,33 +150,33 @@ def heads(subject: Subject, case: Case) -> None:
     "network.full_size",
     pinned=[(config, 0, 1) for config in FULL_SIZE],
 )
-def full_size(subject: Subject, case: Case) -> None:
+def full_size(backend: CheckedBackend, case: Case) -> None:
     """The outputs of both families' detectors at full size are the specification's."""
-    heads(subject, case)
+    heads(backend, case)
 
 
 @check("network", "network.blank_image", pinned=SMALL)
-def blank(subject: Subject, config: Config) -> None:
+def blank(backend: CheckedBackend, config: Config) -> None:
     """An image of zeros, and one with a single bright pixel, give the specification's outputs."""
     parameters = inputs.seeded_parameters(config, 0)
     images = np.zeros((2, 3, *config.image_size), np.float32)
     images[1, 1, 9, 21] = 1000
     expected = forward(parameters, images, config)[0]
-    network = subject.network(config, parameters)
-    subject.compare("heads", subject.sound("heads", network.heads, expected, images), expected)
+    network = backend.network(config, parameters)
+    backend.compare("heads", backend.valid("heads", network.heads, expected, images), expected)
 
 
 @check("network", "network.images_apart", pinned=[(WITH_BATCH_NORM, 0, 3)])
-def images_apart(subject: Subject, case: Case) -> None:
+def images_apart(backend: CheckedBackend, case: Case) -> None:
     """What an image gives does not depend on the others of its batch."""
     parameters, images = made(case)
-    network = subject.network(case[0], parameters)
+    network = backend.network(case[0], parameters)
     expected = forward(parameters, images, case[0])[0]
-    together = subject.sound("heads", network.heads, expected, images)
+    together = backend.valid("heads", network.heads, expected, images)
     for n in range(len(images)):
         one = [np.ascontiguousarray(head[n : n + 1]) for head in expected]
-        alone = subject.sound("heads", network.heads, type(expected)(*one), images[n : n + 1])
-        subject.compare("heads", alone, type(expected)(*(h[n : n + 1] for h in together)))
+        alone = backend.valid("heads", network.heads, type(expected)(*one), images[n : n + 1])
+        backend.compare("heads", alone, type(expected)(*(h[n : n + 1] for h in together)))
 
 
 @check(
@@ -185,22 +185,22 @@ def images_apart(subject: Subject, case: Case) -> None:
     cases(),
     [(replace(WITH_BATCH_NORM, loss={"objectness": 0.5}), 1, 2), (LIKE_THE_ZOO, 0, 1)],
     share=0.04,
-    masked=0.02,
+    max_undecided=0.02,
 )
-def scores(subject: Subject, case: Case) -> None:
+def scores(backend: CheckedBackend, case: Case) -> None:
     """Boxes and scores are those of the specification's outputs."""
     config = case[0]
     parameters, images = made(case)
     outputs = forward(parameters, images, config)[0]
     expected = scored_boxes(outputs, config)
-    network = subject.network(config, parameters)
-    got = subject.sound("scored_boxes", network.scored_boxes, expected, images)
-    sure = is_silenced_surely(outputs, config, case[1])
-    subject.cases += sure.size
-    subject.masked += int((~sure).sum())
-    subject.compare(
+    network = backend.network(config, parameters)
+    actual = backend.valid("scored_boxes", network.scored_boxes, expected, images)
+    decided = is_arm_filter_decided(outputs, config, case[1])
+    backend.compared += decided.size
+    backend.undecided += int((~decided).sum())
+    backend.compare(
         "network scored_boxes",
-        (got[0], got[1][sure]),
-        (expected[0], expected[1][sure]),
+        (actual[0], actual[1][decided]),
+        (expected[0], expected[1][decided]),
         "network.scored_boxes",
     )

@@ -14,8 +14,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from refinedet.conformance import inputs
-from refinedet.conformance.judge import Subject
-from refinedet.conformance.margin import is_matched_surely, is_silenced_surely, moved
+from refinedet.conformance.comparison import CheckedBackend
+from refinedet.conformance.margin import is_arm_filter_decided, is_match_decided, perturbed
 from refinedet.conformance.registry import check
 from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.boxes import box_iou, lengthened
@@ -57,8 +57,8 @@ def parity(
 ) -> None:
     """Register: the operation gives what the specification gives. A case is its arguments."""
 
-    def law(subject: Subject, case: Any) -> None:
-        subject.agrees(operation, *case)
+    def law(backend: CheckedBackend, case: Any) -> None:
+        backend.require_agreement(operation, *case)
 
     law.__doc__ = f"{operation} gives what the specification gives."
     check("operations", f"{operation}.parity", draws, pinned, share)(law)
@@ -87,23 +87,23 @@ parity(
 
 
 @check("operations", "anchors.first_cell", inputs.anchor_configs(), share=0.5)
-def first_cell(subject: Subject, config: Config) -> None:
+def first_cell(backend: CheckedBackend, config: Config) -> None:
     """The first anchor of a level is centred half a stride from the top and left edges."""
-    found = subject.call("anchors", config).astype(np.float64)
+    found = backend.call("anchors", config).astype(np.float64)
     start = 0
     height, width = config.image_size
     for (rows, columns), stride in zip(feature_sizes(config), config.anchors.strides, strict=True):
         x, y = (found[start, :2] + found[start, 2:]) / 2 * (width, height)
-        subject.near(x, stride / 2, "pixels", f"x of the first centre at stride {stride}")
-        subject.near(y, stride / 2, "pixels", f"y of the first centre at stride {stride}")
+        backend.require_near(x, stride / 2, "pixels", f"x of the first centre at stride {stride}")
+        backend.require_near(y, stride / 2, "pixels", f"y of the first centre at stride {stride}")
         start += rows * columns * len(config.anchors.aspect_ratios)
 
 
 @check("operations", "anchors.area", inputs.anchor_configs(), share=0.5)
-def equal_areas(subject: Subject, config: Config) -> None:
+def equal_areas(backend: CheckedBackend, config: Config) -> None:
     """All anchors of a level have the area of its square one, in pixels."""
     config = replace(config, anchors={"square_sides": None})
-    found = subject.call("anchors", config).astype(np.float64)
+    found = backend.call("anchors", config).astype(np.float64)
     height, width = config.image_size
     sizes = (found[:, 2:] - found[:, :2]) * (width, height)
     start = 0
@@ -111,7 +111,7 @@ def equal_areas(subject: Subject, config: Config) -> None:
         count = rows * columns * len(config.anchors.aspect_ratios)
         areas = sizes[start : start + count].prod(axis=1)
         worst = areas[np.abs(areas - side * side).argmax()]
-        subject.near(worst / side**2, 1, "pixels", f"area of an anchor of side {side}")
+        backend.require_near(worst / side**2, 1, "pixels", f"area of an anchor of side {side}")
         start += count
 
 
@@ -146,31 +146,31 @@ parity(
 
 
 @check("operations", "corners_to_centres.inverse", inputs.wide_boxes())
-def forms_invert(subject: Subject, boxes: Array) -> None:
+def forms_invert(backend: CheckedBackend, boxes: Array) -> None:
     """Corners to centres and back gives the box."""
-    centres = subject.call("corners_to_centres", boxes)
-    subject.compare("corners_to_centres", subject.call("centres_to_corners", centres), boxes)
+    centres = backend.call("corners_to_centres", boxes)
+    backend.compare("corners_to_centres", backend.call("centres_to_corners", centres), boxes)
 
 
 @check("operations", "box_iou.symmetry", inputs.box_pairs())
-def iou_symmetry(subject: Subject, pair: tuple[Array, Array]) -> None:
+def iou_symmetry(backend: CheckedBackend, pair: tuple[Array, Array]) -> None:
     """The overlap of a with b is that of b with a."""
     first, second = pair
-    there = subject.call("box_iou", first, second)
-    back = np.ascontiguousarray(subject.call("box_iou", second, first).T)
-    subject.compare("box_iou", there, back)
+    there = backend.call("box_iou", first, second)
+    back = np.ascontiguousarray(backend.call("box_iou", second, first).T)
+    backend.compare("box_iou", there, back)
 
 
 @check("operations", "box_iou.range", inputs.box_pairs())
-def iou_range(subject: Subject, pair: tuple[Array, Array]) -> None:
+def iou_range(backend: CheckedBackend, pair: tuple[Array, Array]) -> None:
     """An overlap is from 0 to 1; that of a box with itself is 1, or 0 without area."""
     first, second = pair
-    found = subject.call("box_iou", first, second)
-    subject.require(bool(((found >= 0) & (found <= 1)).all()), "an overlap outside 0 to 1", found)
-    own = np.diagonal(subject.call("box_iou", first, first)).copy()
+    found = backend.call("box_iou", first, second)
+    backend.require(bool(((found >= 0) & (found <= 1)).all()), "an overlap outside 0 to 1", found)
+    own = np.diagonal(backend.call("box_iou", first, first)).copy()
     size = first[:, 2:] - first[:, :2]
     expected = (size.prod(axis=1) > 0).astype(np.float32)
-    subject.compare("box_iou of boxes with themselves", own, expected, "box_iou")
+    backend.compare("box_iou of boxes with themselves", own, expected, "box_iou")
 
 
 # Coding
@@ -204,32 +204,32 @@ parity(
 
 
 @check("operations", "decode.inverts_encode", inputs.coded())
-def decode_inverts_encode(subject: Subject, case: tuple[Array, Array, Any]) -> None:
+def decode_inverts_encode(backend: CheckedBackend, case: tuple[Array, Array, Any]) -> None:
     """Decoding what was encoded gives the box."""
     boxes, anchors, variances = case
-    offsets = subject.call("encode", boxes, anchors, variances)
-    subject.compare(
+    offsets = backend.call("encode", boxes, anchors, variances)
+    backend.compare(
         "decode of encode",
-        subject.call("decode", offsets, anchors, variances),
+        backend.call("decode", offsets, anchors, variances),
         boxes,
         "decode of encode",
     )
 
 
 @check("operations", "decode.zeros", inputs.boxes())
-def decode_zeros(subject: Subject, anchors: Array) -> None:
+def decode_zeros(backend: CheckedBackend, anchors: Array) -> None:
     """Offsets of zero lead to the anchor itself."""
-    found = subject.call("decode", np.zeros_like(anchors), anchors, (0.1, 0.2))
-    subject.compare("decode", found, anchors)
+    found = backend.call("decode", np.zeros_like(anchors), anchors, (0.1, 0.2))
+    backend.compare("decode", found, anchors)
 
 
 @check("operations", "cascaded_decode.two_steps", inputs.cascades())
-def cascade_is_two_steps(subject: Subject, case: tuple[Array, Array, Array, Any]) -> None:
+def cascade_is_two_steps(backend: CheckedBackend, case: tuple[Array, Array, Array, Any]) -> None:
     """The cascade decodes against what the first step gives."""
     arm, odm, anchors, variances = case
-    refined = subject.call("decode", arm, anchors, variances)
-    expected = subject.call("decode", odm, refined, variances)
-    subject.compare("cascaded_decode", subject.call("cascaded_decode", *case), expected)
+    refined = backend.call("decode", arm, anchors, variances)
+    expected = backend.call("decode", odm, refined, variances)
+    backend.compare("cascaded_decode", backend.call("cascaded_decode", *case), expected)
 
 
 # Matching
@@ -269,24 +269,24 @@ def distinct_overlaps(draw: st.DrawFn) -> tuple[Array, list[int]]:
 
 
 @check("operations", "match.permutation", distinct_overlaps())
-def match_permutation(subject: Subject, case: tuple[Array, list[int]]) -> None:
+def match_permutation(backend: CheckedBackend, case: tuple[Array, list[int]]) -> None:
     """The order of the objects does not matter where no overlaps are equal."""
     iou, order = case
-    found = subject.call("match", iou, EIGHTHS)
-    again = subject.call("match", np.ascontiguousarray(iou[:, order]), EIGHTHS)
+    found = backend.call("match", iou, EIGHTHS)
+    again = backend.call("match", np.ascontiguousarray(iou[:, order]), EIGHTHS)
     back = np.where(again < 0, -1, np.array(order)[again])
-    subject.require(bool((back == found).all()), "another order, another match", back, found)
+    backend.require(bool((back == found).all()), "another order, another match", back, found)
 
 
 @check("operations", "match.every_object", inputs.overlaps())
-def match_serves(subject: Subject, case: tuple[Array, MatchingConfig]) -> None:
+def match_serves(backend: CheckedBackend, case: tuple[Array, MatchingConfig]) -> None:
     """An object that touches as many anchors as there are objects gets one of its own."""
     iou, config = case
     config = MatchingConfig(config.iou, config.lowest_iou)  # the other rule promises less
-    found = subject.call("match", iou, config)
+    found = backend.call("match", iou, config)
     touched = (iou > config.lowest_iou).sum(axis=0)
     for t in np.flatnonzero(touched >= max(1, iou.shape[1])):
-        subject.require(bool((found == t).any()), f"object {t} gets no anchor", found)
+        backend.require(bool((found == t).any()), f"object {t} gets no anchor", found)
 
 
 parity(
@@ -307,20 +307,22 @@ parity(
     "targets.on_anchors",
     st.tuples(st.integers(0, 4), st.integers(0, 2**16)),
     share=0.2,
-    masked=0.02,
+    max_undecided=0.02,
 )
-def targets_on_anchors(subject: Subject, case: tuple[int, int]) -> None:
+def targets_on_anchors(backend: CheckedBackend, case: tuple[int, int]) -> None:
     """On a detector's anchors and any objects, targets equal the specification's."""
     count, seed = case
     config = replace(inputs.SMALL, image_size=(128, 64))
     anchors = all_anchors(config)
     (boxes,), (labels,) = inputs.seeded_objects(config, (count,), seed)
     expected = targets(anchors, boxes, labels, config)
-    sure = is_matched_surely(anchors, boxes, config.matching, seed)
-    got = subject.call("targets", anchors, boxes, labels, config)
-    subject.cases += len(sure)
-    subject.masked += int((~sure).sum())
-    subject.compare("targets", [part[sure] for part in got], [part[sure] for part in expected])
+    decided = is_match_decided(anchors, boxes, config.matching, seed)
+    actual = backend.call("targets", anchors, boxes, labels, config)
+    backend.compared += len(decided)
+    backend.undecided += int((~decided).sum())
+    backend.compare(
+        "targets", [part[decided] for part in actual], [part[decided] for part in expected]
+    )
 
 
 # Losses
@@ -414,42 +416,42 @@ parity(
 
 
 @check("operations", "softmax.sum", st.integers(1, 5).flatmap(lambda n: inputs.logits(n, 3)))
-def softmax_sums(subject: Subject, logits: Array) -> None:
+def softmax_sums(backend: CheckedBackend, logits: Array) -> None:
     """Probabilities of a row add up to 1."""
-    total = subject.call("softmax", logits).sum(axis=-1)
-    subject.compare("sum of softmax", total, np.ones_like(total), "softmax")
+    total = backend.call("softmax", logits).sum(axis=-1)
+    backend.compare("sum of softmax", total, np.ones_like(total), "softmax")
 
 
 @check("operations", "cross_entropy.gradient_sum", inputs.labelled_logits())
-def cross_entropy_gradient_sums(subject: Subject, case: tuple[Array, Array]) -> None:
+def cross_entropy_gradient_sums(backend: CheckedBackend, case: tuple[Array, Array]) -> None:
     """The gradient of a row adds up to 0: a constant added to all logits changes nothing."""
-    total = subject.call("cross_entropy", *case)[1].sum(axis=1)
-    subject.compare("sum of the gradient", total, np.zeros_like(total), "cross_entropy")
+    total = backend.call("cross_entropy", *case)[1].sum(axis=1)
+    backend.compare("sum of the gradient", total, np.zeros_like(total), "cross_entropy")
 
 
 @check("operations", "hard_negatives.count", inputs.mining_cases(), MINING)
-def mining_counts(subject: Subject, case: tuple[Array, Array, Array, float]) -> None:
+def mining_counts(backend: CheckedBackend, case: tuple[Array, Array, Array, float]) -> None:
     """As many negatives as ratio times positives, rounded down, or all; never a positive."""
     _, positive, eligible, ratio = case
-    found = subject.call("hard_negatives", *case)
+    found = backend.call("hard_negatives", *case)
     there = int((eligible & ~positive).sum())
     expected = min(there, int(ratio * positive.sum()))
-    subject.require(not (found & positive).any(), "a positive is chosen as negative", found)
-    subject.require(int(found.sum()) == expected, "another number of negatives", found, expected)
+    backend.require(not (found & positive).any(), "a positive is chosen as negative", found)
+    backend.require(int(found.sum()) == expected, "another number of negatives", found, expected)
 
 
 def is_loss_decided(
     heads: Heads, boxes: list[Array], labels: list[Array], config: Config, seed: int
 ) -> bool:
-    """Whether the loss reads the same of the heads if these, or the anchors, are moved."""
+    """Whether the loss reads the same of the heads if these, or the anchors, are perturbed."""
 
     def read(outputs: Heads) -> list[Array]:
         loss = detector_loss(outputs, boxes, labels, config)
         return [gradient != 0 for module in loss for gradient in module[2:]]
 
     now, plain = read(heads), all_anchors(config)
-    return all(is_matched_surely(plain, b, config.matching, seed).all() for b in boxes) and all(
-        all(map(np.array_equal, now, read(other))) for other in moved(heads, seed)
+    return all(is_match_decided(plain, b, config.matching, seed).all() for b in boxes) and all(
+        all(map(np.array_equal, now, read(other))) for other in perturbed(heads, seed)
     )
 
 
@@ -479,18 +481,18 @@ COUNTS = st.lists(st.integers(0, 4), min_size=1, max_size=3)
     st.tuples(COUNTS, st.integers(0, 2**16), st.booleans()),
     [([0], 0, False), ([0, 2], 1, False), ([2, 0], 3, True)],
     share=0.3,
-    masked=0.25,
+    max_undecided=0.25,
 )
-def whole_loss(subject: Subject, case: tuple[list[int], int, bool]) -> None:
+def whole_loss(backend: CheckedBackend, case: tuple[list[int], int, bool]) -> None:
     """The loss of both modules and its gradients by the heads are the specification's."""
     heads, boxes, labels, config = loss_arguments(*case)
     seed = case[1]
-    got = subject.call("detector_loss", heads, boxes, labels, config)
-    subject.cases += 1
+    actual = backend.call("detector_loss", heads, boxes, labels, config)
+    backend.compared += 1
     if is_loss_decided(heads, boxes, labels, config, seed):
-        subject.compare("detector_loss", got, detector_loss(heads, boxes, labels, config))
+        backend.compare("detector_loss", actual, detector_loss(heads, boxes, labels, config))
     else:
-        subject.masked += 1
+        backend.undecided += 1
 
 
 # Detection
@@ -502,19 +504,21 @@ def whole_loss(subject: Subject, case: tuple[list[int], int, bool]) -> None:
     st.tuples(st.integers(1, 2), st.integers(0, 2**16), st.booleans()),
     [(1, 0, False), (1, 0, True)],
     share=0.2,
-    masked=0.01,
+    max_undecided=0.01,
 )
-def scoring(subject: Subject, case: tuple[int, int, bool]) -> None:
+def scoring(backend: CheckedBackend, case: tuple[int, int, bool]) -> None:
     """Boxes, scores, and which anchors the ARM silences, are the specification's."""
     count, seed, like_the_zoo = case
     config = replace(ZOO_LOSSY if like_the_zoo else inputs.SMALL, loss={"objectness": 0.3})
     heads = inputs.seeded_heads(config, count, seed)
     boxes, scores = scored_boxes(heads, config)
-    sure = is_silenced_surely(heads, config, seed)
-    got_boxes, got_scores = subject.call("scored_boxes", heads, config)
-    subject.cases += sure.size
-    subject.masked += int((~sure).sum())
-    subject.compare("scored_boxes", (got_boxes, got_scores[sure]), (boxes, scores[sure]))
+    decided = is_arm_filter_decided(heads, config, seed)
+    actual_boxes, actual_scores = backend.call("scored_boxes", heads, config)
+    backend.compared += decided.size
+    backend.undecided += int((~decided).sum())
+    backend.compare(
+        "scored_boxes", (actual_boxes, actual_scores[decided]), (boxes, scores[decided])
+    )
 
 
 parity(
@@ -574,13 +578,13 @@ parity(
 
 
 @check("operations", "nms.twice_is_once", inputs.suppressions())
-def nms_twice(subject: Subject, case: tuple[Array, Array, float, Any]) -> None:
+def nms_twice(backend: CheckedBackend, case: tuple[Array, Array, float, Any]) -> None:
     """What survives once survives again."""
     boxes, scores, iou, pixel = case
-    kept = subject.call("nms", *case)
-    again = subject.call("nms", boxes[kept], scores[kept], iou, pixel)
+    kept = backend.call("nms", *case)
+    again = backend.call("nms", boxes[kept], scores[kept], iou, pixel)
     expected = np.arange(len(kept))
-    subject.require(np.array_equal(again, expected), "a survivor is suppressed", again, expected)
+    backend.require(np.array_equal(again, expected), "a survivor is suppressed", again, expected)
 
 
 @check(
@@ -589,16 +593,16 @@ def nms_twice(subject: Subject, case: tuple[Array, Array, float, Any]) -> None:
     inputs.suppressions(),
     [(box(LEFT, RIGHT, LEFT), numbers(0.75, 0.5, 0.25), 0.5, (0.0, 0.0))],  # one stands between
 )
-def nms_separates(subject: Subject, case: tuple[Array, Array, float, Any]) -> None:
+def nms_separates(backend: CheckedBackend, case: tuple[Array, Array, float, Any]) -> None:
     """No two survivors overlap by more than the threshold; the best box survives."""
     boxes, scores, iou, pixel = case
-    kept = subject.call("nms", *case)
+    kept = backend.call("nms", *case)
     longer = lengthened(boxes[kept], pixel)
     shared = box_iou(longer, longer).astype(np.float32)
     np.fill_diagonal(shared, 0)
-    subject.require(bool((shared <= iou).all()), "survivors overlap", kept)
+    backend.require(bool((shared <= iou).all()), "survivors overlap", kept)
     best = [int(scores.argmax())] if len(scores) else []
-    subject.require(kept[:1].tolist() == best, "the best box is not first", kept, best)
+    backend.require(kept[:1].tolist() == best, "the best box is not first", kept, best)
 
 
 @check(
@@ -607,13 +611,13 @@ def nms_separates(subject: Subject, case: tuple[Array, Array, float, Any]) -> No
     inputs.detection_cases(),
     [(box(LEFT, RIGHT), numbers([0, 0.5, 0.75], [0, 0.625, 0.875]), DetectionConfig())],
 )
-def detections_in_order(subject: Subject, case: tuple[Any, ...]) -> None:
+def detections_in_order(backend: CheckedBackend, case: tuple[Any, ...]) -> None:
     """Detections are best first, above the threshold, and none is of the background."""
     config = case[2]
-    _, scores, labels = subject.call("detect", *case)
-    subject.require(bool((np.diff(scores) <= 0).all()), "scores rise", scores)
-    subject.require(bool((scores > config.score).all()), "a score not above the threshold", scores)
-    subject.require(bool((labels > 0).all()), "the background is detected", labels)
+    _, scores, labels = backend.call("detect", *case)
+    backend.require(bool((np.diff(scores) <= 0).all()), "scores rise", scores)
+    backend.require(bool((scores > config.score).all()), "a score not above the threshold", scores)
+    backend.require(bool((labels > 0).all()), "the background is detected", labels)
 
 
 # Training
@@ -637,11 +641,11 @@ parity(
     "learning_rate.after_warmup",
     inputs.schedules().filter(lambda case: case[1].steps > case[1].warmup_steps),
 )
-def full_rate(subject: Subject, case: tuple[int, ScheduleConfig]) -> None:
+def full_rate(backend: CheckedBackend, case: tuple[int, ScheduleConfig]) -> None:
     """The first step after the warm-up has the full rate."""
     config = case[1]
-    found = subject.call("learning_rate", config.warmup_steps, config)
-    subject.near(found, config.rate, "learning_rate", "the rate after the warm-up")
+    found = backend.call("learning_rate", config.warmup_steps, config)
+    backend.require_near(found, config.rate, "learning_rate", "the rate after the warm-up")
 
 
 @st.composite
@@ -680,7 +684,7 @@ PLAIN = replace(
     ],
     share=0.1,
 )
-def update(subject: Subject, case: tuple[int, Config]) -> None:
+def update(backend: CheckedBackend, case: tuple[int, Config]) -> None:
     """New parameters and momentum buffers are the specification's, group by group."""
     seed, config = case
     rng = np.random.default_rng(seed)
@@ -689,4 +693,6 @@ def update(subject: Subject, case: tuple[int, Config]) -> None:
         {p.name: rng.normal(0, 0.1, p.shape).astype(np.float32) for p in trained_parameters(config)}
         for _ in range(2)
     )
-    subject.agrees("momentum_step", parameters, gradients, momentum_buffers, 0.25, config)
+    backend.require_agreement(
+        "momentum_step", parameters, gradients, momentum_buffers, 0.25, config
+    )

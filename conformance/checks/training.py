@@ -22,7 +22,7 @@ from refinedet.conformance.checks.network import (
     WITH_BIASES,
 )
 from refinedet.conformance.checks.operations import is_loss_decided
-from refinedet.conformance.judge import Subject
+from refinedet.conformance.comparison import CheckedBackend
 from refinedet.conformance.registry import check
 from refinedet.conformance.tolerances import FLOAT32
 from refinedet.data.batch import Batch, padded
@@ -127,10 +127,10 @@ def is_decided(case: Case, m: Made) -> bool:
     )
 
 
-def take_step(subject: Subject, trainer: Any, batch: Batch) -> StepLosses:
+def take_step(backend: CheckedBackend, trainer: Any, batch: Batch) -> StepLosses:
     """One step of the backend's trainer, its answer sound."""
     kind = StepLosses(0.0, 0.0, 0.0, 0.0, 0.0)
-    losses: StepLosses = subject.sound("step", trainer.step, kind, batch)
+    losses: StepLosses = backend.valid("step", trainer.step, kind, batch)
     return losses
 
 
@@ -141,15 +141,19 @@ def expected_losses(loss: Loss) -> StepLosses:
 
 
 def compare_state(
-    subject: Subject, trainer: Any, parameters: Parameters, momentum_buffers: Parameters, rule: str
+    backend: CheckedBackend,
+    trainer: Any,
+    parameters: Parameters,
+    momentum_buffers: Parameters,
+    rule: str,
 ) -> None:
     """Compare parameters and momentum buffers; errors relative to each tensor's largest."""
     for what, read, expected in (
         ("momentum_buffers", trainer.momentum_buffers, momentum_buffers),
         ("parameters", trainer.parameters, parameters),
     ):
-        got = subject.sound(what, read, expected)
-        subject.compare_tensors(what, got, expected, f"{rule} {what}")
+        actual = backend.valid(what, read, expected)
+        backend.compare_tensors(what, actual, expected, f"{rule} {what}")
 
 
 CASES = [
@@ -172,14 +176,14 @@ def drawn() -> st.SearchStrategy[Case]:
 
 
 @check("training", "training.loss", pinned=CASES[:1])
-def loss(subject: Subject, case: Case) -> None:
+def loss(backend: CheckedBackend, case: Case) -> None:
     """The four parts of the loss are the specification's, before the update."""
     m = made(case)
-    trainer = subject.trainer(case[0], m.parameters)
-    losses = take_step(subject, trainer, m.batch)
+    trainer = backend.trainer(case[0], m.parameters)
+    losses = take_step(backend, trainer, m.batch)
     heads, _ = forward(m.parameters, m.batch.images, case[0], training=True)
     expected = expected_losses(detector_loss(heads, m.boxes, m.labels, case[0]))
-    subject.compare("step", losses, expected, "training.loss")
+    backend.compare("step", losses, expected, "training.loss")
 
 
 @check(
@@ -187,30 +191,30 @@ def loss(subject: Subject, case: Case) -> None:
     "training.nothing_to_find",
     pinned=[(NORMALISED, 0, (0, 0)), (BIASED, 0, (0,)), (ZOO_LIKE, 1, (0,))],
 )
-def nothing(subject: Subject, case: Case) -> None:
+def nothing(backend: CheckedBackend, case: Case) -> None:
     """A batch without objects: the paper's loss is 0, the model zoo's pays for every class."""
-    update(subject, case)
+    update(backend, case)
 
 
-@check("training", "training.update", drawn(), CASES, share=0.04, masked=0.5)
-def update(subject: Subject, case: Case) -> None:
+@check("training", "training.update", drawn(), CASES, share=0.04, max_undecided=0.5)
+def update(backend: CheckedBackend, case: Case) -> None:
     """After one step parameters, statistics and momentum buffers are the specification's."""
     config = case[0]
     m = made(case)
-    trainer = subject.trainer(config, m.parameters)
-    losses = take_step(subject, trainer, m.batch)
-    subject.cases += 1
+    trainer = backend.trainer(config, m.parameters)
+    losses = take_step(backend, trainer, m.batch)
+    backend.compared += 1
     if not is_decided(case, m):
-        subject.masked += 1
+        backend.undecided += 1
         return
     zeros = {p.name: np.zeros(p.shape, np.float32) for p in trained_parameters(config)}
     done = training_step(m.parameters, zeros, m.batch.images, m.boxes, m.labels, 0, config)
-    subject.compare("step", losses, expected_losses(done.loss), "training.loss")
-    compare_state(subject, trainer, done.parameters, done.momentum_buffers, "one step")
+    backend.compare("step", losses, expected_losses(done.loss), "training.loss")
+    compare_state(backend, trainer, done.parameters, done.momentum_buffers, "one step")
 
 
 @check("training", "training.ten_steps", pinned=[(BIASED, 4, (2, 1))])
-def ten_steps(subject: Subject, case: Case) -> None:
+def ten_steps(backend: CheckedBackend, case: Case) -> None:
     """After ten steps on one batch, the drift from the specification is small.
 
     Without batch normalisation: with few numbers a channel it makes a training so steep
@@ -218,40 +222,40 @@ def ten_steps(subject: Subject, case: Case) -> None:
     """
     config = case[0]
     m = made(case)
-    trainer = subject.trainer(config, m.parameters)
+    trainer = backend.trainer(config, m.parameters)
     parameters = m.parameters
     momentum_buffers = {p.name: np.zeros(p.shape, np.float32) for p in trained_parameters(config)}
     for step in range(10):
         done = training_step(
             parameters, momentum_buffers, m.batch.images, m.boxes, m.labels, step, config
         )
-        losses = take_step(subject, trainer, m.batch)
-        subject.compare("step", losses, expected_losses(done.loss), "ten steps loss")
+        losses = take_step(backend, trainer, m.batch)
+        backend.compare("step", losses, expected_losses(done.loss), "ten steps loss")
         parameters, momentum_buffers = done.parameters, done.momentum_buffers
-    compare_state(subject, trainer, parameters, momentum_buffers, "ten steps")
+    compare_state(backend, trainer, parameters, momentum_buffers, "ten steps")
 
 
 @check("training", "training.resume", pinned=[(NORMALISED, 0, (2, 1))])
-def resume(subject: Subject, case: Case) -> None:
+def resume(backend: CheckedBackend, case: Case) -> None:
     """A training that is taken up goes on as if it had not been interrupted."""
     config = case[0]
     m = made(case)
-    whole = subject.trainer(config, m.parameters)
+    whole = backend.trainer(config, m.parameters)
     for _ in range(4):
-        take_step(subject, whole, m.batch)
+        take_step(backend, whole, m.batch)
     parameters, momentum_buffers = whole.parameters(), whole.momentum_buffers()
-    taken_up = subject.trainer(config, parameters, momentum_buffers, 4)
-    subject.compare(
+    taken_up = backend.trainer(config, parameters, momentum_buffers, 4)
+    backend.compare(
         "step",
-        take_step(subject, taken_up, m.batch),
-        take_step(subject, whole, m.batch),
+        take_step(backend, taken_up, m.batch),
+        take_step(backend, whole, m.batch),
         "training.loss",
     )
-    compare_state(subject, taken_up, whole.parameters(), whole.momentum_buffers(), "one step")
+    compare_state(backend, taken_up, whole.parameters(), whole.momentum_buffers(), "one step")
 
 
 @check("training", "training.gradient", pinned=[*CASES[:2], CASES[3]])
-def gradient(subject: Subject, case: Case) -> None:
+def gradient(backend: CheckedBackend, case: Case) -> None:
     """In random directions of every group of parameters, the gradient is the loss's slope.
 
     The slope is taken by central differences of the specification's loss in float64. The
@@ -259,8 +263,8 @@ def gradient(subject: Subject, case: Case) -> None:
     """
     config, seed, _ = case
     m = made(case)
-    trainer = subject.trainer(config, m.parameters)
-    take_step(subject, trainer, m.batch)
+    trainer = backend.trainer(config, m.parameters)
+    take_step(backend, trainer, m.batch)
     decay = config.optimizer.weight_decay
     table = trained_parameters(config)
     gradients = {
@@ -290,10 +294,10 @@ def gradient(subject: Subject, case: Case) -> None:
         for _ in range(2):
             directions = {n: rng.normal(size=gradients[n].shape) for n in names}
             slope = (total(names, directions, step) - total(names, directions, -step)) / (2 * step)
-            got = sum(float((gradients[n] * directions[n]).sum()) for n in names)
+            actual = sum(float((gradients[n] * directions[n]).sum()) for n in names)
             size = float(np.sqrt(sum(np.square(gradients[n]).sum() for n in names)))
-            subject.near(
-                got / (size + 1e-3),
+            backend.require_near(
+                actual / (size + 1e-3),
                 slope / (size + 1e-3),
                 "training.gradient",
                 f"the slope along a random direction of the group {group}",
@@ -305,14 +309,14 @@ def _ordered(tensors: Parameters, table: list[Any]) -> list[Array]:
 
 
 @check("training", "training.names", pinned=[NORMALISED, BIASED])
-def names(subject: Subject, config: Config) -> None:
+def names(backend: CheckedBackend, config: Config) -> None:
     """A trainer holds all parameters of the specification's table, as it was given them."""
     parameters = inputs.seeded_parameters(config, 0)
-    trainer = subject.trainer(config, parameters)
-    got = subject.sound("parameters", trainer.parameters, parameters)
+    trainer = backend.trainer(config, parameters)
+    actual = backend.valid("parameters", trainer.parameters, parameters)
     for entry in parameter_table(config):
-        same = np.array_equal(got[entry.name], parameters[entry.name])
-        subject.require(same, f"{entry.name} is not what it was given")
+        same = np.array_equal(actual[entry.name], parameters[entry.name])
+        backend.require(same, f"{entry.name} is not what it was given")
 
 
 # In float16
@@ -343,11 +347,11 @@ def first_step(config: Config, m: Made, momentum_buffers: Parameters | None = No
     return training_step(m.parameters, momentum_buffers or zeros, *batch, 0, config)
 
 
-def require_scale(subject: Subject, trainer: Any, expected: LossScale) -> None:
+def require_scale(backend: CheckedBackend, trainer: Any, expected: LossScale) -> None:
     """The trainer's loss scale is this one, and as old."""
     want = astuple(expected)
-    got = subject.sound("loss_scale", lambda: astuple(trainer.loss_scale()), want)
-    subject.require(got == want, "the loss scale of the next step differs", got, want)
+    actual = backend.valid("loss_scale", lambda: astuple(trainer.loss_scale()), want)
+    backend.require(actual == want, "the loss scale of the next step differs", actual, want)
 
 
 @check(
@@ -355,56 +359,56 @@ def require_scale(subject: Subject, trainer: Any, expected: LossScale) -> None:
     "training.float16_update",
     pinned=[(HALF_BIASED, 5, (2, 1)), (HALF_CLIPPED, 5, (2, 1)), (HALF_ZOO, 1, (2, 1))],
 )
-def half_update(subject: Subject, case: Case) -> None:
+def half_update(backend: CheckedBackend, case: Case) -> None:
     """In float16 a step is the exact one's, but for what rounding to float16 costs.
 
     Without batch normalisation of few numbers, which makes a training so steep that rounding
     decides the direction of a step.
     """
     m = made(case)
-    trainer = subject.trainer(case[0], m.parameters)
-    losses = take_step(subject, trainer, m.batch)
+    trainer = backend.trainer(case[0], m.parameters)
+    losses = take_step(backend, trainer, m.batch)
     done = first_step(case[0], m)
-    subject.compare("step", losses, expected_losses(done.loss), "training.loss")
-    compare_state(subject, trainer, done.parameters, done.momentum_buffers, "one step")
+    backend.compare("step", losses, expected_losses(done.loss), "training.loss")
+    compare_state(backend, trainer, done.parameters, done.momentum_buffers, "one step")
 
 
 @check("training", "training.float16_overflow", pinned=[(replace(HALF_ZOO, **FALLING), 1, (2, 1))])
-def overflow(subject: Subject, case: Case) -> None:
+def overflow(backend: CheckedBackend, case: Case) -> None:
     """A step whose gradient overflows halves the scale and trains nothing; the schedule goes on."""
     config = case[0]
     m = made(case)
     begun = {p.name: m.parameters[p.name] / 64 for p in trained_parameters(config)}
-    trainer = subject.trainer(config, m.parameters, begun)
-    losses = take_step(subject, trainer, m.batch)
+    trainer = backend.trainer(config, m.parameters, begun)
+    losses = take_step(backend, trainer, m.batch)
     done = first_step(config, m, begun)
     skipped = expected_losses(done.loss)._replace(skipped=True)
-    subject.compare("step", losses, skipped, "training.loss")
-    compare_state(subject, trainer, done.parameters, done.momentum_buffers, "one step")
+    backend.compare("step", losses, skipped, "training.loss")
+    compare_state(backend, trainer, done.parameters, done.momentum_buffers, "one step")
     kept = trainer.parameters(), trainer.momentum_buffers()
     for entry in trained_parameters(config):
         for now, before in zip(kept, (m.parameters, begun), strict=True):
             same = np.array_equal(now[entry.name], before[entry.name])
-            subject.require(same, f"{entry.name} is trained in a step that overflows")
+            backend.require(same, f"{entry.name} is trained in a step that overflows")
     scale, step = LARGEST_SCALE / 2, 1
-    require_scale(subject, trainer, LossScale(scale))
-    while take_step(subject, trainer, m.batch).skipped:
+    require_scale(backend, trainer, LossScale(scale))
+    while take_step(backend, trainer, m.batch).skipped:
         scale, step = scale / 2, step + 1
-        subject.require(scale > 1, "the gradient overflows with every loss scale")
-        require_scale(subject, trainer, LossScale(scale))
-    require_scale(subject, trainer, LossScale(scale, 1))
-    # One step moved the parameters, by the momentum buffers times its rate.
+        backend.require(scale > 1, "the gradient overflows with every loss scale")
+        require_scale(backend, trainer, LossScale(scale))
+    require_scale(backend, trainer, LossScale(scale, 1))
+    # One step perturbed the parameters, by the momentum buffers times its rate.
     expected = learning_rate(step, config.schedule)
     after, momentum_buffers = trainer.parameters(), trainer.momentum_buffers()
-    moved = momentum_buffer = 0.0
+    perturbed = momentum_buffer = 0.0
     for entry in trained_parameters(config):
         if entry.group != "bias":
             v = momentum_buffers[entry.name].astype(np.float64)
-            moved += float(((m.parameters[entry.name] - after[entry.name]) * v).sum())
+            perturbed += float(((m.parameters[entry.name] - after[entry.name]) * v).sum())
             momentum_buffer += float(np.square(v).sum())
-    rate = moved / momentum_buffer
+    rate = perturbed / momentum_buffer
     holds = abs(rate - expected) < 1e-3 * expected
-    subject.require(holds, "the first step that trains has another rate", rate, expected)
+    backend.require(holds, "the first step that trains has another rate", rate, expected)
 
 
 @check(
@@ -416,36 +420,36 @@ def overflow(subject: Subject, case: Case) -> None:
         (1, 192.0, 0, 384.0, 0),
     ],
 )
-def half_scale(subject: Subject, case: tuple[int | None, float, int, float, int]) -> None:
+def half_scale(backend: CheckedBackend, case: tuple[int | None, float, int, float, int]) -> None:
     """After a window of steps without overflow the scale doubles; without a window it stays."""
     window, scale, good, expected, expected_good = case
     config = replace(HALF_ZOO, optimizer={"loss_scale_window": window})
     m = made((config, 1, (2, 1)))
-    trainer = subject.trainer(config, m.parameters, None, 0, LossScale(scale, good))
-    require_scale(subject, trainer, LossScale(scale, good))
-    losses = take_step(subject, trainer, m.batch)
-    require_scale(subject, trainer, LossScale(expected, expected_good))
+    trainer = backend.trainer(config, m.parameters, None, 0, LossScale(scale, good))
+    require_scale(backend, trainer, LossScale(scale, good))
+    losses = take_step(backend, trainer, m.batch)
+    require_scale(backend, trainer, LossScale(expected, expected_good))
     done = first_step(config, m)  # the same with every scale
-    subject.compare("step", losses, expected_losses(done.loss), "training.loss")
-    compare_state(subject, trainer, done.parameters, done.momentum_buffers, "one step")
+    backend.compare("step", losses, expected_losses(done.loss), "training.loss")
+    compare_state(backend, trainer, done.parameters, done.momentum_buffers, "one step")
 
 
 @check("training", "training.float16_resume", pinned=[(HALF_ZOO, 1, (2, 1))])
-def half_resume(subject: Subject, case: Case) -> None:
+def half_resume(backend: CheckedBackend, case: Case) -> None:
     """A training in float16 that is taken up goes on, its loss scale too."""
     config = replace(case[0], optimizer={"loss_scale": 64.0, "loss_scale_window": 2})
     m = made((config, *case[1:]))
-    whole = subject.trainer(config, m.parameters)
+    whole = backend.trainer(config, m.parameters)
     for _ in range(3):
-        take_step(subject, whole, m.batch)
-    require_scale(subject, whole, LossScale(128.0, 1))
+        take_step(backend, whole, m.batch)
+    require_scale(backend, whole, LossScale(128.0, 1))
     state = whole.momentum_buffers(), 3, whole.loss_scale()
-    taken_up = subject.trainer(config, whole.parameters(), *state)
-    subject.compare(
+    taken_up = backend.trainer(config, whole.parameters(), *state)
+    backend.compare(
         "step",
-        take_step(subject, taken_up, m.batch),
-        take_step(subject, whole, m.batch),
+        take_step(backend, taken_up, m.batch),
+        take_step(backend, whole, m.batch),
         "training.loss",
     )
-    compare_state(subject, taken_up, whole.parameters(), whole.momentum_buffers(), "one step")
-    require_scale(subject, taken_up, LossScale(256.0))
+    compare_state(backend, taken_up, whole.parameters(), whole.momentum_buffers(), "one step")
+    require_scale(backend, taken_up, LossScale(256.0))

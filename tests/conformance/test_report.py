@@ -14,7 +14,7 @@ from refinedet.conformance.report_html import as_html
 from refinedet.conformance.runner import (
     FAILED,
     LIMITED,
-    MISSING,
+    NOT_IMPLEMENTED,
     NOT_RUN,
     PASSED,
     Failure,
@@ -46,7 +46,7 @@ def mixed():
     """Two backends; all five states."""
     second = passing("my:<Backend>")
     second = changed(second, "network", state=FAILED, worst=150.0, failure=FAILURE)
-    second = changed(second, "training", state=MISSING, reason="trainer", worst=0.0)
+    second = changed(second, "training", state=NOT_IMPLEMENTED, reason="trainer", worst=0.0)
     limited = {"state": LIMITED, "reason": "ties & <more>", "failure": FAILURE}
     second = changed(second, "detections", **limited)
     second = changed(second, "reported mAP", state=NOT_RUN, reason="give <files>", worst=0.0)
@@ -57,7 +57,7 @@ def test_all_passed_reaches_the_highest_level():
     assert reached(passing()) == (LEVELS[-1], "")
 
 
-@pytest.mark.parametrize("state", [FAILED, MISSING, LIMITED, NOT_RUN])
+@pytest.mark.parametrize("state", [FAILED, NOT_IMPLEMENTED, LIMITED, NOT_RUN])
 def test_whatever_is_not_a_pass_withholds_its_level_and_all_above(state):
     outcomes = changed(passing(), "network", state=state)
     assert reached(outcomes) == ("operations", f"network: 1 {state}")
@@ -199,7 +199,9 @@ def test_the_page_says_what_the_text_says(mixed):
 def test_the_page_escapes_everything_of_a_failure(place):
     failure = replace(FAILURE, **{place: "<b>&</b>"})
     outcomes = changed(passing(), "operations", state=FAILED, failure=failure, law="<b>&</b>")
-    outcomes = changed(outcomes, "network", state=MISSING, reason="<b>&</b>", check="<b>&</b>")
+    outcomes = changed(
+        outcomes, "network", state=NOT_IMPLEMENTED, reason="<b>&</b>", check="<b>&</b>"
+    )
     text = as_html(as_data(Report("<b>&</b>", 0, tuple(outcomes))))
     assert "<b>" not in text
     assert text.count("&lt;b&gt;&amp;&lt;/b&gt;") >= 6

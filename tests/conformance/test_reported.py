@@ -23,7 +23,7 @@ from refinedet.conformance.report_html import as_html
 from refinedet.conformance.runner import (
     FAILED,
     LIMITED,
-    MISSING,
+    NOT_IMPLEMENTED,
     NOT_RUN,
     PASSED,
     Worker,
@@ -235,13 +235,13 @@ def test_a_failure_shows_itself_again(files, row, capsys):
 def test_what_a_backend_lacks_or_declares(files, row, tmp_path):
     case = reported(files, row)
     one = outcome(given(case), Partial())
-    assert (one.state, one.reason) == (MISSING, "network")
+    assert (one.state, one.reason) == (NOT_IMPLEMENTED, "network")
     exported = tmp_path / "detector.mindir"
     exported.write_bytes(b"graph")
     settings = to_yaml(Settings(model=CONFIG, class_names=NAMES))
     exported.with_name("detector.mindir.yaml").write_text(settings)
     one = outcome(given(replace(case, model=exported)), SpecBackend())
-    assert (one.state, one.reason) == (MISSING, "load")
+    assert (one.state, one.reason) == (NOT_IMPLEMENTED, "load")
     one = outcome(given(case), Declares())
     assert (one.state, one.reason) == (LIMITED, "boxes are moved")
 

@@ -14,7 +14,7 @@ from refinedet.conformance.registry import CHECKS
 from refinedet.conformance.runner import (
     FAILED,
     LIMITED,
-    MISSING,
+    NOT_IMPLEMENTED,
     PASSED,
     Worker,
     outcome,
@@ -182,7 +182,7 @@ def test_a_limitation_of_no_check_is_refused(worker):
 
 def test_what_is_missing_is_not_implemented(worker):
     outcome = worker("Partial").run(PARITY)
-    assert (outcome.state, outcome.reason) == (MISSING, "operation box_iou")
+    assert (outcome.state, outcome.reason) == (NOT_IMPLEMENTED, "operation box_iou")
     assert outcome.failure is None
 
 

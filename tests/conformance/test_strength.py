@@ -8,7 +8,7 @@ import pytest
 
 import refinedet.conformance.checks  # noqa: F401 - fills the registry
 from refinedet.backends.reference import SpecBackend
-from refinedet.conformance.judge import Subject, Violation
+from refinedet.conformance.comparison import CheckedBackend, CheckFailedError
 from refinedet.conformance.registry import CHECKS
 from refinedet.conformance.runner import judge, select
 
@@ -25,7 +25,7 @@ def test_there_are_enough_defects():
 
 def judge_pinned(check, backend):
     """The pinned cases, which are the same for every seed, and what was counted of them."""
-    subject = Subject(backend)
+    subject = CheckedBackend(backend)
     for case in check.pinned:
         check.run(subject, copy.deepcopy(case))
     return subject
@@ -33,7 +33,7 @@ def judge_pinned(check, backend):
 
 def judge_drawn(check, backend, pinned, seed, **options):
     """The cases that are drawn for a seed, as if the pinned ones had just been judged."""
-    subject = Subject(backend, cases=pinned.cases, masked=pinned.masked)
+    subject = CheckedBackend(backend, cases=pinned.cases, masked=pinned.masked)
     judge(replace(check, pinned=()), subject, number=seed, **options)
 
 
@@ -42,10 +42,10 @@ def test_every_defect_is_convicted_by_its_check(defect, tmp_path):
     check, backend = CHECKS[defect.check], wrong_backend(defect, tmp_path)
     try:
         pinned = judge_pinned(check, backend)
-    except Violation:
+    except CheckFailedError:
         return
     for seed in SEEDS:
-        with pytest.raises(Violation):
+        with pytest.raises(CheckFailedError):
             judge_drawn(check, backend, pinned, seed, shrink=False)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from refinedet.backends.registry import find_backend
-from refinedet.conformance.judge import NotImplementedByBackend, Subject
+from refinedet.conformance.comparison import CheckedBackend, NotImplementedByBackendError
 from refinedet.conformance.runner import judge, select
 from refinedet.conformance.tolerances import TOLERANCES
 
@@ -18,10 +18,10 @@ def measure(backend, levels):
     """The largest error by row of the table."""
     observed = {}
     for check in select(levels):
-        subject = Subject(backend)
+        subject = CheckedBackend(backend)
         try:
             judge(check, subject)
-        except NotImplementedByBackend:
+        except NotImplementedByBackendError:
             continue
         for row, error in subject.observed.items():
             observed[row] = max(observed.get(row, 0.0), error)
