@@ -63,6 +63,7 @@ class BackendProcess:
         self._process: Any = None
         self._folder: Any = None
         self._pipe: Connection | None = None
+        self._closing = threading.Lock()
 
     def start(self) -> None:
         """Start the process and load the backend, if that has not been done.
@@ -123,13 +124,14 @@ class BackendProcess:
         raise ProcessEndedError(f"does not end within {limit:g} s")
 
     def close(self) -> None:
-        """End the process."""
-        if self._pipe is not None:
-            self._process.kill()
-            self._process.join()
-            self._pipe.close()
-            self._pipe = None
-            self._folder.cleanup()
+        """End the process; another thread may be waiting for its result."""
+        with self._closing:
+            if self._pipe is not None:
+                self._process.kill()
+                self._process.join()
+                self._pipe.close()
+                self._pipe = None
+                self._folder.cleanup()
 
 
 def _serve(pipe: Connection, folder: str, chosen: BackendChoice) -> None:

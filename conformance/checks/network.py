@@ -118,7 +118,7 @@ Case = tuple[Config, int, int]
 """A detector, the seed of its parameters and images, and how many images."""
 
 
-def made(case: Case) -> tuple[Any, Array]:
+def build(case: Case) -> tuple[Any, Array]:
     """Parameters and images of a case."""
     config, seed, count = case
     return inputs.seeded_parameters(config, seed), inputs.seeded_images(config, count, seed)
@@ -138,7 +138,7 @@ def cases() -> st.SearchStrategy[Case]:
 )
 def heads(backend: CheckedBackend, case: Case) -> None:
     """The four outputs are the specification's."""
-    parameters, images = made(case)
+    parameters, images = build(case)
     expected = forward(parameters, images, case[0])[0]
     network = backend.network(case[0], parameters)
     actual = backend.valid("heads", network.heads, expected, images)
@@ -169,7 +169,7 @@ def blank(backend: CheckedBackend, config: Config) -> None:
 @check("network", "network.images_apart", pinned=[(WITH_BATCH_NORM, 0, 3)])
 def images_apart(backend: CheckedBackend, case: Case) -> None:
     """What an image gives does not depend on the others of its batch."""
-    parameters, images = made(case)
+    parameters, images = build(case)
     network = backend.network(case[0], parameters)
     expected = forward(parameters, images, case[0])[0]
     together = backend.valid("heads", network.heads, expected, images)
@@ -190,7 +190,7 @@ def images_apart(backend: CheckedBackend, case: Case) -> None:
 def scores(backend: CheckedBackend, case: Case) -> None:
     """Boxes and scores are those of the specification's outputs."""
     config = case[0]
-    parameters, images = made(case)
+    parameters, images = build(case)
     outputs = forward(parameters, images, config)[0]
     expected = scored_boxes(outputs, config)
     network = backend.network(config, parameters)

@@ -75,7 +75,7 @@ Case = tuple[Config, int, tuple[int, ...]]
 """A detector, a seed, and for each image of the batch how many objects."""
 
 
-class Made(NamedTuple):
+class BuiltCase(NamedTuple):
     """A case made: parameters, batch, and the objects as the specification expected them."""
 
     parameters: Parameters
@@ -84,7 +84,7 @@ class Made(NamedTuple):
     labels: list[Array]
 
 
-def made(case: Case) -> Made:
+def build(case: Case) -> BuiltCase:
     """Parameters, batch and objects of a case."""
     config, seed, counts = case
     boxes, labels = inputs.seeded_objects(config, counts, seed)
@@ -97,25 +97,25 @@ def made(case: Case) -> Made:
         np.stack([offsets for offsets, _ in expected]),
         np.stack([labels for _, labels in expected]).astype(np.int32),
     )
-    return Made(inputs.seeded_parameters(config, seed), batch, boxes, labels)
+    return BuiltCase(inputs.seeded_parameters(config, seed), batch, boxes, labels)
 
 
-def is_decided(case: Case, m: Made) -> bool:
+def is_decided(case: Case, built: BuiltCase) -> bool:
     """Whether the specification takes the same step within the margin.
 
     It must select the same anchors, and have the same gradient in float32 as in float64:
     where a number lies at the kink of a ReLU or in a tie of a pooling, it has not.
     """
     config, seed, _ = case
-    heads, _ = forward(m.parameters, m.batch.images, config, training=True)
-    if not is_loss_decided(heads, m.boxes, m.labels, config, seed):
+    heads, _ = forward(built.parameters, built.batch.images, config, training=True)
+    if not is_loss_decided(heads, built.boxes, built.labels, config, seed):
         return False
     coarse, fine = (
         loss_gradients(
-            {name: p.astype(dtype) for name, p in m.parameters.items()},
-            m.batch.images.astype(dtype),
-            [b.astype(dtype) for b in m.boxes],
-            m.labels,
+            {name: p.astype(dtype) for name, p in built.parameters.items()},
+            built.batch.images.astype(dtype),
+            [b.astype(dtype) for b in built.boxes],
+            built.labels,
             config,
         )[1]
         for dtype in (np.float32, np.float64)
@@ -178,11 +178,11 @@ def drawn() -> st.SearchStrategy[Case]:
 @check("training", "training.loss", pinned=CASES[:1])
 def loss(backend: CheckedBackend, case: Case) -> None:
     """The four parts of the loss are the specification's, before the update."""
-    m = made(case)
-    trainer = backend.trainer(case[0], m.parameters)
-    losses = take_step(backend, trainer, m.batch)
-    heads, _ = forward(m.parameters, m.batch.images, case[0], training=True)
-    expected = expected_losses(detector_loss(heads, m.boxes, m.labels, case[0]))
+    built = build(case)
+    trainer = backend.trainer(case[0], built.parameters)
+    losses = take_step(backend, trainer, built.batch)
+    heads, _ = forward(built.parameters, built.batch.images, case[0], training=True)
+    expected = expected_losses(detector_loss(heads, built.boxes, built.labels, case[0]))
     backend.compare("step", losses, expected, "training.loss")
 
 
@@ -200,15 +200,17 @@ def nothing(backend: CheckedBackend, case: Case) -> None:
 def update(backend: CheckedBackend, case: Case) -> None:
     """After one step parameters, statistics and momentum buffers are the specification's."""
     config = case[0]
-    m = made(case)
-    trainer = backend.trainer(config, m.parameters)
-    losses = take_step(backend, trainer, m.batch)
+    built = build(case)
+    trainer = backend.trainer(config, built.parameters)
+    losses = take_step(backend, trainer, built.batch)
     backend.compared += 1
-    if not is_decided(case, m):
+    if not is_decided(case, built):
         backend.undecided += 1
         return
     zeros = {p.name: np.zeros(p.shape, np.float32) for p in trained_parameters(config)}
-    done = training_step(m.parameters, zeros, m.batch.images, m.boxes, m.labels, 0, config)
+    done = training_step(
+        built.parameters, zeros, built.batch.images, built.boxes, built.labels, 0, config
+    )
     backend.compare("step", losses, expected_losses(done.loss), "training.loss")
     compare_state(backend, trainer, done.parameters, done.momentum_buffers, "one step")
 
@@ -221,15 +223,21 @@ def ten_steps(backend: CheckedBackend, case: Case) -> None:
     that the specification in float32 leaves the specification in float64 within ten steps.
     """
     config = case[0]
-    m = made(case)
-    trainer = backend.trainer(config, m.parameters)
-    parameters = m.parameters
+    built = build(case)
+    trainer = backend.trainer(config, built.parameters)
+    parameters = built.parameters
     momentum_buffers = {p.name: np.zeros(p.shape, np.float32) for p in trained_parameters(config)}
     for step in range(10):
         done = training_step(
-            parameters, momentum_buffers, m.batch.images, m.boxes, m.labels, step, config
+            parameters,
+            momentum_buffers,
+            built.batch.images,
+            built.boxes,
+            built.labels,
+            step,
+            config,
         )
-        losses = take_step(backend, trainer, m.batch)
+        losses = take_step(backend, trainer, built.batch)
         backend.compare("step", losses, expected_losses(done.loss), "ten steps loss")
         parameters, momentum_buffers = done.parameters, done.momentum_buffers
     compare_state(backend, trainer, parameters, momentum_buffers, "ten steps")
@@ -239,19 +247,19 @@ def ten_steps(backend: CheckedBackend, case: Case) -> None:
 def resume(backend: CheckedBackend, case: Case) -> None:
     """A training that is taken up goes on as if it had not been interrupted."""
     config = case[0]
-    m = made(case)
-    whole = backend.trainer(config, m.parameters)
+    built = build(case)
+    whole = backend.trainer(config, built.parameters)
     for _ in range(4):
-        take_step(backend, whole, m.batch)
+        take_step(backend, whole, built.batch)
     parameters, momentum_buffers = whole.parameters(), whole.momentum_buffers()
-    taken_up = backend.trainer(config, parameters, momentum_buffers, 4)
+    resumed = backend.trainer(config, parameters, momentum_buffers, 4)
     backend.compare(
         "step",
-        take_step(backend, taken_up, m.batch),
-        take_step(backend, whole, m.batch),
+        take_step(backend, resumed, built.batch),
+        take_step(backend, whole, built.batch),
         "training.loss",
     )
-    compare_state(backend, taken_up, whole.parameters(), whole.momentum_buffers(), "one step")
+    compare_state(backend, resumed, whole.parameters(), whole.momentum_buffers(), "one step")
 
 
 @check("training", "training.gradient", pinned=[*CASES[:2], CASES[3]])
@@ -262,26 +270,30 @@ def gradient(backend: CheckedBackend, case: Case) -> None:
     step is small: the network has many kinks, and none may lie within it.
     """
     config, seed, _ = case
-    m = made(case)
-    trainer = backend.trainer(config, m.parameters)
-    take_step(backend, trainer, m.batch)
+    built = build(case)
+    trainer = backend.trainer(config, built.parameters)
+    take_step(backend, trainer, built.batch)
     decay = config.optimizer.weight_decay
     table = trained_parameters(config)
     gradients = {
         p.name: momentum_buffer
-        - (decay * m.parameters[p.name] if p.group == "decay" or config.optimizer.decay_all else 0)
+        - (
+            decay * built.parameters[p.name]
+            if p.group == "decay" or config.optimizer.decay_all
+            else 0
+        )
         for p, momentum_buffer in zip(
             table, _ordered(trainer.momentum_buffers(), table), strict=True
         )
     }
-    heads, _ = forward(m.parameters, m.batch.images, config, training=True)
-    held = detector_targets(heads, m.boxes, m.labels, config)
+    heads, _ = forward(built.parameters, built.batch.images, config, training=True)
+    held = detector_targets(heads, built.boxes, built.labels, config)
     held = held._replace(
         arm_offsets=held.arm_offsets.astype(np.float64),
         odm_offsets=held.odm_offsets.astype(np.float64),
     )
-    exact = {name: p.astype(np.float64) for name, p in m.parameters.items()}
-    images = m.batch.images.astype(np.float64)
+    exact = {name: p.astype(np.float64) for name, p in built.parameters.items()}
+    images = built.batch.images.astype(np.float64)
 
     def total(names: list[str], directions: dict[str, Array], step: float) -> float:
         there = exact | {n: exact[n] + step * directions[n] for n in names}
@@ -340,11 +352,13 @@ FALLING = {
 """The loss scale begins too large, and no two steps have the same rate."""
 
 
-def first_step(config: Config, m: Made, momentum_buffers: Parameters | None = None) -> Step:
+def first_step(
+    config: Config, built: BuiltCase, momentum_buffers: Parameters | None = None
+) -> Step:
     """The specification's."""
-    batch = m.batch.images, m.boxes, m.labels
+    batch = built.batch.images, built.boxes, built.labels
     zeros = {p.name: np.zeros(p.shape, np.float32) for p in trained_parameters(config)}
-    return training_step(m.parameters, momentum_buffers or zeros, *batch, 0, config)
+    return training_step(built.parameters, momentum_buffers or zeros, *batch, 0, config)
 
 
 def require_scale(backend: CheckedBackend, trainer: Any, expected: LossScale) -> None:
@@ -365,10 +379,10 @@ def half_update(backend: CheckedBackend, case: Case) -> None:
     Without batch normalisation of few numbers, which makes a training so steep that rounding
     decides the direction of a step.
     """
-    m = made(case)
-    trainer = backend.trainer(case[0], m.parameters)
-    losses = take_step(backend, trainer, m.batch)
-    done = first_step(case[0], m)
+    built = build(case)
+    trainer = backend.trainer(case[0], built.parameters)
+    losses = take_step(backend, trainer, built.batch)
+    done = first_step(case[0], built)
     backend.compare("step", losses, expected_losses(done.loss), "training.loss")
     compare_state(backend, trainer, done.parameters, done.momentum_buffers, "one step")
 
@@ -377,36 +391,36 @@ def half_update(backend: CheckedBackend, case: Case) -> None:
 def overflow(backend: CheckedBackend, case: Case) -> None:
     """A step whose gradient overflows halves the scale and trains nothing; the schedule goes on."""
     config = case[0]
-    m = made(case)
-    begun = {p.name: m.parameters[p.name] / 64 for p in trained_parameters(config)}
-    trainer = backend.trainer(config, m.parameters, begun)
-    losses = take_step(backend, trainer, m.batch)
-    done = first_step(config, m, begun)
+    built = build(case)
+    begun = {p.name: built.parameters[p.name] / 64 for p in trained_parameters(config)}
+    trainer = backend.trainer(config, built.parameters, begun)
+    losses = take_step(backend, trainer, built.batch)
+    done = first_step(config, built, begun)
     skipped = expected_losses(done.loss)._replace(skipped=True)
     backend.compare("step", losses, skipped, "training.loss")
     compare_state(backend, trainer, done.parameters, done.momentum_buffers, "one step")
     kept = trainer.parameters(), trainer.momentum_buffers()
     for entry in trained_parameters(config):
-        for now, before in zip(kept, (m.parameters, begun), strict=True):
+        for now, before in zip(kept, (built.parameters, begun), strict=True):
             same = np.array_equal(now[entry.name], before[entry.name])
             backend.require(same, f"{entry.name} is trained in a step that overflows")
     scale, step = LARGEST_SCALE / 2, 1
     require_scale(backend, trainer, LossScale(scale))
-    while take_step(backend, trainer, m.batch).skipped:
+    while take_step(backend, trainer, built.batch).skipped:
         scale, step = scale / 2, step + 1
         backend.require(scale > 1, "the gradient overflows with every loss scale")
         require_scale(backend, trainer, LossScale(scale))
     require_scale(backend, trainer, LossScale(scale, 1))
-    # One step perturbed the parameters, by the momentum buffers times its rate.
+    # One step moved the parameters by the momentum buffers times its rate.
     expected = learning_rate(step, config.schedule)
     after, momentum_buffers = trainer.parameters(), trainer.momentum_buffers()
-    perturbed = momentum_buffer = 0.0
+    product = square = 0.0
     for entry in trained_parameters(config):
         if entry.group != "bias":
             v = momentum_buffers[entry.name].astype(np.float64)
-            perturbed += float(((m.parameters[entry.name] - after[entry.name]) * v).sum())
-            momentum_buffer += float(np.square(v).sum())
-    rate = perturbed / momentum_buffer
+            product += float(((built.parameters[entry.name] - after[entry.name]) * v).sum())
+            square += float(np.square(v).sum())
+    rate = product / square
     holds = abs(rate - expected) < 1e-3 * expected
     backend.require(holds, "the first step that trains has another rate", rate, expected)
 
@@ -424,12 +438,12 @@ def half_scale(backend: CheckedBackend, case: tuple[int | None, float, int, floa
     """After a window of steps without overflow the scale doubles; without a window it stays."""
     window, scale, good, expected, expected_good = case
     config = replace(HALF_ZOO, optimizer={"loss_scale_window": window})
-    m = made((config, 1, (2, 1)))
-    trainer = backend.trainer(config, m.parameters, None, 0, LossScale(scale, good))
+    built = build((config, 1, (2, 1)))
+    trainer = backend.trainer(config, built.parameters, None, 0, LossScale(scale, good))
     require_scale(backend, trainer, LossScale(scale, good))
-    losses = take_step(backend, trainer, m.batch)
+    losses = take_step(backend, trainer, built.batch)
     require_scale(backend, trainer, LossScale(expected, expected_good))
-    done = first_step(config, m)  # the same with every scale
+    done = first_step(config, built)  # the same with every scale
     backend.compare("step", losses, expected_losses(done.loss), "training.loss")
     compare_state(backend, trainer, done.parameters, done.momentum_buffers, "one step")
 
@@ -438,18 +452,18 @@ def half_scale(backend: CheckedBackend, case: tuple[int | None, float, int, floa
 def half_resume(backend: CheckedBackend, case: Case) -> None:
     """A training in float16 that is taken up goes on, its loss scale too."""
     config = replace(case[0], optimizer={"loss_scale": 64.0, "loss_scale_window": 2})
-    m = made((config, *case[1:]))
-    whole = backend.trainer(config, m.parameters)
+    built = build((config, *case[1:]))
+    whole = backend.trainer(config, built.parameters)
     for _ in range(3):
-        take_step(backend, whole, m.batch)
+        take_step(backend, whole, built.batch)
     require_scale(backend, whole, LossScale(128.0, 1))
     state = whole.momentum_buffers(), 3, whole.loss_scale()
-    taken_up = backend.trainer(config, whole.parameters(), *state)
+    resumed = backend.trainer(config, whole.parameters(), *state)
     backend.compare(
         "step",
-        take_step(backend, taken_up, m.batch),
-        take_step(backend, whole, m.batch),
+        take_step(backend, resumed, built.batch),
+        take_step(backend, whole, built.batch),
         "training.loss",
     )
-    compare_state(backend, taken_up, whole.parameters(), whole.momentum_buffers(), "one step")
-    require_scale(backend, taken_up, LossScale(256.0))
+    compare_state(backend, resumed, whole.parameters(), whole.momentum_buffers(), "one step")
+    require_scale(backend, resumed, LossScale(256.0))

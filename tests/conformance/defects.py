@@ -1,8 +1,8 @@
-"""Wrong backends: the contract with one realistic mistake each.
+"""Wrong backends: the specification with one realistic mistake each.
 
-A defect is a piece of the contract's source and what somebody wrote instead. Copies of
-the contract's modules are imported under another name with that piece exchanged; what
-they compute is a backend with exactly that mistake.
+A defect is a piece of the specification's source and the mistake that replaces it. Copies of the
+specification's modules, with that piece replaced, are imported under another name, and make a
+backend with exactly that mistake.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import refinedet.backends.reference
 import refinedet.spec.boxes
 
 KEPT = "config", "errors"
-"""Modules that inputs are made of: not copied."""
+"""Modules whose types the inputs have: not copied."""
 _count = itertools.count()
 
 
@@ -27,7 +27,7 @@ class Defect(NamedTuple):
 
     name: str
     check: str
-    """The check that is meant to find it."""
+    """The check that must detect it."""
     module: str
     old: str
     """Occurs once in the module."""
@@ -35,7 +35,7 @@ class Defect(NamedTuple):
 
 
 def wrong_backend(defect: Defect, folder: Path) -> Any:
-    """The contract as a backend, with the defect."""
+    """The specification as a backend, with the defect."""
     package = f"wrong_{next(_count)}"
     target = folder / package
     target.mkdir()
@@ -63,7 +63,7 @@ def wrong_backend(defect: Defect, folder: Path) -> Any:
 
 
 _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
-    # (check that is meant, module): (name, old, new)
+    # (check that must detect it, module): (name, old, new)
     ("network.blank_image", "layers"): [
         ("no end at 6", "return x.clip(0, 6)", "return x.clip(0)"),
     ],

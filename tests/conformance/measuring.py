@@ -1,4 +1,4 @@
-"""Backends that measure what float32 and float16 cost, for the table of tolerances."""
+"""Backends that measure the errors of float32 and float16, for the table of tolerances."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Float64Trainer:
 
 
 class Float64:
-    """The specification in float64: how far it is from itself in float32."""
+    """The specification in float64: measures the error of its float32."""
 
     name = "spec-float64"
 
@@ -104,8 +104,8 @@ class HalfTape(Tape):
             d = gradients.pop(id(out), None)
             if d is None:
                 continue
-            found = GRADIENTS[layer](d, *self._read(layer, arrays), **options)
-            for array, g in zip(arrays, found, strict=False):
+            gradients_in = GRADIENTS[layer](d, *self._read(layer, arrays), **options)
+            for array, g in zip(arrays, gradients_in, strict=False):
                 before = gradients.get(id(array))
                 exact = layer in NORMALISING and array.ndim == 1  # float32 parameters
                 g = g if exact else half(g)
@@ -127,7 +127,7 @@ class Float16Trainer(SpecTrainer):
 
 
 class Float16:
-    """The specification in float16, as far as a training holds its activations there."""
+    """The specification with the activations of a training in float16."""
 
     name = "spec-float16"
     precisions = ("float16",)

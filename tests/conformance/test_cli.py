@@ -56,8 +56,8 @@ def test_a_repeated_k_adds_its_checks(run):
     words = ("-k", "box_iou.range", "-k", "softmax.sum nms.separation")
     status, _, err = run("conformance", "--backend", "spec", "--profile", "quick", *words)
     assert status == 0
-    told = [line.split()[1].rstrip(":") for line in err.splitlines()]
-    assert sorted(told) == ["box_iou.range", "nms.separation", "softmax.sum"]
+    names = [line.split()[1].rstrip(":") for line in err.splitlines()]
+    assert sorted(names) == ["box_iou.range", "nms.separation", "softmax.sum"]
 
 
 def test_what_fails_is_status_1_and_in_every_report(run, tmp_path):
@@ -68,7 +68,7 @@ def test_what_fails_is_status_1_and_in_every_report(run, tmp_path):
     )
     assert status == 1
     assert "FAILED box_iou.parity on mixed_backend:Mixed" in out
-    assert "passes, but is declared a limitation: no longer" in out
+    assert "passes, but is declared as a limitation: no longer" in out
     data = json.loads((tmp_path / "r.json").read_text())
     assert (data["profile"], data["seed"]) == ("quick", 3)
     first, second = data["backends"]
@@ -92,7 +92,7 @@ def test_a_level_alone(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "--backend: say which backend to judge"),
+        ((), "say which backend to judge"),
         (("--backend", "nonsense"), "no 'nonsense'; there are "),
         (("--backend", "spec", "--backend", "nonsense"), "no 'nonsense'; there are "),
         (("--backend", "spec", "-k", "nonsense"), "has 'nonsense' in its name"),
@@ -103,7 +103,7 @@ def test_a_level_alone(run, tmp_path):
         (("--backend", "spec", "--json", "/"), "is a folder; choose the name of a file"),
     ],
 )
-def test_what_users_get_wrong_is_one_line(run, arguments, message):
+def test_a_user_error_is_one_line(run, arguments, message):
     status, out, err = run("conformance", *arguments)
     assert status == 1
     assert out == ""
@@ -142,21 +142,22 @@ def test_pytest_has_an_item_for_each_check_and_backend(tmp_path):
         assert any(f"[spec-{check}] PASSED" in line for line in lines), check
     assert "  not implemented, operation nms: nms.parity" in done.stdout
     assert "FAILED box_iou.parity on mixed_backend:Mixed\n" in done.stdout
-    assert "  to see it again:" in done.stdout
+    assert "  to reproduce:" in done.stdout
     counts = "2 failed, 1 not implemented, 1 limited, "
     assert f"{MIXED} reaches no level; operations: {counts}" in done.stdout
+    assert "  reported mAP: not run, " in done.stdout
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "ERROR: say which backend to judge: --backend NAME"),
+        ((), "ERROR: name the backend to check: --backend NAME"),
         (("--backend", "nonsense"), "no 'nonsense'; there are "),
         (("--backend", "spec", "--level", "nonsense"), "invalid choice: 'nonsense'"),
     ],
 )
-def test_pytest_tells_what_is_wrong(tmp_path, arguments, message):
+def test_a_user_error_under_pytest_is_one_line(tmp_path, arguments, message):
     done = under_pytest(tmp_path, *arguments)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert message in done.stdout + done.stderr
@@ -209,7 +210,7 @@ def two():
     typer.echo("two")
 
 def alone(times: int = 1):
-    "Says it."
+    "Prints it."
     typer.echo("alone " * times)
 """
 
@@ -218,21 +219,21 @@ def test_entry_points_add_commands_and_groups(run, plug):
     plug(PLUGGED, alone="alone", many="app", bench="alone")
     assert run("alone", "--times", 2)[:2] == (0, "alone alone \n")
     assert run("many", "one", "x")[:2] == (0, "one x\n")
-    assert "Says it." in run("--help")[1]
+    assert "Prints it." in run("--help")[1]
     assert "Measure input" in run("bench", "--help")[1]  # the program's own stays
     status, _, err = run("many", "three")
     assert (status, err.count("\n")) == (1, 1)
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
         ("import absent_module", "No module named 'absent_module'"),
         ("raise RuntimeError('two\\nlines')", "two lines"),
         ("", "has no attribute 'command'"),
     ],
 )
-def test_a_broken_command_is_told_when_called_and_breaks_no_other(run, plug, code, said):
+def test_a_broken_command_is_an_error_when_called_and_breaks_no_other(run, plug, code, message):
     plug(code, broken="command")
     assert run("presets", "list")[0] == 0
     status, out, _ = run("--help")
@@ -243,5 +244,5 @@ def test_a_broken_command_is_told_when_called_and_breaks_no_other(run, plug, cod
         assert status == (0 if arguments == ("--help",) else 1)
         if status:
             assert err.startswith("refinedet: error: broken: cannot load plugged:command: ")
-            assert said in err
+            assert message in err
             assert err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The report: what it claims, what it shows, and that its data are as documented."""
+"""The report: the level reached, its text and page, and its documented data."""
 
 import json
 import re
@@ -11,20 +11,21 @@ import pytest
 from refinedet.conformance.registry import CHECKS, LEVELS
 from refinedet.conformance.report import Report, as_data, as_text, reached
 from refinedet.conformance.report_html import as_html
+from refinedet.conformance.reported import NOT_EVALUATED, ReportedOutcome
 from refinedet.conformance.runner import (
     FAILED,
     LIMITED,
     NOT_IMPLEMENTED,
-    NOT_RUN,
     PASSED,
     Failure,
     Outcome,
     select,
 )
+from refinedet.evaluation.published import Comparison
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/conformance.md"
 FAILURE = Failure(
-    "box_iou differs at (0, 1)", "G" * 3, "W" * 3, 3e-4, 2e-6, "(1, 2)", "replay('x', (1, 2))"
+    "box_iou differs at (0, 1)", "AAA", "EEE", 3e-4, 2e-6, "(1, 2)", "replay('x', (1, 2))"
 )
 
 
@@ -41,24 +42,44 @@ def changed(outcomes, level, **fields):
     return [*outcomes[:at], replace(outcomes[at], **fields), *outcomes[at + 1 :]]
 
 
+EVALUATED = ReportedOutcome(
+    PASSED, "", (Comparison("AP", 0.29, 0.2887, "within"),), "metric & <value>", 0.5
+)
+
+
 @pytest.fixture
 def mixed():
-    """Two backends; all five states."""
+    """Two backends; all states."""
     second = passing("my:<Backend>")
     second = changed(second, "network", state=FAILED, worst=150.0, failure=FAILURE)
     second = changed(second, "training", state=NOT_IMPLEMENTED, reason="trainer", worst=0.0)
     limited = {"state": LIMITED, "reason": "ties & <more>", "failure": FAILURE}
     second = changed(second, "detections", **limited)
-    second = changed(second, "reported mAP", state=NOT_RUN, reason="give <files>", worst=0.0)
-    return Report("quick", 7, (*passing(), *second))
+    return Report("quick", 7, (*passing(), *second), {"spec": EVALUATED})
 
 
 def test_all_passed_reaches_the_highest_level():
-    assert reached(passing()) == (LEVELS[-1], "")
+    assert reached(passing(), EVALUATED) == ("reported mAP", "")
 
 
-@pytest.mark.parametrize("state", [FAILED, NOT_IMPLEMENTED, LIMITED, NOT_RUN])
-def test_whatever_is_not_a_pass_withholds_its_level_and_all_above(state):
+def test_without_a_passed_evaluation_the_highest_property_level_is_reached():
+    assert reached(passing()) == ("detections", "reported mAP: not run")
+    failed = replace(EVALUATED, state=FAILED)
+    assert reached(passing(), failed) == ("detections", "reported mAP: failed")
+
+
+def test_an_evaluation_alone_reaches_nothing():
+    assert reached(passing()[1:], EVALUATED) == (None, "operations: 1 not run")
+
+
+def test_a_failed_evaluation_fails_the_run():
+    outcomes = tuple(passing())
+    assert not Report("quick", 0, outcomes, {"spec": NOT_EVALUATED}).failed()
+    assert Report("quick", 0, outcomes, {"spec": replace(EVALUATED, state=FAILED)}).failed()
+
+
+@pytest.mark.parametrize("state", [FAILED, NOT_IMPLEMENTED, LIMITED])
+def test_a_check_that_did_not_pass_withholds_its_level_and_all_above(state):
     outcomes = changed(passing(), "network", state=state)
     assert reached(outcomes) == ("operations", f"network: 1 {state}")
     assert reached(changed(passing(), "operations", state=state))[0] is None
@@ -118,30 +139,32 @@ def test_the_text_has_a_table_a_level_and_every_failure(mixed):
     assert "profile quick, seed 7" in text
     rows = [line.split() for line in text.splitlines() if " network " in line]
     count = sum(c.level == "network" for c in CHECKS.values())
-    assert rows[0][-8:] == [str(count), str(count), "0", "0", "0", "0", "0.50%", "0.5"]
-    assert rows[1][-8:] == [str(count), str(count - 1), "1", "0", "0", "0", "0.50%", "150"]
+    assert rows[0][-7:] == [str(count), str(count), "0", "0", "0", "0.50%", "0.5"]
+    assert rows[1][-7:] == [str(count), str(count - 1), "1", "0", "0", "0.50%", "150"]
     assert "spec reaches level reported mAP\n" in text
     assert "my:<Backend> reaches level operations; network: 1 failed" in text
     assert "  not implemented, trainer: " in text
     assert "  limited, ties & <more>: " in text
-    assert "  not run, give <files>: " in text
+    lines = [line.split()[-2:] for line in text.splitlines() if "  reported mAP  " in line]
+    assert lines == [["mAP", "passed"], ["not", "run"]]
+    assert f"  reported mAP: not run, {NOT_EVALUATED.reason}" in text
     failure = text[text.index("FAILED ") :]
     for shown in (
         "FAILED network",
         " on my:<Backend>",
-        "  law     ",
-        "  broken  box_iou differs at (0, 1)",
-        "  input   (1, 2)",
-        "  got     GGG",
-        "  expected  WWW",
-        "  error   0.0003, allowed 2e-06",
+        "  law       ",
+        "  failure   box_iou differs at (0, 1)",
+        "  input     (1, 2)",
+        "  actual    AAA",
+        "  expected  EEE",
+        "  error     0.0003, allowed 2e-06",
         "    replay('x', (1, 2))",
     ):
         assert shown in failure
     assert failure.count("FAILED") == 1
 
 
-def test_a_terminal_is_spared_long_inputs_and_json_is_not():
+def test_the_terminal_shortens_long_inputs_and_json_does_not():
     case = "(" + "1, " * 5000 + ")"
     failure = replace(FAILURE, case=case, snippet=f"replay({case})")
     outcomes = changed(passing(), "operations", state=FAILED, failure=failure)
@@ -184,18 +207,21 @@ def test_the_page_is_sound_and_loads_nothing(mixed):
     assert "prefers-color-scheme: dark" in text
 
 
-def test_the_page_says_what_the_text_says(mixed):
+def test_the_page_shows_what_the_text_shows(mixed):
     text = as_html(as_data(mixed))
     assert "my:&lt;Backend&gt; reaches level operations; network: 1 failed" in text
     assert "limited: ties &amp; &lt;more&gt;" in text
-    assert '<td class="not-run">not run: give &lt;files&gt;</td><td>-</td>' in text
+    assert '<td class="not-run" colspan="7">not run</td>' in text
+    assert '<td class="passed" colspan="7">passed</td>' in text
+    assert "<pre>metric &amp; &lt;value&gt;</pre>" in text
+    assert f"<p>reported mAP: not run, {NOT_EVALUATED.reason}</p>" in text
     for outcome in mixed.outcomes:
         assert f"<code>{outcome.check}</code>" in text
-    for shown in ("GGG", "WWW", "(1, 2)", "Error 0.0003, allowed 2e-06"):
+    for shown in ("AAA", "EEE", "(1, 2)", "Error 0.0003, allowed 2e-06"):
         assert shown in text
 
 
-@pytest.mark.parametrize("place", ["said", "got", "expected", "case", "snippet"])
+@pytest.mark.parametrize("place", ["message", "actual", "expected", "case", "snippet"])
 def test_the_page_escapes_everything_of_a_failure(place):
     failure = replace(FAILURE, **{place: "<b>&</b>"})
     outcomes = changed(passing(), "operations", state=FAILED, failure=failure, law="<b>&</b>")
@@ -208,7 +234,7 @@ def test_the_page_escapes_everything_of_a_failure(place):
 
 
 @pytest.mark.parametrize(("worst", "kind"), [(0.5, ""), (0.9, "near"), (1.5, "over")])
-def test_an_error_near_its_tolerance_stands_out(worst, kind):
+def test_an_error_near_its_tolerance_is_highlighted(worst, kind):
     outcomes = [replace(outcome, worst=0.0) for outcome in passing()]
     text = as_html(as_data(Report("quick", 0, tuple(changed(outcomes, "network", worst=worst)))))
     width = round(100 * min(worst, 1))

@@ -1,4 +1,4 @@
-"""The process of a backend: it may crash, hang, or misdeclare, and each is told."""
+"""The process of a backend: crashes, hangs and wrong declarations are reported."""
 
 import copy
 import os
@@ -10,15 +10,16 @@ import pytest
 
 from refinedet.backends.reference import SpecBackend
 from refinedet.backends.registry import BackendChoice
+from refinedet.conformance.options import SuiteOptions
 from refinedet.conformance.registry import CHECKS
 from refinedet.conformance.runner import (
     FAILED,
     LIMITED,
     NOT_IMPLEMENTED,
     PASSED,
-    Worker,
-    outcome,
-    run,
+    SuiteProcess,
+    outcome_of,
+    run_suite,
     select,
 )
 from refinedet.errors import BackendError
@@ -99,165 +100,170 @@ class Prints(Faulty):
 PARITY = CHECKS["box_iou.parity"]
 
 
+OPTIONS = SuiteOptions(profile="quick", limit=60.0)
+
+
 @pytest.fixture
-def worker(tmp_path, monkeypatch):
+def suite_process(tmp_path, monkeypatch):
     """Makes the process of one of the backends above."""
     (tmp_path / "faulty_backends.py").write_text(BACKENDS)
     monkeypatch.syspath_prepend(tmp_path)
     made = []
 
-    def make(name, profile="quick"):
-        made.append(Worker(BackendChoice(f"faulty_backends:{name}"), profile, 0, 60.0))
+    def make(name, **options):
+        choice = BackendChoice(f"faulty_backends:{name}")
+        made.append(SuiteProcess(choice, replace(OPTIONS, **options)))
         return made[-1]
 
     yield make
-    for worker in made:
-        worker.close()
+    for process in made:
+        process.close()
 
 
-def test_a_crash_fails_its_check_alone(worker):
-    crashing = worker("Crashes")
+def test_a_crash_fails_its_check_alone(suite_process):
+    crashing = suite_process("Crashes")
     outcome = crashing.run(PARITY)
     assert outcome.state == FAILED
-    assert outcome.failure.said == "box_iou.parity ends the process (signal 6)"
+    assert outcome.failure.message == "box_iou.parity ends the process (signal 6)"
     assert outcome.backend == "faulty_backends:Crashes"
     assert crashing.run(CHECKS["clip_boxes.parity"]).state == PASSED
 
 
-def test_a_status_is_told_too(worker):
-    assert "ends the process (status 3)" in worker("Exits").run(PARITY).failure.said
+def test_a_status_is_reported_too(suite_process):
+    assert "ends the process (status 3)" in suite_process("Exits").run(PARITY).failure.message
 
 
-def test_a_hang_fails_its_check_alone(worker):
-    hanging = worker("Hangs")
-    hanging.limit = 0.5  # of a check; loading the backend may take longer
+def test_a_hang_fails_its_check_alone(suite_process):
+    hanging = suite_process("Hangs", limit=0.5)  # of a check; loading may take longer
     outcome = hanging.run(PARITY)
     assert outcome.state == FAILED
-    assert outcome.failure.said == "box_iou.parity does not end within 0.5 s"
+    assert outcome.failure.message == "box_iou.parity does not end within 0.5 s"
     assert 0.5 <= outcome.seconds < 5
-    hanging.limit = 60.0
+    hanging.options = OPTIONS
     assert hanging.run(CHECKS["clip_boxes.parity"]).state == PASSED
 
 
-def test_a_failure_has_the_smallest_input_and_a_snippet_that_shows_it(worker, capsys, monkeypatch):
-    outcome = worker("Wrong").run(PARITY)
+def test_a_failure_has_the_smallest_input_and_a_snippet_that_shows_it(
+    suite_process, capsys, monkeypatch
+):
+    outcome = suite_process("Wrong").run(PARITY)
     assert outcome.state == FAILED
     assert outcome.failure.error > outcome.failure.tolerance > 0
     assert outcome.worst > 1
     exec(outcome.failure.snippet, {})
     out = capsys.readouterr().out
     assert out.startswith("box_iou.parity: box_iou differs")
-    assert "error  " in out
+    assert "error    " in out
 
 
-def test_nothing_is_left_in_the_users_folder(worker, tmp_path, monkeypatch):
+def test_nothing_is_left_in_the_users_folder(suite_process, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    worker("Wrong").run(PARITY)
+    suite_process("Wrong").run(PARITY)
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_a_declared_limitation_that_fails_is_limited(worker):
-    declared = worker("Declared")
+def test_a_declared_limitation_that_fails_is_limited(suite_process):
+    declared = suite_process("Declared")
     outcome = declared.run(PARITY)
     assert (outcome.state, outcome.reason) == (LIMITED, "twice as much")
-    assert outcome.failure.said.startswith("box_iou differs")
+    assert outcome.failure.message.startswith("box_iou differs")
 
 
-def test_a_declared_limitation_that_passes_fails(worker):
-    outcome = worker("Holds").run(PARITY)
+def test_a_declared_limitation_that_passes_fails(suite_process):
+    outcome = suite_process("Holds").run(PARITY)
     assert outcome.state == FAILED
-    assert outcome.failure.said == "passes, but is declared a limitation: no longer"
+    assert outcome.failure.message == "passes, but is declared as a limitation: no longer"
 
 
-def test_a_declared_crash_is_not_run(worker):
-    outcome = worker("CrashDeclared").run(PARITY)
+def test_a_declared_crash_is_not_run(suite_process):
+    outcome = suite_process("CrashDeclared").run(PARITY)
     assert (outcome.state, outcome.reason) == (LIMITED, "ends the process")
 
 
-def test_a_limitation_of_no_check_is_refused(worker):
+def test_a_limitation_of_no_check_is_refused(suite_process):
     with pytest.raises(BackendError, match=r"'box_iou\.nonsense': there is no such check"):
-        worker("Unknown").run(PARITY)
+        suite_process("Unknown").run(PARITY)
 
 
-def test_what_is_missing_is_not_implemented(worker):
-    outcome = worker("Partial").run(PARITY)
+def test_a_missing_operation_is_not_implemented(suite_process):
+    outcome = suite_process("Partial").run(PARITY)
     assert (outcome.state, outcome.reason) == (NOT_IMPLEMENTED, "operation box_iou")
     assert outcome.failure is None
 
 
-def test_a_backend_that_changes_its_mind_fails(worker):
-    outcome = worker("Unsteady", "default").run(PARITY)
+def test_a_result_that_is_not_repeatable_fails(suite_process):
+    outcome = suite_process("Unsteady", profile="default").run(PARITY)
     assert outcome.state == FAILED
-    assert "does not give the same result again" in outcome.failure.said
+    assert "gives another result the second time" in outcome.failure.message
 
 
-def test_what_a_check_does_not_expect_fails_it(worker):
-    outcome = worker("Odd").run(PARITY)
+def test_an_unforeseen_error_fails_the_check(suite_process):
+    outcome = suite_process("Odd").run(PARITY)
     assert outcome.state == FAILED
-    assert outcome.failure.said == "the check cannot judge the answer: RuntimeError: odd"
+    assert outcome.failure.message == "the check cannot use the result: RuntimeError: odd"
     assert "faulty_backends:Odd" in outcome.failure.snippet
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("Raises", "raises RuntimeError: no device"),
         ("Dies", r"loading it ends the process \(status 7\)"),
         ("Absent", "has no attribute 'Absent'"),
     ],
 )
-def test_a_backend_that_does_not_load_is_told_once(worker, name, said):
-    with pytest.raises(BackendError, match=f"backend faulty_backends:{name}: .*{said}"):
-        worker(name).start()
+def test_a_backend_that_does_not_load_is_an_error(suite_process, name, message):
+    with pytest.raises(BackendError, match=f"backend faulty_backends:{name}: .*{message}"):
+        suite_process(name).start()
 
 
 @pytest.mark.parametrize(("chosen", "threads"), [(None, "1"), ("2", "2")])
-def test_products_use_one_thread_unless_the_user_chose(worker, monkeypatch, chosen, threads):
+def test_products_use_one_thread_unless_the_user_chose(suite_process, monkeypatch, chosen, threads):
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     if chosen:
         monkeypatch.setenv("OPENBLAS_NUM_THREADS", chosen)
     with pytest.raises(BackendError, match=f": {threads}$"):
-        worker("Threads").start()
+        suite_process("Threads").start()
     assert os.environ.get("OPENBLAS_NUM_THREADS") == chosen
 
 
-def test_what_a_backend_prints_is_not_in_the_report(worker, capfd):
-    assert worker("Prints").run(PARITY).state == PASSED
+def test_the_output_of_a_backend_is_not_in_the_report(suite_process, capfd):
+    assert suite_process("Prints").run(PARITY).state == PASSED
     out, err = capfd.readouterr()
     assert out == ""
     assert "noise" in err
 
 
-def test_an_unknown_backend_is_told_before_any_check():
+def test_an_unknown_backend_is_an_error_before_any_check():
     with pytest.raises(BackendError, match="no 'nonsense'"):
-        next(run([BackendChoice("spec"), BackendChoice("nonsense")], [PARITY]))
+        next(run_suite([BackendChoice("spec"), BackendChoice("nonsense")], [PARITY], OPTIONS))
 
 
-def judged(name, checks, jobs):
-    """What became of the checks, but for the seconds."""
-    found = run([BackendChoice(name)], checks, "quick", jobs=jobs)
-    return [replace(outcome, seconds=0) for outcome in found]
+def outcomes(name, checks, jobs):
+    """The outcomes of the checks without their seconds."""
+    ran = run_suite([BackendChoice(name)], checks, OPTIONS, jobs)
+    return [replace(outcome, seconds=0) for outcome in ran]
 
 
 def test_jobs_change_neither_the_outcomes_nor_their_order():
     checks = select(text="box_iou clip_boxes softmax nms")
-    alone = judged("spec", checks, jobs=1)
+    alone = outcomes("spec", checks, jobs=1)
     assert [outcome.check for outcome in alone] == [check.name for check in checks]
-    assert judged("spec", checks, jobs=3) == alone
+    assert outcomes("spec", checks, jobs=3) == alone
 
 
-def test_a_crash_fails_its_check_alone_among_several_jobs(worker):
-    worker("Crashes")
+def test_a_crash_fails_its_check_alone_among_several_jobs(suite_process):
+    suite_process("Crashes")
     checks = [PARITY, *select(text="clip_boxes softmax nms")]
-    states = [outcome.state for outcome in judged("faulty_backends:Crashes", checks, jobs=2)]
+    states = [outcome.state for outcome in outcomes("faulty_backends:Crashes", checks, jobs=2)]
     assert states == [FAILED] + [PASSED] * (len(checks) - 1)
 
 
-def test_a_backend_that_does_not_load_is_told_with_several_jobs(worker):
-    worker("Raises")
+def test_a_backend_that_does_not_load_is_an_error_with_several_jobs(suite_process):
+    suite_process("Raises")
     with pytest.raises(BackendError, match="no device"):
-        judged("faulty_backends:Raises", [PARITY, PARITY], jobs=2)
+        outcomes("faulty_backends:Raises", [PARITY, PARITY], jobs=2)
 
 
 def test_select_by_level_and_words():
@@ -266,7 +272,7 @@ def test_select_by_level_and_words():
     assert select(text="nonsense") == []
 
 
-def test_a_backend_that_writes_into_its_arguments_leaves_the_edges_as_they_are():
+def test_a_backend_that_writes_into_its_arguments_does_not_change_the_pinned_cases():
     def clip(boxes):
         return boxes.clip(0, 1, out=boxes)
 
@@ -275,7 +281,7 @@ def test_a_backend_that_writes_into_its_arguments_leaves_the_edges_as_they_are()
 
     check = CHECKS["clip_boxes.parity"]
     before = copy.deepcopy(check.pinned)
-    failure = outcome(check, Writes(), "quick").failure
-    assert failure.said == "clip_boxes changes its argument [0]"
+    failure = outcome_of(Writes(), check, "quick").failure
+    assert failure.message == "clip_boxes changes its argument [0]"
     for (boxes,), (expected,) in zip(check.pinned, before, strict=True):
         np.testing.assert_array_equal(boxes, expected)
