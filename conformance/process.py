@@ -63,7 +63,7 @@ class BackendProcess:
         self._process: Any = None
         self._folder: Any = None
         self._pipe: Connection | None = None
-        self._closing = threading.Lock()
+        self._lock = threading.Lock()  # one thread may close it while another waits for a result
 
     def start(self) -> None:
         """Start the process and load the backend, if that has not been done.
@@ -74,13 +74,14 @@ class BackendProcess:
         if self._pipe is not None:
             return
         context = multiprocessing.get_context("spawn")
-        self._pipe, remote_end = context.Pipe()
-        self._folder = tempfile.TemporaryDirectory(prefix="refinedet-")
-        arguments = (remote_end, self._folder.name, self.backend)
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        with STARTING, _one_thread():
-            self._process.start()
-        remote_end.close()
+        with self._lock:
+            self._pipe, remote_end = context.Pipe()
+            self._folder = tempfile.TemporaryDirectory(prefix="refinedet-")
+            arguments = (remote_end, self._folder.name, self.backend)
+            self._process = context.Process(target=_serve, args=arguments, daemon=True)
+            with STARTING, _one_thread():
+                self._process.start()
+            remote_end.close()
         try:
             fault = self._receive(self.load_limit)
         except ProcessEndedError as error:
@@ -124,8 +125,8 @@ class BackendProcess:
         raise ProcessEndedError(f"does not end within {limit:g} s")
 
     def close(self) -> None:
-        """End the process; another thread may be waiting for its result."""
-        with self._closing:
+        """End the process."""
+        with self._lock:
             if self._pipe is not None:
                 self._process.kill()
                 self._process.join()
