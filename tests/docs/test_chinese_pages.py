@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # Pages of docs/ whose Chinese version is docs/zh/ under the same name.
-TRANSLATED = ("data", "recipes", "gpu", "ascend", "ascend310", "distributed", "modelarts")
+TRANSLATED = (
+    "ascend", "ascend310", "data", "distributed", "gpu", "modelarts", "modelzoo", "recipes",
+)  # fmt: skip
 PAIRS = {"README.md": "README_CN.md"} | {
     f"docs/{name}.md": f"docs/zh/{name}.md" for name in TRANSLATED
 }
