@@ -150,3 +150,27 @@ def test_links_lead_to_files_and_headings(page):
         if "://" not in file:
             assert (ROOT / file).exists(), file
             assert not anchor or anchor in anchors(file), f"{file}#{anchor}"
+
+
+@pytest.mark.parametrize(
+    ("part", "before", "after"),
+    [
+        (headings, "\n## ", "\n### "),
+        (code_blocks, "    refinedet eval ", "    refinedet evaluate "),
+        (code_blocks, "import refinedet\n", "import refinedet as r\n"),
+        (tables, "| `--target gpu` |", "| `--target cpu` |"),
+        (inline_code, "`--resume`", "`--continue`"),
+        (links, "(docs/measurements.md)", "(docs/conformance.md)"),
+        (links, "#what-was-run-on-what", "#speed-and-memory"),
+        (numbers, "0.903", "0.904"),
+    ],
+)
+def test_a_difference_is_detected(part, before, after, tmp_path, monkeypatch):
+    expected = part("README.md")
+    for name in ("docs", "CHANGELOG.md", "CONTRIBUTING.md", "README_CN.md"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    text = read("README.md")
+    assert before in text
+    (tmp_path / "README.md").write_text(text.replace(before, after, 1), encoding="utf-8")
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    assert part("README.md") != expected
