@@ -1,64 +1,132 @@
-"""Every command in the README and on the pages exists, with the options it is given."""
+"""Every command in the README and on the pages exists, with its options, names and files."""
 
 import re
 import shlex
+from configparser import RawConfigParser
 from pathlib import Path
 
 import pytest
 from typer.main import get_command
 
+from refinedet.backends.registry import backend_names
 from refinedet.cli.app import app
+from refinedet.conformance.registry import LEVELS
+from refinedet.errors import RefineDetError
+from refinedet.evaluation.protocols import PROTOCOLS
+from refinedet.evaluation.published import find_published
+from refinedet.settings import resolve
+from refinedet.spec.config import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("**/*.md"))]
+PLACEHOLDER = re.compile(r"|[A-Z][A-Z0-9_]*|\.\.\.|\$\w+|--.*")
+NAMES = {
+    "--backend": {*backend_names(), "numpy-float32", "my-backend"},  # the last two: examples
+    "--layout": {"coco", "voc", "text"},
+    "--level": set(LEVELS),
+    "--preset": set(PRESETS),
+    "--protocol": set(PROTOCOLS),
+    "--target": {"cpu", "gpu", "ascend", "ascend310"},
+}
+
+
+def code_of(text):
+    """The lines of the blocks of code, and code within the text."""
+    text = text.replace("\\\n", " ")
+    yield from (line.strip() for line in text.splitlines() if line.startswith("    "))
+    for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        yield from block.splitlines()
+    for span in re.findall(r"`([^`\n]+(?:\n[^`\n]+)?)`", text):
+        yield " ".join(span.split())
 
 
 def commands(text):
-    """Each ``refinedet ...`` of the blocks of code, and of code within the text, as words."""
-    text = text.replace("\\\n", " ")
-    blocks = [line for line in text.splitlines() if line.startswith("    ")]
-    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    blocks += [line for block in fenced for line in block.splitlines()]
-    inline = [" ".join(span.split()) for span in re.findall(r"`([^`\n]+(?:\n[^`\n]+)?)`", text)]
-    for code in [*blocks, *inline]:
-        if match := re.match(r"\s*(?:\$ )?(?:\S*/)?refinedet ([a-z].*)", code):
+    """Each ``refinedet ...`` as words."""
+    for code in code_of(text):
+        if match := re.match(r"(?:\$ )?(?:\S*/)?refinedet ([a-z].*)", code):
             yield shlex.split(match[1], comments=True)
 
 
 def wrong(words):
-    """What is wrong with a command line, or None: its names alone are looked at."""
+    """What is wrong with a command line, or None."""
     command = get_command(app)
     while hasattr(command, "commands"):  # a group
         if not words or words[0].startswith(("-", "[")) or words[0].isupper():
             return None  # the text speaks of the group
         name, *words = words
-        if (found := command.get_command(None, name)) is None:
+        group = command
+        if (command := group.get_command(None, name)) is None:
             return f"no command {name}"
-        command = found
     if "--" in words:  # what launch starts
         at = words.index("--")
-        if said := wrong(words[at + 1 :]):
-            return said
+        if problem := wrong(words[at + 1 :]):
+            return problem
         words = words[:at]
     known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
-    for word in words:
+    for word, value in zip(words, [*words, ""][1:], strict=True):
         for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", word.partition("=")[0]):
             if option not in known:
                 return f"{command.name} has no {option}"
+            if not PLACEHOLDER.fullmatch(value) and (problem := wrong_value(option, value)):
+                return f"{option} {value}: {problem}"
+    return None
+
+
+def wrong_value(option, value):
+    """What is wrong with the value of an option, or None."""
+    if value not in NAMES.get(option, {value, ""}):
+        return "no such name"
+    if option == "--settings" and value.startswith("docs/") and not (ROOT / value).is_file():
+        return "no such file"
+    try:
+        if option == "--expect":
+            find_published(value)
+        if option == "--set":
+            resolve(None, None, (value,))
+    except RefineDetError as error:
+        return str(error)
     return None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_exist(page):
-    said = [(words, wrong(words)) for words in commands(page.read_text(encoding="utf-8"))]
-    assert [pair for pair in said if pair[1]] == []
+    problems = [(words, wrong(words)) for words in commands(page.read_text(encoding="utf-8"))]
+    assert [pair for pair in problems if pair[1]] == []
 
 
-def test_a_wrong_command_is_seen():
-    text = (
-        "x\n\n    refinedet train --run a \\\n        --nonsense\n\nsays `refinedet teach --run`\n"
-    )
-    assert [wrong(words) for words in commands(text)] == [
-        "train has no --nonsense",
-        "no command teach",
-    ]
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        ("train --run a \\\n        --nonsense", "train has no --nonsense"),
+        ("teach --run", "no command teach"),
+        ("eval --layout cocoa", "--layout cocoa: no such name"),
+        ("eval --backend caffe", "--backend caffe: no such name"),
+        ("train --settings docs/none.yaml", "--settings docs/none.yaml: no such file"),
+        ("train --set modle.name=a", "--set modle.name=a: "),
+        ("launch --workers 2 -- train --nonsense", "train has no --nonsense"),
+    ],
+)
+@pytest.mark.parametrize("form", ["x\n\n    refinedet {}\n", "x `refinedet {}`\n"])
+def test_a_wrong_command_is_detected(form, command, problem):
+    (words,) = commands(form.format(command.replace("\\\n", " ")))
+    assert wrong(words).startswith(problem)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_environments_extras_and_test_files_exist(page):
+    """Of the commands ``tox``, ``pip`` and ``pytest``."""
+    tox = RawConfigParser()
+    tox.read(ROOT / "tox.ini")
+    extras = re.search(
+        r"\[project\.optional-dependencies\]\n(.*?)\n\[",
+        (ROOT / "pyproject.toml").read_text(),
+        re.S,
+    )[1]
+    for code in code_of(page.read_text(encoding="utf-8")):
+        for name in re.findall(r"\btox -e ([\w-]+)", code):
+            assert f"testenv:{name}" in tox, code
+        for names in re.findall(r"\.\[([\w,]+)\]", code):
+            for name in names.split(","):
+                assert re.search(rf"^{name} = \[", extras, re.M), code
+        for path in re.findall(r"\b(?:tests|docs|adapters|refinedet)/[\w./-]+", code):
+            assert (ROOT / path).exists(), code
