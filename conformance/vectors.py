@@ -1,9 +1,9 @@
 """Test vectors: the specification's inputs and outputs as files, for programs in any language.
 
-A folder of vectors holds one safetensors file for each operation, one for a small
-network, and ``manifest.json``, which says what each tensor is and how far a result may
-be from it. Whoever computes the outputs writes them under the same names, and
-``check_results`` judges them. ``docs/vectors.md`` describes both sides.
+A folder of vectors holds one safetensors file for each operation, one for a small network, and
+``manifest.json``, which describes each tensor and the tolerance of a result. A program writes its
+outputs under the same names, and ``check_results`` checks them. ``docs/vectors.md`` describes the
+formats.
 """
 
 from __future__ import annotations
@@ -48,107 +48,153 @@ from refinedet.support.files import write_atomically, write_json
 FORMAT, VERSION = "refinedet vectors", 1
 MANIFEST = "manifest.json"
 DTYPES = {"bool": "BOOL", "uint8": "U8", "int64": "I64", "float32": "F32", "float64": "F64"}
-"""NumPy's names of the dtypes that occur, and those of safetensors."""
+"""NumPy's name of each dtype that occurs, and the name in safetensors."""
 
 
-# What is written
+# Writing
 
 
 class Case(NamedTuple):
-    """One call of an operation: what goes in and what must come out."""
+    """One call of an operation: its inputs and expected outputs."""
 
     name: str
-    """As ``box_iou/pinned-03``: what stands before the slash is the operation."""
+    """As ``box_iou/pinned-03``: the operation is before the slash."""
     file: str
     defined_in: str
-    """The module of the specification that says what is computed."""
+    """The module of the specification that defines the operation."""
     tolerance: str
     """Row of the table of tolerances."""
     values: dict[str, Any]
-    """Arguments that hold no array, as plain JSON."""
+    """Arguments without arrays, as JSON."""
     inputs: dict[str, Array]
     """By the tensor's name in the file."""
     outputs: dict[str, Array]
 
 
-def seeded_arguments() -> dict[str, list[tuple[Any, ...]]]:
-    """For every operation, arguments that are no edge: the same on every run.
+class _Numbers(NamedTuple):
+    """Random numbers for the seeded cases, drawn in this order."""
 
-    Numbers are such that no discrete result hangs on their last digits.
-    """
+    image: Array
+    flags: Array
+    classes: Array
+    module: list[Array]
+    ranks: Array
+    offsets: list[Array]
+    cascade: list[Array]
+    softmax: list[Array]
+    entropy: tuple[Array, Array]
+    smooth: list[Array]
+    mining: list[Array]
+
+
+def _numbers(crowd: int, anchor_count: int) -> _Numbers:
     rng = np.random.default_rng(20)
+
+    def normal(*shapes: tuple[int, ...], scale: float = 1.0) -> list[Array]:
+        return [rng.normal(0, scale, shape).astype(np.float32) for shape in shapes]
+
+    return _Numbers(
+        image=rng.integers(0, 256, (5, 7, 3), dtype=np.uint8),
+        flags=rng.random((4, 40)) < 0.25,
+        classes=rng.integers(0, 4, (3, 30)) * (rng.random((3, 30)) < 0.3),
+        module=[
+            *normal((3, 30, 4), (3, 30, 4)),
+            *normal((3, 30, 4), scale=2),
+            rng.random((3, 30)) < 0.8,
+        ],
+        ranks=rng.permutation(crowd * 4).reshape(crowd, 4),
+        offsets=normal((12, 4), (12, 4)),
+        cascade=normal((anchor_count, 4), (anchor_count, 4), scale=0.5),
+        softmax=normal((12, 21), (2, 5, 4), scale=3),
+        entropy=(normal((12, 21), scale=3)[0], rng.integers(0, 21, 12)),
+        smooth=normal((12, 4), (12, 4)),
+        mining=normal((40,), (40,)),
+    )
+
+
+def seeded_arguments() -> dict[str, list[tuple[Any, ...]]]:
+    """Ordinary arguments for every operation, no edge cases; the same on every run.
+
+    No discrete result depends on the last digits of these numbers.
+    """
     config = inputs.SMALL
     rows = anchors(config)
     (objects,), (labels,) = inputs.seeded_objects(config, (6,), 232)
     (twelve,), _ = inputs.seeded_objects(config, (12,), 1)
     (others,), _ = inputs.seeded_objects(config, (12,), 2)
     variances = config.anchors.variances
-
-    def draw(*shape: int, wide: float = 1.0) -> Array:
-        return rng.normal(0, wide, shape).astype(np.float32)
-
-    image = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    scaled = ImageConfig("RGB", (123.5, 116.25, 103.5), (58.0, 57.0, 57.5))
-    flags = rng.random((4, 40)) < 0.25
-    classes = rng.integers(0, 4, (3, 30)) * (rng.random((3, 30)) < 0.3)
-    offsets, expected = draw(3, 30, 4), draw(3, 30, 4)
-    module = (offsets, draw(3, 30, 4, wide=2), expected, classes, rng.random((3, 30)) < 0.8, 3.0)
-    # A third of the boxes are near others, so that suppression has something to do.
+    # A third of the boxes are close to others, so that some are suppressed.
     crowd = np.concatenate([twelve, twelve[:6] + np.float32(0.01), others])
-    ranks = rng.permutation(len(crowd) * 4).reshape(len(crowd), 4)
-    scores = ((ranks + 1) / (ranks.size + 1)).astype(np.float32)
-    other = np.random.default_rng(21)
-    wide = other.normal(0, 3, (12, 5)).astype(np.float32)
-    focus = other.integers(0, 6, 12)  # 5 is in no column
-    few = DetectionConfig(0.3, 40, 15, 0.4, 6, 12)
-    silent = replace(config, loss={"objectness": 0.3})
-    batches = [inputs.seeded_objects(config, counts, 3) for counts in ((3,), (2, 0, 4))]
+    numbers = _numbers(len(crowd), len(rows))
+    scaled = ImageConfig("RGB", (123.5, 116.25, 103.5), (58.0, 57.0, 57.5))
     schedules = [preset(name).schedule for name in ("refinedet_vgg16_320", "refinedet_eighth_128")]
     return {
-        "normalise": [(image, ImageConfig()), (image, scaled)],
+        "normalise": [(numbers.image, ImageConfig()), (numbers.image, scaled)],
         "anchors": [(config,), (replace(config, image_size=(192, 64)),)],
         "corners_to_centres": [(twelve,)],
         "centres_to_corners": [(corners_to_centres(twelve),)],
         "box_iou": [(twelve, objects), (rows[::5].copy(), objects)],
         "clip_boxes": [(twelve * np.float32(2) - np.float32(0.5),)],
         "encode": [(twelve, others, variances)],
-        "decode": [(draw(12, 4), others, variances), (draw(12, 4), others, (0.25, 0.5))],
-        "cascaded_decode": [
-            (draw(len(rows), 4, wide=0.5), draw(len(rows), 4, wide=0.5), rows, variances)
+        "decode": [
+            (numbers.offsets[0], others, variances),
+            (numbers.offsets[1], others, (0.25, 0.5)),
         ],
+        "cascaded_decode": [(*numbers.cascade, rows, variances)],
         "match": [(box_iou(rows, objects), config.matching)],
         "targets": [(rows, objects, labels, config)],
-        "softmax": [(draw(12, 21, wide=3),), (draw(2, 5, 4, wide=3),)],
-        "sigmoid": [(wide,)],
-        "focal": [(wide, focus, 0.75, 2.0), (wide, focus, 0.25, 1.5)],
-        "cross_entropy": [(draw(12, 21, wide=3), rng.integers(0, 21, 12))],
-        "smooth_l1": [(draw(12, 4), draw(12, 4))],
-        "hard_negatives": [
-            (draw(40).clip(0), flags[0], ~flags[1], 3.0),
-            (draw(40).clip(0), flags[2], ~flags[3], 1.5),
-        ],
-        "module_loss": [module],
-        "detector_loss": [
-            (inputs.seeded_heads(config, len(boxes), seed), boxes, kinds, config)
-            for seed, (boxes, kinds) in enumerate(batches)
-        ],
-        "scored_boxes": [
-            (inputs.seeded_heads(silent, 1, 0), silent),
-            (inputs.seeded_heads(config, 2, 1), config),
-        ],
-        "nms": [(crowd, scores[:, 1].copy(), 0.45), (crowd, scores[:, 2].copy(), 0.1)],
-        "detect": [(crowd, scores, few), (crowd, scores, DetectionConfig(0.05))],
+        **_seeded_losses(numbers),
+        **_seeded_detection(numbers, crowd),
         "learning_rate": [
             (step, schedule)
             for schedule in schedules
             for step in (0, schedule.steps // 3, schedule.steps - 1)
         ],
-        "momentum_step": [],  # all of its cases are seeded
+        "momentum_step": [],  # its pinned cases are seeded
+    }
+
+
+def _seeded_losses(numbers: _Numbers) -> dict[str, list[tuple[Any, ...]]]:
+    rng = np.random.default_rng(21)
+    wide = rng.normal(0, 3, (12, 5)).astype(np.float32)
+    focus = rng.integers(0, 6, 12)  # class 5 has no column
+    batches = [inputs.seeded_objects(inputs.SMALL, counts, 3) for counts in ((3,), (2, 0, 4))]
+    offsets, expected, logits, eligible = numbers.module
+    flags, losses = numbers.flags, [one.clip(0) for one in numbers.mining]
+    return {
+        "softmax": [(logits,) for logits in numbers.softmax],
+        "sigmoid": [(wide,)],
+        "focal": [(wide, focus, 0.75, 2.0), (wide, focus, 0.25, 1.5)],
+        "cross_entropy": [numbers.entropy],
+        "smooth_l1": [tuple(numbers.smooth)],
+        "hard_negatives": [
+            (losses[0], flags[0], ~flags[1], 3.0),
+            (losses[1], flags[2], ~flags[3], 1.5),
+        ],
+        "module_loss": [(offsets, logits, expected, numbers.classes, eligible, 3.0)],
+        "detector_loss": [
+            (inputs.seeded_heads(inputs.SMALL, len(boxes), seed), boxes, kinds, inputs.SMALL)
+            for seed, (boxes, kinds) in enumerate(batches)
+        ],
+    }
+
+
+def _seeded_detection(numbers: _Numbers, crowd: Array) -> dict[str, list[tuple[Any, ...]]]:
+    scores = ((numbers.ranks + 1) / (numbers.ranks.size + 1)).astype(np.float32)
+    filtering = replace(inputs.SMALL, loss={"objectness": 0.3})
+    few = DetectionConfig(0.3, 40, 15, 0.4, 6, 12)
+    return {
+        "scored_boxes": [
+            (inputs.seeded_heads(filtering, 1, 0), filtering),
+            (inputs.seeded_heads(inputs.SMALL, 2, 1), inputs.SMALL),
+        ],
+        "nms": [(crowd, scores[:, 1].copy(), 0.45), (crowd, scores[:, 2].copy(), 0.1)],
+        "detect": [(crowd, scores, few), (crowd, scores, DetectionConfig(0.05))],
     }
 
 
 def _pinned(name: str) -> list[tuple[Any, ...]]:
-    """The arguments that the suite's check of the operation always tries first."""
+    """The arguments of the pinned cases of the suite's check of the operation."""
     from refinedet.conformance.checks.operations import loss_arguments
     from refinedet.conformance.registry import CHECKS
 
@@ -179,7 +225,7 @@ def _named(value: object, root: str) -> dict[str, Array]:
 
 
 def _case(operation: str, name: str, arguments: Sequence[Any]) -> Case:
-    """One call, with what the specification makes of it."""
+    """One call, with the specification's result."""
     function = OPERATIONS[operation]
     values: dict[str, Any] = {}
     tensors: dict[str, Array] = {}
@@ -210,7 +256,7 @@ NETWORK = replace(
 
 
 def network_arguments() -> tuple[dict[str, Array], Array]:
-    """Its parameters, of which those of the classes make scores that are far apart; images."""
+    """Its parameters, with class logits that make scores far apart; and images."""
     parameters = inputs.seeded_parameters(NETWORK, 0)
     for name in parameters:
         if "logits" in name:
@@ -219,10 +265,10 @@ def network_arguments() -> tuple[dict[str, Array], Array]:
 
 
 def _network_cases() -> list[Case]:
-    """The network's outputs, what is scored, and what is detected, as three operations.
+    """The network's heads, scored boxes and detections, as three operations.
 
     Computed in float64 and rounded once, so that the reference adds no error of its own,
-    and the bytes do not hang on the order in which a processor adds up.
+    and the bytes do not depend on a processor's order of additions.
     """
     parameters, images = network_arguments()
     exact = {name: p.astype(np.float64) for name, p in parameters.items()}
@@ -264,7 +310,7 @@ def all_cases() -> list[Case]:
 
 
 def _entry(case: Case, name: str, role: str, array: Array) -> dict[str, Any]:
-    """What the manifest says of one tensor."""
+    """The manifest's entry for one tensor."""
     entry: dict[str, Any] = {
         "name": name,
         "role": role,
@@ -285,7 +331,7 @@ def write_vectors(folder: Path) -> int:
     Returns:
         The number of cases.
     Raises:
-        DataError: the folder holds something that is not ours.
+        DataError: the folder holds other files.
         OSError: it cannot be written.
     """
     goal = folder.resolve()
@@ -323,29 +369,31 @@ def write_vectors(folder: Path) -> int:
 
 
 def _require_replaceable(folder: Path, goal: Path) -> None:
-    """Nothing is there, an empty folder, or vectors and nothing else."""
+    """Raise unless the folder is missing, empty, or holds vectors only."""
     if Path.cwd().is_relative_to(goal):
-        raise DataError("is the current folder or holds it; name a new one", path=folder)
+        raise DataError("is the current folder or contains it; choose a new one", path=folder)
     if not goal.exists():
         return
     if not goal.is_dir():
-        raise DataError("is a file; name a new folder", path=folder)
+        raise DataError("is a file; choose a new folder", path=folder)
     there = {path.name for path in goal.iterdir()}
     if not there:
         return
     try:
         ours = {MANIFEST, *_load_manifest(goal).get("files", ())}
     except (DataError, TypeError) as error:
-        raise DataError("is not empty, and not of vectors; name a new one", path=folder) from error
+        raise DataError(
+            "is not empty and holds no vectors; choose a new folder", path=folder
+        ) from error
     if foreign := sorted(there - ours):
         raise DataError(
-            f"holds {foreign[0]}, which is not of the vectors; move it away", path=folder
+            f"holds {foreign[0]}, which is not a file of vectors; move it away", path=folder
         )
 
 
 @contextmanager
 def _fresh_folder(goal: Path) -> Iterator[Path]:
-    """A folder beside its goal, which takes the goal's place when the block ends well."""
+    """A folder beside ``goal``, which replaces ``goal`` if the block raises nothing."""
     goal.parent.mkdir(parents=True, exist_ok=True)
     draft = goal.with_name(f".{goal.name}.{secrets.token_hex(4)}")
     old = draft.with_name(f"{draft.name}.old")
@@ -365,19 +413,19 @@ def _fresh_folder(goal: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-# What is judged
+# Checking
 
 STATES = PASSED, FAILED, NOT_IMPLEMENTED = "passed", "failed", "not implemented"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What became of one case."""
+class CaseResult:
+    """The result of one case."""
 
     case: str
     operation: str
     state: str
-    said: str = ""
+    message: str = ""
     """Why it failed."""
     worst: float = 0.0
     """Largest error as a fraction of what is allowed."""
@@ -385,30 +433,30 @@ class Verdict:
 
 @dataclass
 class Row:
-    """The verdicts on one operation."""
+    """The results of one operation: counts by state, and the largest error."""
 
     worst: float = 0.0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATES, 0))
 
 
-def summary(verdicts: Sequence[Verdict]) -> dict[str, Row]:
+def summary(results: Sequence[CaseResult]) -> dict[str, Row]:
     """The table by operation, in their order."""
     rows: dict[str, Row] = {}
-    for verdict in verdicts:
-        row = rows.setdefault(verdict.operation, Row())
-        row.counts[verdict.state] += 1
-        row.worst = max(row.worst, verdict.worst)
+    for result in results:
+        row = rows.setdefault(result.operation, Row())
+        row.counts[result.state] += 1
+        row.worst = max(row.worst, result.worst)
     return rows
 
 
-def check_results(folder: Path, results: Path) -> list[Verdict]:
-    """Judge the results of any program against a folder of vectors.
+def check_results(folder: Path, results: Path) -> list[CaseResult]:
+    """Check the results of any program against a folder of vectors.
 
     Args:
-        results: a folder of files as the vectors', which hold outputs alone.
+        results: a folder of files named as the vectors', which hold outputs only.
     Raises:
-        DataError: vectors that are not whole, or results that cannot be read: no
-            such folder, a damaged file, names that are not in the manifest.
+        DataError: damaged vectors, or results that cannot be read: no such folder, a
+            damaged file, names that are not in the manifest.
     """
     manifest = _read_manifest(folder)
     for file, known in manifest["files"].items():
@@ -425,12 +473,12 @@ def check_results(folder: Path, results: Path) -> list[Verdict]:
                 outputs[tensor["file"]].add(tensor["name"])
     if not results.is_dir():
         raise DataError("no such folder", path=results)
-    found = sorted(path for path in results.iterdir() if path.suffix == ".safetensors")
-    if not found:
-        raise DataError("no safetensors file, nothing to judge", path=results)
+    files = sorted(path for path in results.iterdir() if path.suffix == ".safetensors")
+    if not files:
+        raise DataError("holds no safetensors file to check", path=results)
     with ExitStack() as stack:
         given = {}
-        for path in found:
+        for path in files:
             if path.name not in outputs:
                 raise DataError("the vectors have no file of this name", path=path)
             given[path.name] = stack.enter_context(_opened(path))
@@ -438,11 +486,11 @@ def check_results(folder: Path, results: Path) -> list[Verdict]:
                 raise DataError(f"{unknown[0]!r} is no output of the vectors", path=path)
         kept = {file: stack.enter_context(_opened(folder / file)) for file in given}
         _require_described(folder, manifest, kept)
-        return [_verdict(case, kept, given) for case in manifest["cases"]]
+        return [_case_result(case, kept, given) for case in manifest["cases"]]
 
 
 def _require_described(folder: Path, manifest: dict[str, Any], kept: dict[str, Any]) -> None:
-    """The vectors' own outputs are what the manifest says of them."""
+    """Raise unless the vectors' outputs are as the manifest describes them."""
     names = {file: set(stored.keys()) for file, stored in kept.items()}
     for case in manifest["cases"]:
         for tensor in case["tensors"]:
@@ -450,46 +498,47 @@ def _require_described(folder: Path, manifest: dict[str, Any], kept: dict[str, A
             if file not in kept:
                 continue
             part = kept[file].get_slice(name) if name in names[file] else None
-            found = part and (part.get_dtype(), part.get_shape())
-            if found != (tensor["dtype"], tensor["shape"]):
-                raise DataError(f"damaged: {name} is not so in {file}", key=folder / MANIFEST)
+            stored_as = part and (part.get_dtype(), part.get_shape())
+            if stored_as != (tensor["dtype"], tensor["shape"]):
+                raise DataError(f"damaged: {file} holds no such {name}", key=folder / MANIFEST)
 
 
-def _verdict(case: dict[str, Any], kept: dict[str, Any], given: dict[str, Any]) -> Verdict:
+def _case_result(case: dict[str, Any], kept: dict[str, Any], given: dict[str, Any]) -> CaseResult:
     expected = [t for t in case["tensors"] if t["role"] == "output"]
     names = {file: set(stored.keys()) for file, stored in given.items()}
-    there = [t["name"] in names.get(t["file"], ()) for t in expected]
-    said, worst = "", 0.0
-    if not any(there):
-        return Verdict(case["case"], case["operation"], NOT_IMPLEMENTED)
-    for tensor, has in zip(expected, there, strict=True):
+    present = [t["name"] in names.get(t["file"], ()) for t in expected]
+    message, worst = "", 0.0
+    if not any(present):
+        return CaseResult(case["case"], case["operation"], NOT_IMPLEMENTED)
+    for tensor, has in zip(expected, present, strict=True):
         name = tensor["name"]
         file = tensor["file"]
         fault, error = (
             _fault(tensor, kept[file].get_tensor(name), given[file]) if has else ("is missing", 0.0)
         )
         worst = max(worst, error)
-        said = said or (fault and f"{name.rpartition('/')[2]} {fault}")
-    return Verdict(case["case"], case["operation"], FAILED if said else PASSED, said, worst)
+        message = message or (fault and f"{name.rpartition('/')[2]} {fault}")
+    state = FAILED if message else PASSED
+    return CaseResult(case["case"], case["operation"], state, message, worst)
 
 
 def _fault(tensor: dict[str, Any], expected: Array, stored: Any) -> tuple[str, float]:
-    """What is wrong with one result, or nothing; its error as a fraction of what is allowed."""
+    """The fault of one result, or ""; and its error as a fraction of the allowed one."""
     part = stored.get_slice(tensor["name"])
-    if part.get_dtype() != tensor["dtype"]:  # some are unknown to NumPy: not loaded
+    if part.get_dtype() != tensor["dtype"]:  # not loaded: NumPy does not know some
         return f"has dtype {part.get_dtype()}, not {tensor['dtype']}", 0.0
     if part.get_shape() != tensor["shape"]:
         return f"has shape {part.get_shape()}, not {tensor['shape']}", 0.0
-    got: Array = stored.get_tensor(tensor["name"])
-    if got.dtype == bool:  # another program's may be any byte
-        got, expected = got.view(np.uint8), expected.view(np.uint8)
-    if got.dtype.kind in "iu":
-        wrong, worst, allowed = got != expected, 0.0, np.zeros(got.shape)
-        error = np.where(wrong, np.abs(got.astype(float) - expected.astype(float)), 0)
+    actual: Array = stored.get_tensor(tensor["name"])
+    if actual.dtype == bool:  # other programs may write any byte
+        actual, expected = actual.view(np.uint8), expected.view(np.uint8)
+    if actual.dtype.kind in "iu":
+        wrong, worst, allowed = actual != expected, 0.0, np.zeros(actual.shape)
+        error = np.where(wrong, np.abs(actual.astype(float) - expected.astype(float)), 0)
     else:
-        if not np.isfinite(got).all():
-            return f"is not finite{_at(~np.isfinite(got))[0]}", 0.0
-        error = np.abs(got.astype(np.float64) - expected.astype(np.float64))
+        if not np.isfinite(actual).all():
+            return f"is not finite{_at(~np.isfinite(actual))[0]}", 0.0
+        error = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
         allowed = tensor["atol"] + tensor["rtol"] * np.abs(expected.astype(np.float64))
         wrong = error > allowed
         worst = float((error / (allowed + 1e-300)).max(initial=0))
@@ -497,20 +546,20 @@ def _fault(tensor: dict[str, Any], expected: Array, stored: Any) -> tuple[str, f
         return "", worst
     place, at = _at(wrong)
     return (
-        f"differs{place}: got {got[at]}, expected {expected[at]}, "
+        f"differs{place}: actual {actual[at]}, expected {expected[at]}, "
         f"error {error[at]:.3g}, allowed {allowed[at]:.3g}"
     ), worst
 
 
 def _at(wrong: Array) -> tuple[str, tuple[int, ...]]:
-    """The first index, in words and as it is; a scalar has none."""
+    """The first index, as text and as a tuple; a scalar has none."""
     at = tuple(int(i) for i in np.argwhere(wrong)[0])
     return (f" at {list(at)}" if at else ""), at
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file, with its faults as one line."""
+    """A safetensors file, with its faults as a ``DataError``."""
     try:
         if path.exists() and not path.is_file():  # a pipe would wait for ever
             raise DataError("not a file", path=path)
@@ -523,7 +572,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _load_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, of our format and any version."""
+    """The manifest of this format in any version."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
@@ -538,13 +587,13 @@ def _load_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of our version, with every field that is read."""
+    """The manifest of this version, with every field that is read."""
     path = folder / MANIFEST
     manifest = _load_manifest(folder)
     if manifest.get("version") != VERSION:
-        found = repr(manifest.get("version"))[:20]
+        version = repr(manifest.get("version"))[:20]
         raise DataError(
-            f"expected version {VERSION}, got {found}; write the vectors again", path=path
+            f"version {version}, expected {VERSION}; write the vectors again", path=path
         )
     try:
         for file, known in manifest["files"].items():

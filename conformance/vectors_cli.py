@@ -19,7 +19,7 @@ from refinedet.conformance.vectors import (
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Test vectors: the specification as files, for programs in any language.",
+    help="Test vectors: the specification's inputs and outputs as files.",
 )
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the vectors.")]
 
@@ -36,22 +36,22 @@ def write_command(folder: FolderArgument) -> None:
 def check_command(
     folder: FolderArgument,
     results: Annotated[
-        Path, typer.Argument(metavar="RESULTS", help="Folder of files that hold your outputs.")
+        Path, typer.Argument(metavar="RESULTS", help="Folder of the files with your outputs.")
     ],
 ) -> None:
-    """Judge outputs that any program wrote; status 1 if one of them is wrong."""
-    verdicts = check_results(folder, results)
-    for verdict in verdicts:
-        if verdict.state == FAILED:
-            typer.echo(f"FAILED {verdict.case}: {verdict.said}")
+    """Check outputs that any program wrote; status 1 if one of them is wrong."""
+    checked = check_results(folder, results)
+    for result in checked:
+        if result.state == FAILED:
+            typer.echo(f"FAILED {result.case}: {result.message}")
     typer.echo(
         f"{'operation':22}{PASSED:>8}{FAILED:>8}{NOT_IMPLEMENTED:>17}  worst error / allowed"
     )
-    for operation, row in summary(verdicts).items():
+    for operation, row in summary(checked).items():
         passed, failed, missing = (row.counts[state] for state in STATES)
         worst = f"{row.worst:.2g}" if passed + failed else "-"
         typer.echo(f"{operation:22}{passed:8}{failed:8}{missing:17}  {worst:>21}")
-    total = {state: sum(v.state == state for v in verdicts) for state in STATES}
-    typer.echo(f"{len(verdicts)} cases: {', '.join(f'{n} {s}' for s, n in total.items())}")
+    total = {state: sum(result.state == state for result in checked) for state in STATES}
+    typer.echo(f"{len(checked)} cases: {', '.join(f'{n} {s}' for s, n in total.items())}")
     if total[FAILED]:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Test vectors: complete, the same on every run, enough by themselves, and judged strictly."""
+"""Test vectors: complete, reproducible, self-contained, and checked strictly."""
 
 import dataclasses
 import inspect
@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from refinedet.backends.operations import OPERATIONS
 from refinedet.conformance import vectors
-from refinedet.conformance.margin import MARGIN, TRIES, moved
+from refinedet.conformance.margin import MARGIN, TRIES, perturbed
 from refinedet.conformance.vectors import check_results, write_vectors
 from refinedet.conformance.vectors_cli import app
 from refinedet.errors import DataError
@@ -53,11 +53,11 @@ def results(tmp_path, manifest, tensors):
 
 
 def outputs_of(manifest, tensors):
-    found = {}
+    files = {}
     for case in manifest["cases"]:
         for t in outputs(case):
-            found.setdefault(t["file"], {})[t["name"]] = tensors[t["file"]][t["name"]].copy()
-    return found
+            files.setdefault(t["file"], {})[t["name"]] = tensors[t["file"]][t["name"]].copy()
+    return files
 
 
 def outputs(case):
@@ -72,7 +72,7 @@ def store(folder, files):
 
 
 def change(results, file, name, value):
-    """One tensor of the results becomes another; None takes it away."""
+    """Replace one tensor of the results; None removes it."""
     content = load_file(results / file)
     if value is None:
         del content[name]
@@ -87,7 +87,7 @@ def refused(message, call, *arguments):
     assert "\n" not in str(caught.value)
 
 
-# What is written
+# Writing
 
 
 def test_every_operation_and_the_network_have_several_cases(manifest):
@@ -139,17 +139,17 @@ def test_the_bytes_are_the_same_in_another_process(written, tmp_path):
     assert first == second
 
 
-def built(kind, value):
+def configuration(kind, value):
     """A configuration from its JSON."""
     if isinstance(value, list):
         return tuple(value)
     if not dataclasses.is_dataclass(kind):
         return value
     kinds = typing.get_type_hints(kind)
-    return kind(**{name: built(kinds[name], part) for name, part in value.items()})
+    return kind(**{name: configuration(kinds[name], part) for name, part in value.items()})
 
 
-def taken(tensors, prefix):
+def argument(tensors, prefix):
     """One argument: an array, a list, heads, or parameters."""
     if prefix in tensors:
         return tensors[prefix]
@@ -171,31 +171,29 @@ def test_the_files_alone_are_enough_to_compute_every_output(manifest, tensors):
             assert function.__module__ == case["defined_in"]
             kinds = typing.get_type_hints(function)
             arguments = [
-                built(kinds[name], case["values"][name])
+                configuration(kinds[name], case["values"][name])
                 if name in case["values"]
-                else taken(inputs, f"{short}/input/{name}")
+                else argument(inputs, f"{short}/input/{name}")
                 for name in inspect.signature(function).parameters
             ]
-            got = [leaf for _, leaf in vectors.leaves(function(*arguments))]
-            want = list(expected.values())
-            if case["operation"] == "momentum_step":  # by name: a file has an order of its own
-                got = [leaf for _, leaf in sorted(vectors.leaves(function(*arguments)))]
-            for g, w in zip(got, want, strict=True):
-                np.testing.assert_array_equal(g, w, strict=False)
+            actual = list(vectors.leaves(function(*arguments)))
+            if case["operation"] == "momentum_step":  # the file is in the order of the names
+                actual = sorted(actual)
+            for (_, a), e in zip(actual, expected.values(), strict=True):
+                np.testing.assert_array_equal(a, e, strict=False)
             continue
-        config = built(Config, case["values"]["config"])
+        config = configuration(Config, case["values"]["config"])
         assert config == vectors.NETWORK
-        parameters = taken(inputs, "small/input/parameters")
-        heads = forward(parameters, taken(inputs, "small/input/images"), config)[0]
+        parameters = argument(inputs, "small/input/parameters")
+        heads = forward(parameters, argument(inputs, "small/input/images"), config)[0]
         result = {
             "network_heads": heads,
             "network_scored_boxes": scored_boxes(heads, config),
             "network_detections": detections(heads, config),
         }[case["operation"]]
-        got = [leaf for _, leaf in vectors.leaves(result)]
-        for g, w in zip(got, expected.values(), strict=True):
-            np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5)
-            assert g.dtype == w.dtype
+        for (_, a), e in zip(vectors.leaves(result), expected.values(), strict=True):
+            np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5)
+            assert a.dtype == e.dtype
 
 
 def test_the_network_is_small_and_finds_objects_of_several_classes(manifest, tensors):
@@ -204,23 +202,23 @@ def test_the_network_is_small_and_finds_objects_of_several_classes(manifest, ten
     labels = network["small/output/detections.0.labels"]
     assert len(labels) > 10
     assert len(set(labels.tolist())) > 1
-    silent = (network["small/output/scored_boxes.1"] == 0).all(axis=2).mean()
-    assert 0.1 < silent < 0.9
+    filtered = (network["small/output/scored_boxes.1"] == 0).all(axis=2).mean()
+    assert 0.1 < filtered < 0.9
 
 
 def near(value, seed):
-    """A value with all its float32 numbers moved by the margin, several times."""
+    """A value with all its float32 numbers perturbed by the margin, several times."""
     if isinstance(value, np.ndarray) and value.dtype == np.float32:
-        return list(moved(value, seed))
+        return list(perturbed(value, seed))
     if isinstance(value, list):
         return [list(parts) for parts in zip(*(near(v, seed) for v in value), strict=True)]
     if isinstance(value, Heads):
-        return list(moved(value, seed))
+        return list(perturbed(value, seed))
     return [value] * TRIES
 
 
 def same_decisions(one, other):
-    """Whole numbers are equal; others differ no more than moved inputs explain."""
+    """Integers are equal; others differ no more than perturbed inputs explain."""
     for (path, a), (_, b) in zip(vectors.leaves(one), vectors.leaves(other), strict=True):
         a, b = np.asarray(a), np.asarray(b)
         assert a.shape == b.shape, path
@@ -243,10 +241,10 @@ DISCRETE = (
 
 
 @pytest.mark.parametrize("operation", DISCRETE)
-def test_no_seeded_decision_hangs_on_the_last_digits(operation):
+def test_no_seeded_decision_depends_on_the_last_digits(operation):
     groups = vectors.seeded_arguments()[operation]
     if operation == "detector_loss":
-        groups += vectors._pinned(operation)  # these are drawn as well
+        groups += vectors._pinned(operation)  # its pinned cases are seeded as well
     assert groups
     for arguments in groups:
         expected = OPERATIONS[operation](*arguments)
@@ -254,16 +252,16 @@ def test_no_seeded_decision_hangs_on_the_last_digits(operation):
             same_decisions(expected, OPERATIONS[operation](*others))
 
 
-def test_no_detection_of_the_network_hangs_on_the_last_digits():
+def test_no_detection_of_the_network_depends_on_the_last_digits():
     parameters, images = vectors.network_arguments()
     heads = forward(parameters, images, vectors.NETWORK)[0]
     expected = detections(heads, vectors.NETWORK), scored_boxes(heads, vectors.NETWORK)
-    for other in moved(heads, 0):
-        got = detections(other, vectors.NETWORK), scored_boxes(other, vectors.NETWORK)
-        same_decisions(expected, got)
+    for other in perturbed(heads, 0):
+        actual = detections(other, vectors.NETWORK), scored_boxes(other, vectors.NETWORK)
+        same_decisions(expected, actual)
 
 
-# Where it is written
+# The folder
 
 
 def test_vectors_are_replaced_by_vectors(written, tmp_path):
@@ -277,7 +275,7 @@ def test_vectors_are_replaced_by_vectors(written, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["vectors"]
 
 
-def test_an_empty_folder_and_a_new_path_are_taken(tmp_path):
+def test_an_empty_folder_and_a_new_path_are_accepted(tmp_path):
     (tmp_path / "empty").mkdir()
     write_vectors(tmp_path / "empty")
     write_vectors(tmp_path / "a" / "b")
@@ -288,21 +286,21 @@ def test_an_empty_folder_and_a_new_path_are_taken(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"precious", b"{", b"[]", b'{"format": "other"}', b'{"files": 1}']
 )
-def test_what_is_not_ours_stays(tmp_path, content):
+def test_other_folders_are_kept(tmp_path, content):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "manifest.json").write_bytes(content)
     refused("not empty", write_vectors, tmp_path / "folder")
     assert (tmp_path / "folder" / "manifest.json").read_bytes() == content
 
 
-def test_a_foreign_file_among_vectors_stays(written, tmp_path):
+def test_a_foreign_file_among_vectors_is_kept(written, tmp_path):
     shutil.copytree(written, tmp_path / "vectors")
     (tmp_path / "vectors" / "notes.txt").write_text("mine")
     refused("holds notes.txt", write_vectors, tmp_path / "vectors")
     assert (tmp_path / "vectors" / "notes.txt").exists()
 
 
-def test_a_file_and_the_current_folder_are_no_goal(tmp_path, monkeypatch):
+def test_a_file_and_the_current_folder_are_refused(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     refused("is a file", write_vectors, tmp_path / "file")
     (tmp_path / "here").mkdir()
@@ -337,20 +335,20 @@ def test_a_failed_writing_leaves_the_old_vectors_and_nothing_else(
     assert [p.name for p in tmp_path.iterdir()] == ["vectors"]
 
 
-# What is judged
+# Checking
 
 
-def test_the_contracts_own_outputs_pass(written, results):
-    verdicts = check_results(written, results)
-    assert {v.state for v in verdicts} == {"passed"}
-    assert max(v.worst for v in verdicts) == 0
-    answer = CliRunner().invoke(app, ["check", str(written), str(results)])
-    assert answer.exit_code == 0, answer.output
-    assert f"{len(verdicts)} cases: {len(verdicts)} passed, 0 failed" in answer.output
+def test_the_outputs_of_the_specification_pass(written, results):
+    checked = check_results(written, results)
+    assert {v.state for v in checked} == {"passed"}
+    assert max(v.worst for v in checked) == 0
+    done = CliRunner().invoke(app, ["check", str(written), str(results)])
+    assert done.exit_code == 0, done.output
+    assert f"{len(checked)} cases: {len(checked)} passed, 0 failed" in done.output
 
 
 def wrong(array, entry):
-    """The array with its last number as wrong as it takes, and by how much at least."""
+    """The array with its last number just outside the tolerance."""
     other = array.copy()
     if other.dtype == bool:
         other.flat[-1] = not other.flat[-1]
@@ -364,7 +362,7 @@ def wrong(array, entry):
 
 def test_every_output_is_compared_to_its_last_number(written, manifest, results):
     clean = {path.name: load_file(path) for path in results.iterdir()}
-    seen = 0
+    changed = 0
     for number in (*range(8), -1):  # many cases at a time: one output of each
         files = {file: dict(content) for file, content in clean.items()}
         spoilt = {}
@@ -375,13 +373,13 @@ def test_every_output_is_compared_to_its_last_number(written, manifest, results)
                 files[entry["file"]][entry["name"]] = wrong(array, entry)
                 spoilt[case["case"]] = entry["name"], [n - 1 for n in array.shape]
         store(results, files)
-        failed = {v.case: v.said for v in check_results(written, results) if v.state == "failed"}
+        failed = {v.case: v.message for v in check_results(written, results) if v.state == "failed"}
         assert failed.keys() == spoilt.keys()
         for case, (name, last) in spoilt.items():
             place = f" at {last}" if last else ""
-            assert failed[case].startswith(f"{name.split('/')[-1]} differs{place}: got ")
-        seen += len(spoilt)
-    assert seen > 800
+            assert failed[case].startswith(f"{name.split('/')[-1]} differs{place}: actual ")
+        changed += len(spoilt)
+    assert changed > 800
 
 
 def test_an_error_within_the_tolerance_passes_and_is_measured(written, results, manifest):
@@ -393,25 +391,25 @@ def test_an_error_within_the_tolerance_passes_and_is_measured(written, results, 
     other = content[name].copy()
     other.flat[0] = first + np.float32(0.5 * allowed)
     change(results, "encode.safetensors", name, other)
-    verdict = next(v for v in check_results(written, results) if v.case == "encode/seeded-00")
-    assert verdict.state == "passed"
-    assert 0.2 < verdict.worst < 0.9
+    result = next(v for v in check_results(written, results) if v.case == "encode/seeded-00")
+    assert result.state == "passed"
+    assert 0.2 < result.worst < 0.9
 
 
 def failure(written, results, case):
-    verdicts = {v.case: v for v in check_results(written, results) if v.state == "failed"}
-    assert list(verdicts) == [case]
-    assert "\n" not in verdicts[case].said
-    return verdicts[case].said
+    checked = {v.case: v for v in check_results(written, results) if v.state == "failed"}
+    assert list(checked) == [case]
+    assert "\n" not in checked[case].message
+    return checked[case].message
 
 
-def test_a_failure_says_where_what_and_by_how_much(written, results):
+def test_a_failure_names_the_index_the_values_and_the_error(written, results):
     iou = load_file(results / "box_iou.safetensors")["pinned-03/output/result"]
     iou[2, 1] += 0.25
     iou[4, 5] = 9
     change(results, "box_iou.safetensors", "pinned-03/output/result", iou)
-    said = failure(written, results, "box_iou/pinned-03")
-    assert said.startswith("result differs at [2, 1]: got 0.25, expected 0.0, error 0.25, allowed ")
+    message = failure(written, results, "box_iou/pinned-03")
+    assert message.startswith("result differs at [2, 1]: actual 0.25, expected 0.0, error 0.25, ")
 
 
 @pytest.mark.parametrize(
@@ -424,22 +422,22 @@ def test_a_failure_says_where_what_and_by_how_much(written, results):
         (np.full((5, 6), -np.inf, np.float32), "result is not finite at [0, 0]"),
     ],
 )
-def test_dtype_shape_and_finiteness_are_judged(written, results, other, message):
+def test_dtype_shape_and_finiteness_are_checked(written, results, other, message):
     change(results, "box_iou.safetensors", "pinned-03/output/result", other)
     assert message in failure(written, results, "box_iou/pinned-03")
 
 
-def test_a_dtype_that_numpy_has_not_is_a_failure(written, results):
+def test_a_dtype_unknown_to_numpy_is_a_failure(written, results):
     text = json.dumps(
         {"pinned-00/output/result": {"dtype": "BF16", "shape": [], "data_offsets": [0, 2]}}
     ).encode()
     data = len(text).to_bytes(8, "little") + text + b"\0\0"
     (results / "learning_rate.safetensors").write_bytes(data)
-    said = failure(written, results, "learning_rate/pinned-00")
-    assert said == "result has dtype BF16, not F64"
+    message = failure(written, results, "learning_rate/pinned-00")
+    assert message == "result has dtype BF16, not F64"
 
 
-def test_a_ground_truth_value_is_a_byte_of_0_or_1(written, results):
+def test_a_bool_is_a_byte_of_0_or_1(written, results):
     path = results / "hard_negatives.safetensors"
     data = bytearray(path.read_bytes())
     assert data[-1] in (0, 1)
@@ -449,18 +447,18 @@ def test_a_ground_truth_value_is_a_byte_of_0_or_1(written, results):
     assert [v.operation for v in failed] == ["hard_negatives"]
 
 
-def test_what_is_missing_is_not_implemented_and_half_a_case_has_failed(written, results):
+def test_a_missing_case_is_not_implemented_and_a_partial_one_fails(written, results):
     (results / "nms.safetensors").unlink()
     for name in ("result.0", "result.1"):
         change(results, "cross_entropy.safetensors", f"pinned-01/output/{name}", None)
     change(results, "cross_entropy.safetensors", "pinned-02/output/result.1", None)
-    verdicts = {v.case: v for v in check_results(written, results)}
-    missing = {name for name, v in verdicts.items() if v.state == "not implemented"}
-    assert missing == {n for n in verdicts if n.startswith("nms/")} | {"cross_entropy/pinned-01"}
-    assert verdicts["cross_entropy/pinned-02"].said == "result.1 is missing"
-    answer = CliRunner().invoke(app, ["check", str(written), str(results)])
-    assert answer.exit_code == 1
-    lines = answer.output.splitlines()
+    checked = {v.case: v for v in check_results(written, results)}
+    missing = {name for name, v in checked.items() if v.state == "not implemented"}
+    assert missing == {n for n in checked if n.startswith("nms/")} | {"cross_entropy/pinned-01"}
+    assert checked["cross_entropy/pinned-02"].message == "result.1 is missing"
+    done = CliRunner().invoke(app, ["check", str(written), str(results)])
+    assert done.exit_code == 1
+    lines = done.output.splitlines()
     assert lines[0] == "FAILED cross_entropy/pinned-02: result.1 is missing"
     row = next(line.split() for line in lines if line.startswith("cross_entropy"))
     assert row[1:4] == ["2", "1", "1"]
@@ -470,13 +468,13 @@ def test_what_is_missing_is_not_implemented_and_half_a_case_has_failed(written, 
     assert row[4] == "-"
 
 
-# What a user can get wrong
+# User errors
 
 
 def test_results_that_cannot_be_read_are_one_line(written, results, tmp_path):
     refused("no such folder", check_results, written, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    refused("nothing to judge", check_results, written, tmp_path / "empty")
+    refused("holds no safetensors file", check_results, written, tmp_path / "empty")
     path = results / "nms.safetensors"
     good = path.read_bytes()
     for bad in (b"", b"\xff" * 40, good[:-1], good[:100], b"\0" * 8 + good[8:]):
@@ -487,7 +485,7 @@ def test_results_that_cannot_be_read_are_one_line(written, results, tmp_path):
     refused(r"nms\.safetensors: not a file", check_results, written, results)
 
 
-def test_names_that_the_vectors_have_not_are_refused(written, results):
+def test_names_that_are_not_in_the_vectors_are_refused(written, results):
     zero = np.zeros(1, np.float32)
     change(results, "nms.safetensors", "pinned-00/output/results", zero)
     refused("'pinned-00/output/results' is no output", check_results, written, results)
@@ -499,7 +497,7 @@ def test_names_that_the_vectors_have_not_are_refused(written, results):
     refused(r"nns\.safetensors: the vectors have no file", check_results, written, results)
 
 
-def test_damaged_vectors_judge_nothing(written, results, tmp_path):
+def test_damaged_vectors_are_refused(written, results, tmp_path):
     folder = tmp_path / "vectors"
     shutil.copytree(written, folder)
     data = bytearray((folder / "nms.safetensors").read_bytes())
@@ -531,7 +529,7 @@ def test_another_manifest_is_refused(written, manifest, results, tmp_path):
     path.write_text('{"format": "other"}')
     refused("not a manifest", check_results, folder, results)
     edited(lambda m: m.update(version=2))
-    refused("expected version 1, got 2", check_results, folder, results)
+    refused("version 2, expected 1", check_results, folder, results)
     output = manifest["cases"][0]["tensors"].index(outputs(manifest["cases"][0])[0])
     for damage in (
         lambda m: m.pop("cases"),
@@ -569,17 +567,17 @@ def read_in_c(reader, path):
     return subprocess.run([reader, path], capture_output=True, text=True, timeout=20)
 
 
-def test_the_reader_in_c_says_what_numpy_says(reader, written, tensors):
+def test_the_reader_in_c_prints_what_numpy_reads(reader, written, tensors):
     for file, content in tensors.items():
-        answer = read_in_c(reader, written / file)
-        assert answer.returncode == 0, answer.stderr
-        said = {}
-        for line in answer.stdout.splitlines():
+        done = read_in_c(reader, written / file)
+        assert done.returncode == 0, done.stderr
+        printed = {}
+        for line in done.stdout.splitlines():
             name, dtype, shape, values = re.fullmatch(r"(\S+) (\S+) \[(.*?)\](.*)", line).groups()
-            said[name] = dtype, [int(n) for n in shape.split(",") if n], values.split()
-        assert said.keys() == content.keys()
+            printed[name] = dtype, [int(n) for n in shape.split(",") if n], values.split()
+        assert printed.keys() == content.keys()
         for name, array in content.items():
-            dtype, shape, values = said[name]
+            dtype, shape, values = printed[name]
             assert dtype == vectors.DTYPES[array.dtype.name]
             assert shape == list(array.shape)
             numbers = np.array(values, dtype=float).astype(array.dtype)
@@ -596,10 +594,10 @@ def test_the_reader_in_c_stops_at_a_file_cut_off(reader, written, tmp_path):
     cut = tmp_path / "cut"
     for length in (*range(12), 100, 500, len(data) // 2, len(data) - 1):
         cut.write_bytes(data[:length])
-        answer = read_in_c(reader, cut)
-        assert answer.returncode == 1, length
-        assert answer.stderr.startswith("error: ")
-        assert answer.stderr.count("\n") == 1
+        done = read_in_c(reader, cut)
+        assert done.returncode == 1, length
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
     huge = json.dumps({"a": {"dtype": "F64", "shape": [2**61], "data_offsets": [0, 0]}}).encode()
     cut.write_bytes(len(huge).to_bytes(8, "little") + huge)
     assert read_in_c(reader, cut).returncode == 1
@@ -611,7 +609,7 @@ def test_the_reader_in_c_is_under_a_hundred_lines():
     assert len((DOCS / "vectors_reader.c").read_text().splitlines()) < 100
 
 
-# What is written about it
+# The page
 
 
 def test_the_page_lists_the_manifests_fields(manifest):
@@ -643,13 +641,13 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch, manifest, tensors):
         name, *arguments = command.split()
         if name == "refinedet":
             assert arguments[0] == "vectors"
-            answer = CliRunner().invoke(app, arguments[1:])
-            assert answer.exit_code == 0, answer.output
+            done = CliRunner().invoke(app, arguments[1:])
+            assert done.exit_code == 0, done.output
         else:
             subprocess.run(command.split(), check=True, capture_output=True)
 
 
-def test_the_results_in_c_of_the_page_are_judged(written, tmp_path):
+def test_the_results_in_c_of_the_page_are_checked(written, tmp_path):
     page = (DOCS / "vectors.md").read_text()
     body = re.search(r"(?:^    .*\n)*    fwrite\(&rate.*\n", page, re.MULTILINE).group()
     results = tmp_path / "results"
@@ -664,15 +662,15 @@ def test_the_results_in_c_of_the_page_are_judged(written, tmp_path):
         flags = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-o", "writer"]
         subprocess.run(["cc", *flags, "writer.c"], check=True, cwd=tmp_path)
         subprocess.run(["./writer"], check=True, cwd=tmp_path)
-        answer = CliRunner().invoke(app, ["check", str(written), str(results)])
-        assert answer.exit_code == (0 if rate == "0.125" else 1), answer.output
-        assert f"{1 if rate == '0.125' else 0} passed" in answer.output
+        done = CliRunner().invoke(app, ["check", str(written), str(results)])
+        assert done.exit_code == (0 if rate == "0.125" else 1), done.output
+        assert f"{1 if rate == '0.125' else 0} passed" in done.output
     shown = re.search(r"^    (FAILED .*, allowed) .*$", page, re.MULTILINE).group(1)
-    assert shown in answer.output
+    assert shown in done.output
 
 
-def test_every_command_has_help_and_a_mistake_is_the_projects_error(written, tmp_path):
+def test_every_command_has_help_and_a_user_error_is_a_data_error(written, tmp_path):
     for arguments in (["--help"], ["write", "--help"], ["check", "--help"]):
         assert CliRunner().invoke(app, arguments).exit_code == 0
-    answer = CliRunner().invoke(app, ["check", str(written), str(tmp_path / "nowhere")])
-    assert isinstance(answer.exception, DataError)
+    done = CliRunner().invoke(app, ["check", str(written), str(tmp_path / "nowhere")])
+    assert isinstance(done.exception, DataError)
