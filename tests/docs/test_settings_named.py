@@ -1,4 +1,4 @@
-"""Every setting named on a page exists, in tables and text too, and every settings file is valid."""
+"""Every setting named on a page exists, in tables and text too; every settings file is valid."""
 
 import dataclasses
 import re
