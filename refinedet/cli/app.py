@@ -50,7 +50,7 @@ from refinedet.errors import (
 from refinedet.evaluation.coco_results import score_results
 from refinedet.evaluation.dataset_run import scoring_bar
 from refinedet.evaluation.metrics import (
-    METRICS,
+    COCO_METRICS,
     evaluation_table,
 )
 from refinedet.evaluation.model_run import evaluate_model
@@ -381,7 +381,7 @@ def eval_command(
         ground_truth = data.ground_truth()
         if output is not None:
             raise DataError("is not for --results; leave it out", key="--output")
-        if row is not None and row.main not in METRICS:
+        if row is not None and row.main not in COCO_METRICS:
             raise DataError(
                 f"has {row.main}, --results gives COCO's alone", key=f"--expect {row.name}"
             )

@@ -1,11 +1,12 @@
-"""Results files: detections in COCO's format, written, read and scored.
+"""Results files: detections in COCO's format, written, read and evaluated.
 
-They may hold millions of entries, so one entry is in memory at a time, and what is kept
-of it are its numbers.
+They may hold millions of entries, so one entry is in memory at a time, and only its
+numbers are kept.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -27,30 +28,34 @@ from refinedet.data.formats.coco import (
     read_json,
 )
 from refinedet.errors import DataError
-from refinedet.evaluation.metrics import Evaluation, Found, GroundTruth, Progress, coco_metrics
-from refinedet.evaluation.protocols import Protocol, chosen_ids
+from refinedet.evaluation.box_tables import DetectionTable, GroundTruthTable
+from refinedet.evaluation.coco_metrics import Progress, coco_metrics
+from refinedet.evaluation.metrics import Evaluation
+from refinedet.evaluation.protocols import Protocol, counted_image_ids
 from refinedet.spec.detection import Detections
-from refinedet.support.files import replacing
+from refinedet.support.files import open_regular_file, replacing
 from refinedet.support.text import shown_json
 
 MAX_COORDINATE = 1e100
 """Pixels, in a file: larger numbers overflow when areas are computed."""
 
 CHUNK = 1 << 20
-"""Characters of a results file that are read at a time."""
+"""Characters of a results file that are read at once."""
 
 SPACE = re.compile(r"[ \t\n\r]*")
-"""What JSON has between values."""
+"""White space as JSON has it between values."""
 
 
-def write_results(path: Path, category_ids: Sequence[int], found: Mapping[int, Detections]) -> None:
+def write_results(
+    path: Path, category_ids: Sequence[int], detections: Mapping[int, Detections]
+) -> None:
     """Write detections as a COCO results file, whole or not at all.
 
-    Numbers are written in full: the file scores as the detections themselves do.
+    Numbers are written in full: the file gives the same metrics as the detections.
 
     Args:
         category_ids: ``Dataset.category_ids``; label 1 is the first.
-        found: image id to detections, boxes in pixels, as ``Evaluator.found``.
+        detections: by image id, boxes in pixels, as ``Evaluator.detections``.
     Raises:
         WriteError: the file cannot be written.
     Source: cocodataset.org, "results format": image_id, category_id, bbox of x_min,
@@ -58,20 +63,21 @@ def write_results(path: Path, category_ids: Sequence[int], found: Mapping[int, D
     """
     with replacing(path) as draft, draft.open("w", encoding="utf-8") as file:
         before = "["
-        for image_id in sorted(found):
-            for entry in _result_entries(image_id, category_ids, found[image_id]):
+        for image_id in sorted(detections):
+            for entry in _result_entries(image_id, category_ids, detections[image_id]):
                 file.write(before + json.dumps(entry, allow_nan=False))
                 before = ",\n"
         file.write("[]\n" if before == "[" else "]\n")
 
 
 def _result_entries(
-    image_id: int, category_ids: Sequence[int], found: Detections
+    image_id: int, category_ids: Sequence[int], detections: Detections
 ) -> Iterator[dict[str, Any]]:
     """The entries of one image in a results file."""
-    corners = found.boxes.astype(np.float64)
+    corners = detections.boxes.astype(np.float64)
     boxes = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]]).tolist()
-    for box, score, label in zip(boxes, found.scores.tolist(), found.labels.tolist(), strict=True):
+    scores, labels = detections.scores.tolist(), detections.labels.tolist()
+    for box, score, label in zip(boxes, scores, labels, strict=True):
         yield {
             "image_id": image_id,
             "category_id": category_ids[label - 1],
@@ -80,7 +86,7 @@ def _result_entries(
         }
 
 
-def score_results(
+def evaluate_coco_results(
     results: Path,
     annotations: Path,
     progress: Progress = iter,
@@ -88,7 +94,7 @@ def score_results(
 ) -> Evaluation:
     """COCO's metrics of a results file against an annotation file, without images.
 
-    A results file with an empty list is legal: nothing was found, all metrics are 0.
+    An empty list of results is valid: nothing was detected, so all metrics are 0.
 
     Args:
         progress: receives the classes.
@@ -96,12 +102,13 @@ def score_results(
             fields are not read.
         annotations: COCO's ``instances`` file. "area" may be missing (then it is the
             box's), "iscrowd" too (then 0).
-        protocol: says which images count; None is all. The results are taken as they are.
+        protocol: decides which images count; None is all. Its detection settings are not
+            applied: the results are final detections.
     Raises:
-        DataError: one line, the first fault: unreadable, not JSON, not a list, a field
-            that is missing or of another kind, unknown or repeated ids, numbers that are
+        DataError: the first fault: unreadable, not JSON, not a list, a field
+            that is missing or of another type, unknown or repeated ids, numbers that are
             not finite, boxes beyond any image, negative sides. Scores are any finite
-            numbers: COCO ranks by them.
+            numbers: COCO only ranks by them.
     """
     file = CocoFile(annotations, _raise_fault)
     image_ids = {image_id for _, image_id, _ in file.rows("images")}
@@ -114,17 +121,17 @@ def score_results(
     del file  # it may be large
     detections = _detection_rows(results, image_ids, classes)
     if protocol is not None:
-        chosen = chosen_ids(
+        counted = counted_image_ids(
             protocol,
             np.array(sorted(image_ids), np.int64),
             ground_truth.image_ids,
             ground_truth.crowd,
             str(annotations),
         )
-        kept = np.isin(ground_truth.image_ids, chosen)
-        ground_truth = GroundTruth(*(column[kept] for column in ground_truth))
-        kept = np.isin(detections.image_ids, chosen)
-        detections = Found(*(column[kept] for column in detections))
+        kept = np.isin(ground_truth.image_ids, counted)
+        ground_truth = GroundTruthTable(*(column[kept] for column in ground_truth))
+        kept = np.isin(detections.image_ids, counted)
+        detections = DetectionTable(*(column[kept] for column in detections))
     metrics = coco_metrics(ground_truth, detections, len(categories), progress)
     return Evaluation(tuple(categories.values()), *metrics)
 
@@ -135,7 +142,7 @@ def _raise_fault(where: Location, fault: RowError) -> NoReturn:
 
 def _ground_truth_rows(
     file: CocoFile, image_ids: Collection[int], classes: Mapping[int, int]
-) -> GroundTruth:
+) -> GroundTruthTable:
     """The annotations of a file. ``classes``: class from 0 of each category id."""
     ids, labels, boxes, areas, crowd = [], [], [], [], []
     for row in file.annotations(image_ids, classes):
@@ -148,7 +155,7 @@ def _ground_truth_rows(
         boxes.append(row.bbox)
         areas.append(row.bbox[2] * row.bbox[3] if row.area is None else row.area)
         crowd.append(row.crowd)
-    return GroundTruth(
+    return GroundTruthTable(
         np.array(ids, np.int64),
         np.array(labels, np.int64),
         np.array(boxes, np.float64).reshape(-1, 4),
@@ -158,7 +165,9 @@ def _ground_truth_rows(
     )
 
 
-def _detection_rows(path: Path, image_ids: Collection[int], classes: Mapping[int, int]) -> Found:
+def _detection_rows(
+    path: Path, image_ids: Collection[int], classes: Mapping[int, int]
+) -> DetectionTable:
     """The detections of a results file. ``classes``: class from 0 of each category id."""
     ids, labels, boxes, scores = array("q"), array("q"), array("d"), array("d")
     for index, entry in enumerate(_results(path)):
@@ -174,7 +183,7 @@ def _detection_rows(path: Path, image_ids: Collection[int], classes: Mapping[int
             scores.append(_score(entry))
         except RowError as fault:
             _raise_fault(Location(path, f"entry[{index}]"), fault)
-    return Found(
+    return DetectionTable(
         np.asarray(ids),
         np.asarray(labels),
         np.asarray(boxes).reshape(-1, 4),
@@ -201,25 +210,24 @@ def _score(entry: dict[str, Any]) -> float:
 
 
 def _results(path: Path) -> Iterator[Any]:
-    """What the list in a results file holds, one after the other."""
+    """The entries of the list in a results file, one after the other."""
     read = 0
-    if path.is_file():  # a pipe would wait for ever
-        try:
-            with path.open(encoding="utf-8") as file:
-                for entry in _list_entries(file):
-                    yield entry
-                    read += 1
-            return
-        except (OSError, ValueError, RecursionError):
-            pass  # reading it whole finds the right words for what is wrong
-    content = read_json(path)
+    try:
+        with io.TextIOWrapper(open_regular_file(path), encoding="utf-8") as file:
+            for entry in _list_entries(file):
+                yield entry
+                read += 1
+        return
+    except (OSError, ValueError, RecursionError):
+        pass
+    content = read_json(path)  # raises, with the right reason, unless it is in another encoding
     if not isinstance(content, list):
         raise DataError("the content is not a list", path=path)
     yield from content[read:]
 
 
 def _list_entries(file: TextIO) -> Iterator[Any]:
-    """The entries of a JSON list, a chunk of text at a time; ValueError where it is none."""
+    """The entries of a JSON list, read in chunks of text; ValueError where it is not a list."""
     decode = json.JSONDecoder().raw_decode
     text = file.read(CHUNK).lstrip()
     if not text.startswith("["):
@@ -227,13 +235,13 @@ def _list_entries(file: TextIO) -> Iterator[Any]:
     start, size, separator = 1, CHUNK, ""
     while True:
         try:
-            place = _after_space(text, start)
-            if text[place] == "]":
+            position = _after_space(text, start)
+            if text[position] == "]":
                 break
-            if separator and text[place] != separator:
+            if separator and text[position] != separator:
                 raise ValueError("no comma")
-            entry, end = decode(text, _after_space(text, place + len(separator)))
-        except (IndexError, json.JSONDecodeError):  # perhaps it goes on in the next chunk
+            entry, end = decode(text, _after_space(text, position + len(separator)))
+        except (IndexError, json.JSONDecodeError):  # it may continue in the next chunk
             chunk = file.read(size)
             if not chunk:
                 raise ValueError("cut off") from None
@@ -241,11 +249,11 @@ def _list_entries(file: TextIO) -> Iterator[Any]:
         else:
             yield entry
             start, size, separator = end, CHUNK, ","
-    if text[place + 1 :].strip() or file.read().strip():
+    if text[position + 1 :].strip() or file.read().strip():
         raise ValueError("more than a list")
 
 
-def _after_space(text: str, place: int) -> int:
-    """The place of the next character that is no space."""
-    match = SPACE.match(text, place)
-    return match.end() if match else place
+def _after_space(text: str, position: int) -> int:
+    """The position of the next character that is not white space."""
+    match = SPACE.match(text, position)
+    return match.end() if match else position

@@ -1,4 +1,4 @@
-"""A detector over a data set: detections of every image, metrics, and the files that show them."""
+"""A detector run on a data set: detections of every image, metrics, and the result files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from refinedet.data.dataset import Dataset, Record
 from refinedet.data.images import read_image
 from refinedet.data.sharding import share
 from refinedet.evaluation.metrics import Evaluation, Evaluator, evaluation_table
-from refinedet.evaluation.resume_journal import Ledger
+from refinedet.evaluation.resume_journal import ResumeJournal
 from refinedet.inference.drawing import draw_detections, sheet
 from refinedet.inference.predictor import Predictor, confident
 from refinedet.models.run_folder import DETECTIONS_IMAGE, EVALUATION_JSON, EVALUATION_TABLE
@@ -34,28 +34,28 @@ SAMPLE_SCORE = 0.5
 def evaluate(
     network: Network, dataset: Dataset, batch_size: int = 8, group: Group = ALONE
 ) -> Evaluator:
-    """Detect on every image of a data set by the network's own settings."""
+    """Run a network on every image of a data set, with its own detection settings."""
     predict = Predictor(network, min(batch_size, len(dataset))).predict
-    return collect(predict, dataset, group=group)
+    return collect_detections(predict, dataset, group=group)
 
 
-def collect(
-    predict: Predict, dataset: Dataset, ledger: Ledger | None = None, group: Group = ALONE
+def collect_detections(
+    predict: Predict, dataset: Dataset, journal: ResumeJournal | None = None, group: Group = ALONE
 ) -> Evaluator:
     """Detect on every image of a data set; keeps the final detections alone.
 
     Args:
         predict: as ``Predictor.predict``.
-        ledger: images that are done according to it are not run again; is told the others.
-        group: each worker detects on its share; all get what all have found.
+        journal: images in it are not run again; the others are added to it.
+        group: each rank detects on its share; every rank gets the detections of all.
     """
     evaluator = Evaluator(dataset)
-    for image_id, detections in ledger.finished() if ledger else ():
+    for image_id, detections in journal.finished() if journal else ():
         evaluator.add(image_id, detections)
-    done = len(evaluator.found)
+    done = len(evaluator.detections)
     mine = dataset.records[share(len(dataset), group.rank, group.size)]
-    remaining = [record for record in mine if record.image_id not in evaluator.found]
-    found = predict(read_image(record.path) for record in remaining)
+    remaining = [record for record in mine if record.image_id not in evaluator.detections]
+    results = predict(read_image(record.path) for record in remaining)
     bar = tqdm(
         remaining,
         "evaluating",
@@ -66,24 +66,24 @@ def collect(
         unit="image",
         leave=False,
     )
-    for record, detections in zip(bar, found, strict=True):
+    for record, detections in zip(bar, results, strict=True):
         evaluator.add(record.image_id, detections)
-        if ledger:
-            ledger.add(record.image_id, detections)
-    for found_there in group.gather(evaluator.found):
-        for image_id, detections in found_there.items():
-            if image_id not in evaluator.found:
+        if journal:
+            journal.add(record.image_id, detections)
+    for of_rank in group.gather(evaluator.detections):
+        for image_id, detections in of_rank.items():
+            if image_id not in evaluator.detections:
                 evaluator.add(image_id, detections)
     return evaluator
 
 
 def scoring_bar(classes: Iterable[int]) -> Iterator[int]:
-    """A bar for the classes that ``Evaluator.result`` and ``score_results`` go through."""
+    """A progress bar over the classes, for ``Evaluator.result`` and ``evaluate_coco_results``."""
     return iter(tqdm(classes, "scoring", disable=None, delay=2, unit="class", leave=False))
 
 
 def write_evaluation(folder: Path, evaluator: Evaluator) -> Evaluation:
-    """Write ``evaluation.json``, ``evaluation.txt`` and ``detections.png``."""
+    """Compute the metrics; write ``evaluation.json``, ``evaluation.txt`` and ``detections.png``."""
     evaluation = evaluator.result(scoring_bar)
     write_json(folder / EVALUATION_JSON, evaluation.as_dict(by_class=True))
     table = evaluation_table(evaluation, by_class=True)
@@ -95,7 +95,6 @@ def write_evaluation(folder: Path, evaluator: Evaluator) -> Evaluation:
 
 
 def _drawn(record: Record, evaluator: Evaluator) -> Array:
-    found = confident(evaluator.found[record.image_id], SAMPLE_SCORE)
+    boxes, scores, labels = confident(evaluator.detections[record.image_id], SAMPLE_SCORE)
     names = evaluator.dataset.class_names
-    image = read_image(record.path)
-    return draw_detections(image, found.boxes, found.labels, found.scores, names)
+    return draw_detections(read_image(record.path), boxes, labels, scores, names)

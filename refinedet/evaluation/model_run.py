@@ -1,31 +1,39 @@
-"""A detector evaluated by a protocol, and by that of its published metrics."""
+"""A model evaluated on a data set, by a protocol or by its own settings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 from refinedet.backends.interface import Backend
 from refinedet.backends.process_group import group_of
 from refinedet.data.dataset import Dataset
 from refinedet.data.source import DataSource, read_dataset
-from refinedet.errors import DataError
+from refinedet.errors import DataError, UsageError
+from refinedet.evaluation.coco_metrics import COCO_METRICS
 from refinedet.evaluation.coco_results import write_results
-from refinedet.evaluation.dataset_run import collect, scoring_bar, write_evaluation
-from refinedet.evaluation.metrics import METRICS, Evaluation
-from refinedet.evaluation.protocols import Protocol, chosen_images, find_protocol, under
+from refinedet.evaluation.dataset_run import (
+    collect_detections,
+    scoring_bar,
+    write_evaluation,
+)
+from refinedet.evaluation.metrics import Evaluation
+from refinedet.evaluation.protocols import (
+    Protocol,
+    counted_images,
+    find_protocol,
+    with_protocol,
+)
 from refinedet.evaluation.published import Published
-from refinedet.evaluation.resume_journal import Ledger, describe
+from refinedet.evaluation.resume_journal import ResumeJournal, evaluation_subject
 from refinedet.inference.multiscale import MultiScalePredictor
 from refinedet.inference.predictor import Predictor
 from refinedet.models import run_folder
-from refinedet.models.open import Model, open_model
+from refinedet.models.open import model_settings, open_model
 
-LEFT_OUT = ("missing image", "unreadable image")
-"""Findings that change the metrics of a data set whose images are all known to be there."""
+INCOMPLETE = ("missing image", "unreadable image")
+"""Findings by which a data set is not the one that published metrics were measured on."""
 
 
 def evaluate_model(
@@ -36,70 +44,78 @@ def evaluate_model(
     output: Path | None = None,
     resume: bool = False,
     batch_size: int = 8,
-    tell: Callable[[Dataset], object] = len,
+    on_dataset: Callable[[Dataset], object] | None = None,
 ) -> Evaluation:
-    """Evaluate a model; write tables and detections if there is an output folder.
+    """Evaluate a model; write metrics and detections if an output folder is given.
 
     Args:
         path: as ``open_model`` takes it.
         protocol: None takes all images, and the model's own detection settings.
-        resume: go on with the interrupted evaluation of ``output``.
-        tell: is called with the data set once it is read.
+        output: gets ``results.json``, ``evaluation.json``, ``evaluation.txt``,
+            ``detections.png``, and until it is complete a journal to resume from.
+        resume: continue the interrupted evaluation in ``output``.
+        batch_size: images that the network takes at once.
+        on_dataset: called with the data set once it is read.
     Raises:
+        UsageError: ``resume`` with several ranks; a data set of other classes.
         BackendError, CheckpointError, DataError, SettingsError: see ``open_model``; data
-            that cannot be used, or of other classes; something else in ``output``.
+            that cannot be used; another evaluation in ``output``.
     """
-    opened = open_model(backend, path)
-    dataset = _data_of(opened, path, source)
-    tell(dataset)
+    group = group_of(backend)
+    if group.size > 1 and resume:
+        raise UsageError("an evaluation on several ranks cannot be resumed", key="resume")
+    model = open_model(backend, path)
+    dataset = _read_data(path, model.class_names, source)
+    if on_dataset is not None:
+        on_dataset(dataset)
     dataset.require_usable()
-    network, fusion = opened.network, None
+    network, fusion = model.network, None
     if protocol is not None:
-        network, dataset = under(protocol, network), chosen_images(protocol, dataset)
+        network, dataset = with_protocol(protocol, network), counted_images(protocol, dataset)
         fusion = protocol.fusion(network.config)
     count = min(batch_size, len(dataset))
     if fusion is None:
         predict = Predictor(network, count).predict
     else:
-        predict = MultiScalePredictor(network, fusion, opened.remade, count).predict
-    group = group_of(backend)
-    if group.size > 1 and resume:
-        raise DataError("one worker goes on with an evaluation; leave out launch", key="--resume")
+        predict = MultiScalePredictor(network, fusion, model.remade, count).predict
     if output is None or group.rank:
-        return collect(predict, dataset, group=group).result(scoring_bar)
+        return collect_detections(predict, dataset, group=group).result(scoring_bar)
     output.mkdir(parents=True, exist_ok=True)
-    subject = describe(path, network.config, backend.name, dataset, fusion)
-    ledger = Ledger(output / run_folder.UNFINISHED, subject, resume)
+    subject = evaluation_subject(path, network.config, backend.name, dataset, fusion)
+    journal = ResumeJournal(output / run_folder.UNFINISHED, subject, resume)
     try:
-        evaluator = collect(predict, dataset, ledger if group.size == 1 else None, group)
+        evaluator = collect_detections(
+            predict, dataset, journal if group.size == 1 else None, group
+        )
     finally:
-        ledger.close()
-    write_results(output / run_folder.RESULTS, dataset.category_ids, evaluator.found)
+        journal.close()
+    write_results(output / run_folder.RESULTS, dataset.category_ids, evaluator.detections)
     evaluation = write_evaluation(output, evaluator)
-    ledger.remove()
+    journal.remove()
     return evaluation
 
 
-def _data_of(opened: Model, path: Path, source: DataSource) -> Dataset:
-    """The data set, its classes those of the model and every image decoded."""
-    names = source.class_names or opened.class_names
+def _read_data(path: Path, class_names: tuple[str, ...], source: DataSource) -> Dataset:
+    """The data set with the classes of the model in ``path``, every image decoded."""
+    source = replace(source, class_names=source.class_names or class_names)
+    model_classes = ", ".join(class_names)
     try:
-        dataset = read_dataset(replace(source, class_names=names), check_images=True)
+        dataset = read_dataset(source, check_images=True)
     except DataError as error:
-        shown = ", ".join(opened.class_names)
-        raise DataError(f"{error} ({path} detects {shown})") from error
-    if dataset.class_names != opened.class_names:
-        raise DataError(
-            f"detects {', '.join(opened.class_names)}; the data set has "
-            f"{', '.join(dataset.class_names)}; name the model's with --classes",
-            path=path,
+        reason = f"{error.reason} ({path} detects {model_classes})"
+        raise DataError(reason, path=error.path, key=error.key) from error
+    if dataset.class_names != class_names:
+        raise UsageError(
+            f"the data set has {', '.join(dataset.class_names)}, but {path} detects "
+            f"{model_classes}; give the names of the model",
+            key="class_names",
         )
     return dataset
 
 
 @dataclass(frozen=True)
 class Reported:
-    """Published metrics, and the files from which a backend is to reach them."""
+    """Published metrics, and the model and data set whose evaluation should agree with them."""
 
     model: Path
     """As ``open_model`` takes it."""
@@ -109,44 +125,39 @@ class Reported:
     """Folder of its images."""
     row: Published
     retrained: bool = False
-    """Ask no more than of a detector trained anew: see ``published.compare``."""
+    """Require only what a retrained detector must reach: see ``published.compare``."""
 
     @property
     def protocol(self) -> Protocol:
-        """The one that the row was measured by."""
+        """The protocol that the row was measured by."""
         return find_protocol(self.row.protocol)
 
     @property
     def source(self) -> DataSource:
-        """Where the data set is."""
+        """The data set, in COCO's layout."""
         return DataSource("coco", annotations=self.annotations, images=self.images)
 
     def require_usable(self) -> None:
-        """Read all that is given, and compute nothing.
+        """Read the model's settings and the data set, and check that they can be evaluated.
 
         Raises:
-            CheckpointError, DataError, SettingsError: see ``evaluate_model``; a row
-                without COCO's metrics; an image that is missing or damaged.
+            UsageError: a row without COCO's metrics; a data set of other classes.
+            CheckpointError, DataError, SettingsError: see ``evaluate_model``; an image
+                that is missing or damaged.
         """
-        if self.row.main not in METRICS:
-            raise DataError(
-                f"has {self.row.main}, give a row of COCO's", key=f"--expect {self.row.name}"
+        if self.row.main not in COCO_METRICS:
+            raise UsageError(
+                f"{self.row.name} has {self.row.main}; give a row with COCO's metrics",
+                key="expect",
             )
-        dataset = _data_of(open_model(_NO_BACKEND, self.model), self.model, self.source)
+        class_names = model_settings(self.model).class_names
+        dataset = _read_data(self.model, class_names, self.source)
         dataset.require_usable()
         for finding in dataset.findings:
-            if finding.kind in LEFT_OUT:
-                raise DataError(f"{finding}; the published metrics are of all images")
-        chosen_images(self.protocol, dataset)
+            if finding.kind in INCOMPLETE:
+                raise finding.as_error("; the published metrics are of all images")
+        counted_images(self.protocol, dataset)
 
     def evaluate(self, backend: Backend) -> Evaluation:
-        """What ``eval --protocol`` measures, by the row's protocol."""
+        """Evaluate the model by the row's protocol."""
         return evaluate_model(backend, self.model, self.source, self.protocol)
-
-
-def _no_network(*arguments: Any) -> Any:
-    return None
-
-
-_NO_BACKEND = cast(Backend, SimpleNamespace(network=_no_network, load=_no_network))
-"""Opens a model to see what it is."""

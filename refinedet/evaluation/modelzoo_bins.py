@@ -1,4 +1,4 @@
-"""Raw outputs as files: what the model zoo's program for Ascend 310 leaves of every image.
+"""The .bin files that the model zoo's program for Ascend 310 writes, evaluated.
 
 Two files an image, numbers of 4 bytes (float32, low byte first) and nothing else. With A
 anchors and K classes, the background included:
@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from refinedet.data.dataset import Dataset, Record
 from refinedet.data.files import read_file
-from refinedet.errors import DataError
+from refinedet.errors import DataError, UsageError
 from refinedet.evaluation.coco_results import write_results
 from refinedet.evaluation.dataset_run import scoring_bar, write_evaluation
 from refinedet.evaluation.metrics import Evaluation, Evaluator
-from refinedet.evaluation.protocols import Protocol, chosen_images, detection_under
+from refinedet.evaluation.protocols import Protocol, counted_images, protocol_detection
 from refinedet.inference.postprocessing import postprocess
 from refinedet.inference.predictor import in_pixels
 from refinedet.models import run_folder
@@ -36,49 +36,47 @@ from refinedet.spec.errors import SpecError
 from refinedet.spec.types import Array
 
 ZOO = "modelzoo_vgg16_320"
-"""The one preset whose files the zoo's postprocess.py reads."""
+"""The preset whose files the zoo's postprocess.py reads."""
 ROUNDING = 1e-3
-"""By how much a score may leave 0 to 1: an Ascend 310 computes with float16."""
+"""By how much a score may be outside 0 to 1: an Ascend 310 computes in float16."""
 
 
-def evaluate_raw_outputs(
+def evaluate_modelzoo_bins(
     folder: Path,
     dataset: Dataset,
     preset_name: str = ZOO,
     protocol: Protocol | None = None,
     output: Path | None = None,
 ) -> Evaluation:
-    """Evaluate result files; write tables and detections if there is an output folder.
+    """Evaluate .bin files; write metrics and detections if an output folder is given.
 
     Args:
         folder: with two files of every image that counts.
         dataset: its classes are the detector's, in their order.
-        preset_name: of the detector; says how many anchors there are, and how boxes become
-            detections.
+        preset_name: of the detector; gives the number of anchors and the detection settings.
         protocol: None takes all images, and the preset's own detection settings.
     Raises:
         SpecError: no such preset.
+        UsageError: a protocol that fuses several views of an image; an output that is a
+            file.
         DataError: no folder; a file that is missing, of another size or with wrong numbers;
-            images that share files; a protocol that looks at an image several times; an
-            output that is a file.
+            images that share files.
     """
     config = replace(preset(preset_name), num_classes=len(dataset.class_names) + 1)
     dataset.require_usable()
     detection = config.detection
     if protocol is not None:
         if protocol.fusions:
-            raise DataError(
-                "fuses what networks see; result files hold one look",
-                key=f"--protocol {protocol.name}",
+            raise UsageError(
+                f"{protocol.name} fuses detections of several views; .bin files hold one view",
+                key="protocol",
             )
-        detection, dataset = (
-            detection_under(protocol, detection),
-            chosen_images(protocol, dataset),
-        )
+        detection = protocol_detection(protocol, detection)
+        dataset = counted_images(protocol, dataset)
     if not folder.is_dir():
         raise DataError("no such folder", path=folder)
     if output is not None and output.exists() and not output.is_dir():
-        raise DataError("is a file; choose a folder", key=f"--output {output}")
+        raise UsageError(f"{output} is a file; choose a folder", key="output")
     count, evaluator = len(anchors(config)), Evaluator(dataset)
     paths = list(_paths(folder, dataset))
     bar = tqdm(paths, "evaluating", disable=None, delay=2, unit="image", leave=False)
@@ -89,14 +87,14 @@ def evaluate_raw_outputs(
         size = record.height, record.width
         corners = np.ascontiguousarray(boxes[:, [1, 0, 3, 2]])
         try:
-            found = postprocess(corners, scores, detection, size)
+            detections = postprocess(corners, scores, detection, size)
         except SpecError as error:
-            raise DataError(f"{error}", path=boxes_file) from error
-        evaluator.add(record.image_id, in_pixels(found, size))
+            raise DataError(error.reason, path=boxes_file, key=error.key) from error
+        evaluator.add(record.image_id, in_pixels(detections, size))
     if output is None:
         return evaluator.result(scoring_bar)
     output.mkdir(parents=True, exist_ok=True)
-    write_results(output / run_folder.RESULTS, dataset.category_ids, evaluator.found)
+    write_results(output / run_folder.RESULTS, dataset.category_ids, evaluator.detections)
     return write_evaluation(output, evaluator)
 
 
@@ -116,7 +114,7 @@ def _paths(folder: Path, dataset: Dataset) -> Iterator[tuple[Path, Path]]:
 
 
 def _require_plausible(boxes_file: Path, boxes: Array, scores_file: Path, scores: Array) -> None:
-    """Refuse numbers of another kind, of which metrics would come out that mean nothing."""
+    """Refuse numbers of another kind, whose metrics would be meaningless."""
     wrong = np.flatnonzero((scores < -ROUNDING).any(axis=1) | (scores > 1 + ROUNDING).any(axis=1))
     if wrong.size:
         raise DataError(
@@ -124,7 +122,7 @@ def _require_plausible(boxes_file: Path, boxes: Array, scores_file: Path, scores
             "are expected, after sigmoid or softmax",
             path=scores_file,
         )
-    # A decoder need not clip, but where anchors see nothing boxes stay near them: in the image.
+    # A decoder need not clip, but boxes of background stay near their anchors: in the image.
     outside = (boxes[:, :2] > 1).any(axis=1) | (boxes[:, 2:] < 0).any(axis=1)
     if 2 * np.count_nonzero(outside) > len(boxes):
         raise DataError(

@@ -1,12 +1,12 @@
 """Evaluation protocols: which images count, and from which boxes detections are made.
 
-The same network has another mAP where other images, thresholds and caps are used, so a
-published metric is compared with one that was measured as it was. What the network itself
-computes (classes by softmax or sigmoid, the ARM's filter, one step of decoding or two)
-belongs to the detector's settings and not to a protocol.
+The mAP of a network depends on the images, thresholds and caps, so a measured metric is only
+compared with one published under the same protocol. What the network itself computes
+(classes by softmax or sigmoid, the ARM's filter, one step of decoding or two) belongs to
+the detector's settings and not to a protocol.
 
-Some protocols look at an image several times and fuse what they see; the views and rules
-are those of the authors' test (sfzhang15/RefineDet, test/lib/fast_rcnn/test.py).
+Some protocols run the network on several views of an image and fuse the detections; views
+and rules are those of the authors' test (sfzhang15/RefineDet, test/lib/fast_rcnn/test.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from refinedet.backends.interface import Network
 from refinedet.data.dataset import Dataset
-from refinedet.errors import DataError
+from refinedet.errors import DataError, UsageError
 from refinedet.spec.config import Config, DetectionConfig
 from refinedet.spec.fusion import FusionConfig, View
 from refinedet.spec.network import Heads
@@ -41,17 +41,17 @@ class Protocol:
     """Every field of ``spec.config.DetectionConfig`` that decides which boxes count."""
     source: str
     fusions: Mapping[int, FusionConfig] = field(default_factory=dict)
-    """How to look at an image, by the side of the network's input in the source; empty
-    where a plain look is all."""
+    """The views of an image and how their detections are fused, by the side of the network's
+    input in the source; empty where an image is evaluated once, as it is."""
 
     def fusion(self, config: Config) -> FusionConfig | None:
-        """That of the size that is nearest to the longer side of the detector's input."""
+        """The fusion for the side nearest to the longer side of the detector's input."""
         if not self.fusions:
             return None
         return self.fusions[min(self.fusions, key=lambda side: abs(side - max(config.image_size)))]
 
 
-_NOTHING_MORE = {"clip": True, "clip_first": False, "pixel": 0.0}
+_NO_EXTRAS = {"clip": True, "clip_first": False, "pixel": 0.0}
 
 _PAPER = {
     "score": 0.01,
@@ -60,7 +60,7 @@ _PAPER = {
     "nms_iou": 0.45,
     "top_per_class": None,
     "top": 200,
-    **_NOTHING_MORE,
+    **_NO_EXTRAS,
 }
 _CAFFE_COCO = {
     "score": 0.01,
@@ -69,12 +69,12 @@ _CAFFE_COCO = {
     "nms_iou": 0.45,
     "top_per_class": None,
     "top": 500,
-    **_NOTHING_MORE,
+    **_NO_EXTRAS,
 }
 
 
 def _enlarged(limits: Mapping[float, float]) -> tuple[View, ...]:
-    """Views by scale, for boxes with a side below so many pixels."""
+    """Views by scale, each for boxes with a side below a limit in pixels."""
     return tuple(View(s, s, shortest_below=limit) for s, limit in limits.items())
 
 
@@ -153,83 +153,79 @@ PROTOCOLS = {
         ),
     )
 }
-"""By name, as users type it."""
+"""By name."""
 
 NEUTRAL = {"clip_first": False, "pixel": 0.0}
-"""What a specification without these fields does."""
+"""Values with the same effect as a specification without these fields."""
 
 
 def find_protocol(name: str) -> Protocol:
     """The protocol of that name.
 
     Raises:
-        DataError: no such protocol; lists those there are.
+        UsageError: no such protocol; lists those there are.
     """
     if name not in PROTOCOLS:
-        raise DataError(f"no {name!r}; there are {', '.join(PROTOCOLS)}", key="--protocol")
+        raise UsageError(f"no {name!r}; there are {', '.join(PROTOCOLS)}", key="protocol")
     return PROTOCOLS[name]
 
 
-def chosen_images(protocol: Protocol, dataset: Dataset) -> Dataset:
-    """The data set with only the images that count.
+def counted_image_ids(
+    protocol: Protocol, image_ids: Array, object_image_ids: Array, crowd: Array, name: object
+) -> Array:
+    """The ids of the images that count, rising.
 
+    Args:
+        image_ids: (N,) int64, of all images.
+        object_image_ids, crowd: (M,) int64 and bool, of all objects of the evaluated classes:
+            the image id, and whether it is a crowd.
+        name: of the data set, for the error.
     Raises:
-        DataError: none does.
+        DataError: no image counts.
     """
-    records = list(dataset.records)
+    counted = np.unique(image_ids)
     if protocol.images != "all":
-        records = [r for r in records if r.crowd.size and not r.crowd.any()]
-    if not records and dataset.records:
-        raise _none_left(protocol, dataset.name)
+        counted = np.intersect1d(counted, object_image_ids)
+        counted = np.setdiff1d(counted, object_image_ids[crowd])
+    if not counted.size:
+        raise DataError(f"no image {protocol.images}, as protocol {protocol.name} needs", key=name)
+    return counted
+
+
+def counted_images(protocol: Protocol, dataset: Dataset) -> Dataset:
+    """The data set with only the images that count; errors as ``counted_image_ids``."""
+    image_ids = np.array([record.image_id for record in dataset.records], np.int64)
+    counts = np.array([len(record.crowd) for record in dataset.records], np.int64)
+    object_image_ids = np.repeat(image_ids, counts)
+    crowd = np.concatenate([np.zeros(0, bool), *(record.crowd for record in dataset.records)])
+    counted = set(
+        counted_image_ids(protocol, image_ids, object_image_ids, crowd, dataset.name).tolist()
+    )
+    records = [record for record in dataset.records if record.image_id in counted]
     return dataclasses.replace(dataset, records=records)
 
 
-def chosen_ids(
-    protocol: Protocol, ids: Array, object_image_ids: Array, crowd: Array, name: str
-) -> Array:
-    """The image ids that count, rising.
-
-    Args:
-        ids: (N,) int64, of all images.
-        object_image_ids, crowd: (M,) int64 and bool: of every object its image id, and whether it
-            is a crowd.
-        name: of the data set, for the error.
-    Raises:
-        DataError: none does.
-    """
-    chosen = np.unique(ids)
-    if protocol.images != "all":
-        chosen = np.setdiff1d(np.intersect1d(chosen, object_image_ids), object_image_ids[crowd])
-    if not chosen.size:
-        raise _none_left(protocol, name)
-    return chosen
-
-
-def _none_left(protocol: Protocol, name: str) -> DataError:
-    return DataError(f"{name} has no image {protocol.images}", key=f"--protocol {protocol.name}")
-
-
-class _Under:
-    """A network whose boxes become detections in another way."""
+class _WithDetection:
+    """A network with other detection settings."""
 
     def __init__(self, network: Network, config: Config) -> None:
         self._network = network
         self.config = config
 
     def heads(self, images: Array) -> Heads:
-        """The network's own."""
+        """Those of the network."""
         return self._network.heads(images)
 
     def scored_boxes(self, images: Array) -> tuple[Array, Array]:
-        """The network's own."""
+        """Those of the network."""
         return self._network.scored_boxes(images)
 
 
-def detection_under(protocol: Protocol, detection: DetectionConfig) -> DetectionConfig:
-    """The detection settings with the protocol's.
+def protocol_detection(protocol: Protocol, detection: DetectionConfig) -> DetectionConfig:
+    """Detection settings, overridden by the protocol's.
 
     Raises:
-        DataError: the specification installed lacks one of these settings.
+        UsageError: the specification installed lacks one of these settings.
     """
     known = {field.name for field in dataclasses.fields(detection)}
     settings = {}
@@ -237,15 +233,15 @@ def detection_under(protocol: Protocol, detection: DetectionConfig) -> Detection
         if name in known:
             settings[name] = value
         elif value != NEUTRAL.get(name):
-            raise DataError(
-                f"needs detection.{name}={value}, "
+            raise UsageError(
+                f"{protocol.name} needs detection.{name}={value}, "
                 "which this version of the specification does not have",
-                key=f"--protocol {protocol.name}",
+                key="protocol",
             )
     return dataclasses.replace(detection, **settings)
 
 
-def under(protocol: Protocol, network: Network) -> Network:
-    """The network with the protocol's detection settings; errors as ``detection_under``."""
-    detection = detection_under(protocol, network.config.detection)
-    return _Under(network, dataclasses.replace(network.config, detection=detection))
+def with_protocol(protocol: Protocol, network: Network) -> Network:
+    """The network with the protocol's detection settings; errors as ``protocol_detection``."""
+    detection = protocol_detection(protocol, network.config.detection)
+    return _WithDetection(network, dataclasses.replace(network.config, detection=detection))

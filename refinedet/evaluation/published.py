@@ -2,7 +2,7 @@
 
 The metrics are the JSON files of ``published_tables``: each a table with its source, what
 it was measured on and by which protocol (``refinedet.evaluation.protocols``), and rows by name. A
-metric that its table calls unverified is shown beside the measured one, and never judged.
+metric that its table calls unverified is shown beside the measured one, but not compared.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
-from refinedet.errors import ExpectationError
+from refinedet.errors import ExpectationError, UsageError
 from refinedet.evaluation.metrics import aligned
 
 TOLERANCE = 0.0015
@@ -23,10 +23,10 @@ TOLERANCE = 0.0015
 it is the rounding of what was printed."""
 
 RETRAINED = 0.005
-"""By how much a detector trained anew may fall short in the main metric."""
+"""By how much a retrained detector may be below the published main metric."""
 
 ROUNDING = 1e-9
-"""Of the comparison itself: exactly as far away as allowed is near enough."""
+"""Of the comparison itself: a difference of exactly the tolerance is within it."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Published:
     what: str
     """The detector, in words."""
     metrics: Mapping[str, float]
-    """Some of ``evaluation.metrics.METRICS``, VOC07 and VOC12; the first is the main one."""
+    """Some of ``evaluation.metrics.COCO_METRICS``, VOC07 and VOC12; the first is the main one."""
     unverified: frozenset[str]
-    """Those recalled from memory."""
+    """Metrics that were recalled from memory."""
     retrained_at_least: float
-    """What a detector trained anew must reach in the main metric."""
+    """What a retrained detector must reach in the main metric."""
     protocol: str
     """Name of the protocol it was measured by."""
     measured_on: str
@@ -60,7 +60,7 @@ class Comparison(NamedTuple):
     measured: float
     published: float
     verdict: str
-    """"within", "outside", or why it is not judged."""
+    """"within", "outside", or why it is not compared."""
 
 
 @cache
@@ -90,10 +90,10 @@ def find_published(name: str) -> Published:
     """The row of that name.
 
     Raises:
-        ExpectationError: no such row; lists those there are.
+        UsageError: no such row; lists those there are.
     """
     if name not in published():
-        raise ExpectationError(f"no {name!r}; there are {', '.join(published())}", key="--expect")
+        raise UsageError(f"no {name!r}; there are {', '.join(published())}", key="expect")
     return published()[name]
 
 
@@ -104,7 +104,7 @@ def compare(
 
     Args:
         measured: metrics by name; nan, and one that is not there, is outside.
-        retrained: judge the main metric alone, and only that it is not too low.
+        retrained: compare the main metric alone, and only that it is not too low.
     """
     return list(_compared(measured, row, retrained))
 
@@ -115,9 +115,9 @@ def _compared(
     for metric, expected in row.metrics.items():
         x = measured.get(metric, math.nan)
         if retrained and metric != row.main:
-            verdict = "not judged"
+            verdict = "not compared"
         elif metric in row.unverified:
-            verdict = "not judged: unverified"
+            verdict = "not compared: unverified"
         elif retrained:
             verdict = "within" if x >= row.retrained_at_least - ROUNDING else "outside"
         else:
@@ -147,7 +147,7 @@ def require_agreement(
     row: Published,
     retrained: bool = False,
 ) -> None:
-    """Nothing, if no metric is outside.
+    """Raise unless every compared metric is within the tolerance.
 
     Raises:
         ExpectationError: the first metric outside, and how many there are.
@@ -161,4 +161,4 @@ def require_agreement(
         f"at least {row.retrained_at_least:.4f}" if retrained else f"{expected:.4f} ± {TOLERANCE}"
     )
     more = f" (and {len(outside) - 1} more)" if len(outside) > 1 else ""
-    raise ExpectationError(f"{metric} {shown}, expected {limit}{more}", key=f"--expect {row.name}")
+    raise ExpectationError(f"{metric} {shown}, expected {limit}{more}", key=row.name)

@@ -1,9 +1,9 @@
-"""The ledger of an evaluation: what was found so far, on the disk.
+"""The journal of an evaluation, by which an interrupted one is resumed.
 
-A file of JSON lines. The first says what is evaluated: the digests of the model's file, of
+A file of JSON lines. The first identifies the evaluation: digests of the model's file, of
 the settings and of the data. Each other line holds the detections of one image, and is
-written when they are known, so that an evaluation that was killed goes on where it was.
-From the first line on that is not whole, a ledger is cut off: those images run again.
+written as soon as they are computed. A journal is truncated at its first line that is
+incomplete or damaged: the images from there on are run again.
 """
 
 from __future__ import annotations
@@ -26,35 +26,34 @@ from refinedet.spec.config import Config
 from refinedet.spec.detection import Detections
 from refinedet.spec.fusion import FusionConfig
 
-FORMAT = "refinedet ledger 1"
+FORMAT = "refinedet resume journal 1"
 
 
-class Ledger:
-    """The images that are done. Not for two processes at once."""
+class ResumeJournal:
+    """The images that are done. One process at a time may have it open."""
 
     def __init__(self, path: Path, subject: Mapping[str, str], resume: bool = False) -> None:
-        """Begin a ledger, or go on with it.
+        """Begin a journal, or continue it.
 
         Args:
             path: the file; its folder exists.
-            subject: what is evaluated, by name: ``describe``.
-            resume: go on with the file if there is one.
+            subject: what is evaluated: ``evaluation_subject``.
+            resume: continue the file if there is one.
         Raises:
-            DataError: there is a ledger and ``resume`` is not given, or it is of
-                something else, or no file.
+            DataError: there is a journal and ``resume`` is False, or it is of another
+                evaluation, or ``path`` is not a regular file.
         """
         self.path = path
         self._done = 0
         header = {"format": FORMAT, "version": __version__, **subject}
         if path.exists():
-            if not path.is_file():  # a device would be read for ever
-                raise DataError("not a file; remove it, or choose another --output", path=path)
+            if not path.is_file():  # a device could be read without end
+                raise DataError("not a file; remove it, or choose another folder", path=path)
             if not resume:
                 raise DataError(
-                    "an evaluation was interrupted here; go on with --resume, or remove the file",
-                    path=path,
+                    "an evaluation was interrupted here; resume it, or remove the file", path=path
                 )
-            self._done = self._whole(header)
+            self._done = self._valid_bytes(header)
         self._file: BinaryIO = path.open("r+b" if self._done else "wb")
         if self._done:
             self._file.truncate(self._done)
@@ -62,8 +61,8 @@ class Ledger:
         else:
             self._write(header)
 
-    def _whole(self, header: dict[str, str]) -> int:
-        """Bytes of the lines that are whole; 0 if not even the first is."""
+    def _valid_bytes(self, header: dict[str, str]) -> int:
+        """Bytes of the complete lines at the start of the file."""
         size = 0
         with self.path.open("rb") as file:
             for line in file:
@@ -71,18 +70,18 @@ class Ledger:
                 if entry is None:
                     break
                 if size == 0:
-                    self._require(entry, header)
+                    self._require_header(entry, header)
                 elif _detections(entry) is None:
                     break
                 size += len(line)
         return size
 
-    def _require(self, found: Mapping[str, object], header: dict[str, str]) -> None:
+    def _require_header(self, entry: Mapping[str, object], header: dict[str, str]) -> None:
         for name, value in header.items():
-            if found.get(name) != value:
+            if entry.get(name) != value:
                 raise DataError(
                     f"was begun with another {name}; "
-                    "remove the file to begin anew, or choose another --output",
+                    "remove the file to begin anew, or choose another folder",
                     path=self.path,
                 )
 
@@ -97,36 +96,36 @@ class Ledger:
                 if entry is not None and (done := _detections(entry)) is not None:
                     yield done
 
-    def add(self, image_id: int, found: Detections) -> None:
-        """Note that an image is done.
+    def add(self, image_id: int, detections: Detections) -> None:
+        """Write the detections of an image.
 
         Raises:
             WriteError: the disk is full.
         """
-        columns = {name: column.tolist() for name, column in found._asdict().items()}
-        self._write({"image_id": image_id, "dtype": found.boxes.dtype.name, **columns})
+        columns = {name: column.tolist() for name, column in detections._asdict().items()}
+        self._write({"image_id": image_id, "dtype": detections.boxes.dtype.name, **columns})
 
     def _write(self, entry: Mapping[str, object]) -> None:
         line = json.dumps(entry, allow_nan=False) + "\n"
         try:
             self._file.write(line.encode())
-            self._file.flush()  # to the system, which outlives this process
+            self._file.flush()  # to the operating system: kept if this process is killed
         except OSError as error:
             reason = error.strerror or str(error)
             raise WriteError(f"cannot write: {reason}; free some space", path=self.path) from error
 
     def close(self) -> None:
-        """End the file; it stays."""
+        """Close the file; it stays."""
         self._file.close()
 
     def remove(self) -> None:
-        """End and remove the file: the evaluation is complete."""
+        """Close and remove the file, when the evaluation is complete."""
         self.close()
         self.path.unlink(missing_ok=True)
 
 
 def _entry(line: bytes) -> dict[str, object] | None:
-    """The object of a line; None where it is not whole."""
+    """The JSON object of a line; None where it is incomplete or damaged."""
     try:
         entry = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
@@ -135,7 +134,7 @@ def _entry(line: bytes) -> dict[str, object] | None:
 
 
 def _detections(entry: Mapping[str, object]) -> tuple[int, Detections] | None:
-    """Image id and detections of an entry; None where it holds something else."""
+    """Image id and detections of an entry; None where they are damaged."""
     try:
         image_id, dtype = entry["image_id"], entry["dtype"]
         boxes = np.array(entry["boxes"], dtype).reshape(-1, 4)  # type: ignore[call-overload]
@@ -148,20 +147,20 @@ def _detections(entry: Mapping[str, object]) -> tuple[int, Detections] | None:
     return image_id, Detections(boxes, scores, labels)
 
 
-def describe(
+def evaluation_subject(
     model: Path,
     config: Config,
     backend: str,
     dataset: Dataset,
     fusion: FusionConfig | None = None,
 ) -> dict[str, str]:
-    """What is evaluated: digests by which another evaluation is told apart.
+    """Digests that identify an evaluation.
 
     Args:
         model: as ``refinedet.models.open.open_model`` takes it.
-        config: of the network, with its detection settings as they are used.
+        config: of the network, with the detection settings that are used.
         backend: its name.
-        fusion: of several views of an image; told apart by the digest of the settings.
+        fusion: of several views of an image; part of the digest of the settings.
     """
     settings = to_yaml(Settings(model=config))
     if fusion is not None:
@@ -175,7 +174,7 @@ def describe(
 
 
 def model_digest(path: Path) -> str:
-    """SHA-256 of a model's file, of a run's newest checkpoint; settings beside it too."""
+    """SHA-256 of a model's file (of a run, its newest checkpoint) and of settings beside it."""
     if path.is_dir():
         path = checkpoints(path / run_folder.CHECKPOINTS)[0]
     digest = hashlib.sha256(_file_digest(path))
@@ -186,7 +185,7 @@ def model_digest(path: Path) -> str:
 
 
 def data_digest(dataset: Dataset) -> str:
-    """SHA-256 of a data set: classes, images with their content, objects. Not of places."""
+    """SHA-256 of a data set: classes, contents of the images, objects; not of paths."""
     digest = hashlib.sha256(
         json.dumps([dataset.class_names, dataset.category_ids, len(dataset)]).encode()
     )

@@ -9,9 +9,10 @@ from pathlib import Path
 from refinedet.backends.interface import Backend, Network
 from refinedet.errors import BackendError, CheckpointError
 from refinedet.models import run_folder
-from refinedet.models.checkpoint import newest_checkpoint
+from refinedet.models.checkpoint import Checkpoint, newest_checkpoint
 from refinedet.models.embedded_settings import HOLDING, is_exported, settings_file, settings_of
 from refinedet.models.foreign.loading import import_weights
+from refinedet.settings import Settings
 from refinedet.spec.config import Config
 
 
@@ -38,38 +39,59 @@ def open_model(backend: Backend, path: Path) -> Model:
         BackendError, CheckpointError, DataError, SettingsError: nothing there, or not
             such a file.
     """
+    checkpoint = _checkpoint(path)
+    if checkpoint is None:
+        return _open_exported(backend, path)
+
+    def rebuild(config: Config) -> Network:
+        return backend.network(config, checkpoint.parameters)
+
+    return Model(rebuild(checkpoint.config), checkpoint.settings.class_names, rebuild)
+
+
+def model_settings(path: Path) -> Settings:
+    """The settings of the detector that ``open_model`` would open; needs no backend.
+
+    Raises:
+        CheckpointError, DataError, SettingsError: as ``open_model``.
+    """
+    checkpoint = _checkpoint(path)
+    return settings_of(path) if checkpoint is None else checkpoint.settings
+
+
+def _checkpoint(path: Path) -> Checkpoint | None:
+    """The checkpoint in a file or a run; None for an exported detector."""
     if path.is_dir():
         checkpoint = newest_checkpoint(path / run_folder.CHECKPOINTS)
         if checkpoint is None:
             raise CheckpointError(
                 "no checkpoint in it; it is not a run, or has none yet", path=path
             )
-    elif not is_exported(path):
-        try:
-            checkpoint, _ = import_weights(path)
-        except CheckpointError as error:
-            if path.suffix == ".safetensors" or not path.exists():
-                raise
-            beside = f"nor an exported detector: there is no {settings_file(path).name} beside it"
-            if path.suffix in HOLDING:
-                beside += ", and no settings are in it"
-            raise CheckpointError(f"{error}; {beside}") from error
-    else:
-        if not hasattr(backend, "load"):
-            raise BackendError(f"backend {backend.name} reads no exported detectors", path=path)
-        settings = settings_of(path)
-        height, width = settings.model.image_size
+        return checkpoint
+    if is_exported(path):
+        return None
+    try:
+        return import_weights(path)[0]
+    except CheckpointError as error:
+        if path.suffix == ".safetensors" or not path.exists():
+            raise
+        beside = f"nor an exported detector: there is no {settings_file(path).name} beside it"
+        if path.suffix in HOLDING:
+            beside += ", and no settings are in it"
+        raise CheckpointError(f"{error}; {beside}") from error
 
-        def fixed(config: Config) -> Network:
-            raise BackendError(
-                f"an exported detector, which takes {height}x{width} pixels alone; for "
-                "other sizes give the run or checkpoint that it was exported from",
-                path=path,
-            )
 
-        return Model(backend.load(path, settings), settings.class_names, fixed)
+def _open_exported(backend: Backend, path: Path) -> Model:
+    if not hasattr(backend, "load"):
+        raise BackendError(f"backend {backend.name} reads no exported detectors", path=path)
+    settings = settings_of(path)
+    height, width = settings.model.image_size
 
-    def made(config: Config) -> Network:
-        return backend.network(config, checkpoint.parameters)
+    def fixed(config: Config) -> Network:
+        raise BackendError(
+            f"an exported detector, which takes {height}x{width} pixels alone; for "
+            "other sizes give the run or checkpoint that it was exported from",
+            path=path,
+        )
 
-    return Model(made(checkpoint.config), checkpoint.settings.class_names, made)
+    return Model(backend.load(path, settings), settings.class_names, fixed)

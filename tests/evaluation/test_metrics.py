@@ -15,7 +15,7 @@ from refinedet.data.dataset import Dataset, Record
 from refinedet.errors import DataError, WriteError
 from refinedet.evaluation.coco_results import score_results, write_results
 from refinedet.evaluation.metrics import (
-    METRICS,
+    COCO_METRICS,
     Evaluator,
     Found,
     dataset_ground_truth,
@@ -110,7 +110,7 @@ def test_the_coco_apis_own_example_gives_its_published_metrics(shared_data):
         folder / "instances_val2014_fakebbox100_results.json",
         folder / "instances_val2014_100.json",
     )
-    assert list(evaluation.metrics) == list(METRICS)
+    assert list(evaluation.metrics) == list(COCO_METRICS)
     assert [round(x, 3) for x in evaluation.metrics.values()] == PUBLISHED
     lines = evaluation_table(evaluation).splitlines()[1:]
     assert [float(line.split()[-1]) for line in lines] == PUBLISHED
@@ -655,7 +655,7 @@ def test_the_table_is_aligned_and_complete():
     evaluation = evaluate(data, perfect(data))
     table = evaluation_table(evaluation)
     lines = table.splitlines()
-    assert [line.split()[0] for line in lines] == ["metric", *METRICS, "VOC07", "VOC12"]
+    assert [line.split()[0] for line in lines] == ["metric", *COCO_METRICS, "VOC07", "VOC12"]
     assert len({len(line) for line in lines}) == 1
     assert lines[1] == "AP      0.50:0.95  all            100  1.000"
     assert lines[4].endswith("    -")  # no small ground truth

@@ -16,7 +16,7 @@ from refinedet.data.formats.coco import read_coco
 from refinedet.errors import DataError
 from refinedet.evaluation import published
 from refinedet.evaluation.coco_results import score_results
-from refinedet.evaluation.metrics import METRICS, Evaluator
+from refinedet.evaluation.metrics import COCO_METRICS, Evaluator
 from refinedet.evaluation.protocols import PROTOCOLS, chosen_images, find_protocol, under
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.settings import resolve
@@ -147,7 +147,7 @@ def test_an_independent_evaluator_gives_the_same_twelve(tmp_path, seed, name):
     protocol = name and find_protocol(name)
     got = score_results(layout.results, layout.annotations, protocol=protocol).coco
     np.testing.assert_allclose(list(got.values()), expected, atol=1e-9)
-    assert list(got) == list(METRICS)
+    assert list(got) == list(COCO_METRICS)
     assert 0.05 < got["AP"] < 0.95  # a fixture that can tell
 
 
@@ -424,7 +424,7 @@ def test_a_model_under_the_model_zoos_protocol_is_the_zoos(run, layout, oracle, 
     status, _, err = run(*options, "--protocol", "modelzoo", "--output", tmp_path / "out")
     assert status == 0, err
     metrics = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    np.testing.assert_allclose([metrics[f] for f in METRICS], expected, atol=1e-6)
+    np.testing.assert_allclose([metrics[f] for f in COCO_METRICS], expected, atol=1e-6)
     status, out, err = run(
         *("--results", tmp_path / "out" / "results.json", "--protocol", "modelzoo"),
         *("--annotations", layout.annotations),
@@ -446,7 +446,7 @@ def publish(monkeypatch, metrics):
     """Pretend that these were published as the model zoo's."""
     row = dataclasses.replace(
         published.find_published("modelzoo-gpu"),
-        metrics={name: metrics[name] for name in METRICS},
+        metrics={name: metrics[name] for name in COCO_METRICS},
         retrained_at_least=metrics["AP"] - 0.005,
     )
     monkeypatch.setattr(published, "published", lambda: {"modelzoo-gpu": row})
