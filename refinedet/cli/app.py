@@ -46,15 +46,14 @@ from refinedet.errors import (
     RemoteError,
     SettingsError,
     TrainingError,
+    UsageError,
 )
-from refinedet.evaluation.coco_results import score_results
+from refinedet.evaluation.coco_metrics import COCO_METRICS
+from refinedet.evaluation.coco_results import evaluate_coco_results
 from refinedet.evaluation.dataset_run import scoring_bar
-from refinedet.evaluation.metrics import (
-    COCO_METRICS,
-    evaluation_table,
-)
+from refinedet.evaluation.metrics import evaluation_table
 from refinedet.evaluation.model_run import evaluate_model
-from refinedet.evaluation.modelzoo_bins import ZOO, evaluate_raw_outputs
+from refinedet.evaluation.modelzoo_bins import ZOO, evaluate_modelzoo_bins
 from refinedet.evaluation.protocols import PROTOCOLS, find_protocol
 from refinedet.evaluation.published import (
     compare,
@@ -78,6 +77,7 @@ from refinedet.training.dry_run import plan
 from refinedet.training.loop import train
 
 FAILURES = (
+    UsageError,
     BackendError,
     CheckpointError,
     SpecError,
@@ -376,7 +376,9 @@ def eval_command(
                 f"{other} is evaluated alone; leave out one of the two", key="--results-bin"
             )
         judged = _say_skips(read_dataset(data.source()))
-        evaluation = evaluate_raw_outputs(results_bin, judged, preset_name or ZOO, protocol, output)
+        evaluation = evaluate_modelzoo_bins(
+            results_bin, judged, preset_name or ZOO, protocol, output
+        )
     elif results is not None:
         ground_truth = data.ground_truth()
         if output is not None:
@@ -385,7 +387,7 @@ def eval_command(
             raise DataError(
                 f"has {row.main}, --results gives COCO's alone", key=f"--expect {row.name}"
             )
-        evaluation = score_results(results, ground_truth, scoring_bar, protocol)
+        evaluation = evaluate_coco_results(results, ground_truth, scoring_bar, protocol)
     elif model is not None:
         engine = backend.find("network")
         source = by_first(group_of(engine), data.source)
@@ -569,6 +571,18 @@ def options(
     """RefineDet: train, evaluate and run the detector."""
 
 
+FLAGS = {"cache": "--data-cache", "class_names": "--classes", "url": "--data-url"}
+"""The flags that are not named as the argument of the library is."""
+
+
+def flagged(error: UsageError) -> str:
+    """The line of a usage error, with the flag of the argument that it names."""
+    if error.key is None:
+        return str(error)
+    flag = FLAGS.get(str(error.key), "--" + str(error.key).replace("_", "-"))
+    return f"{flag}: {error.reason}"
+
+
 def _fail(text: str) -> NoReturn:
     print(f"refinedet: error: {' '.join(text.split())}", file=sys.stderr)
     sys.exit(1)
@@ -586,7 +600,7 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(status)
     except FAILURES as error:
-        shown = str(error)
+        shown = flagged(error) if isinstance(error, UsageError) else str(error)
         if isinstance(error, OSError) and error.filename and error.strerror:
             shown = f"{error.filename}: {error.strerror}; choose another place"
         elif isinstance(error, MemoryError):

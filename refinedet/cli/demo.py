@@ -66,8 +66,8 @@ def demo(backend: Backend, run: Path, seed: int, steps: int = STEPS) -> None:
     before = evaluate(trained.network, held_out)
     again = evaluate(open_model(backend, exported).network, held_out)
     evaluation = write_evaluation(run, again)
-    for image_id, found in before.found.items():
-        if not all(map(np.array_equal, found, again.found[image_id])):
+    for image_id, found in before.detections.items():
+        if not all(map(np.array_equal, found, again.detections[image_id])):
             raise BackendError(f"finds something else in image {image_id}", path=exported)
     typer.echo(evaluation_table(evaluation, by_class=True))
     minutes = (time.monotonic() - began) / 60

@@ -3,7 +3,7 @@
     python tests/evaluation/memory.py --protocol paper
 
 A fake network draws scores for 6,375 anchors and 80 classes; everything after it is real:
-selection, suppression, the ledger, the results file, metrics, tables and samples. Then the
+selection, suppression, the journal, the results file, metrics, tables and samples. Then the
 results file is scored alone. Each part runs in a process of its own.
 
     python tests/evaluation/memory.py --lite refinedet_eighth_128
@@ -32,11 +32,11 @@ import numpy as np
 
 from refinedet.backends.registry import find_backend
 from refinedet.data.formats.coco import read_coco
-from refinedet.evaluation.coco_results import score_results, write_results
-from refinedet.evaluation.dataset_run import collect, write_evaluation
-from refinedet.evaluation.modelzoo_bins import evaluate_raw_outputs
-from refinedet.evaluation.protocols import find_protocol, under
-from refinedet.evaluation.resume_journal import Ledger, describe
+from refinedet.evaluation.coco_results import evaluate_coco_results, write_results
+from refinedet.evaluation.dataset_run import collect_detections, write_evaluation
+from refinedet.evaluation.modelzoo_bins import evaluate_modelzoo_bins
+from refinedet.evaluation.protocols import find_protocol, with_protocol
+from refinedet.evaluation.resume_journal import ResumeJournal, evaluation_subject
 from refinedet.inference.multiscale import MultiScalePredictor
 from refinedet.inference.predictor import Predictor
 from refinedet.spec.anchors import anchors
@@ -66,13 +66,14 @@ class FakeNetwork:
         return np.repeat(self.boxes[None], len(images), 0), scores
 
 
-def write_data(folder: Path, images: int) -> None:
-    """COCO's layout: many images, which are all the same."""
+def write_data(folder: Path, count: int) -> None:
+    """COCO's layout: ``count`` identical images."""
     rng = np.random.default_rng(1)
     (folder / "images").mkdir()
     cv2.imwrite(str(folder / "image.jpg"), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
-    images, annotations = [], []
-    for image_id in range(1, images + 1):
+    images: list[Any] = []
+    annotations: list[Any] = []
+    for image_id in range(1, count + 1):
         (folder / "images" / f"{image_id}.jpg").hardlink_to(folder / "image.jpg")
         size = {"width": WIDTH, "height": HEIGHT}
         images.append({"id": image_id, "file_name": f"{image_id}.jpg", **size})
@@ -91,7 +92,7 @@ def megabytes(field: str) -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1024
-    raise SystemExit("this system does not tell a process's memory")
+    raise SystemExit("this system does not report a process's memory")
 
 
 def measured(what: str, work: Callable[[], Any]) -> None:
@@ -115,30 +116,30 @@ def evaluation(folder: Path, name: str, images: int, lite: str | None = None) ->
         network = find_backend("mindspore-lite", "network").network(
             config, initial_parameters(config, 0)
         )
-    network = under(find_protocol(name), network)
+    network = with_protocol(find_protocol(name), network)
     fusion, predict = find_protocol(name).fusion(network.config), Predictor(network).predict
     if fusion is not None:
         predict = MultiScalePredictor(network, fusion, lambda _: network).predict
 
     def work() -> None:
-        subject = describe(folder / "image.jpg", network.config, "fake", dataset, fusion)
-        ledger = Ledger(folder / "unfinished.jsonl", subject)
-        evaluator = collect(predict, dataset, ledger)
-        count = sum(len(found.labels) for found in evaluator.found.values())
+        subject = evaluation_subject(folder / "image.jpg", network.config, "fake", dataset, fusion)
+        journal = ResumeJournal(folder / "unfinished.jsonl", subject)
+        evaluator = collect_detections(predict, dataset, journal)
+        count = sum(len(one.labels) for one in evaluator.detections.values())
         print(f"{len(dataset)} images, {count} detections")
-        write_results(folder / "results.json", dataset.category_ids, evaluator.found)
+        write_results(folder / "results.json", dataset.category_ids, evaluator.detections)
         write_evaluation(folder, evaluator)
-        ledger.close()
+        journal.close()
 
     measured("evaluation", work)
     if lite is not None:
         del network, predict, work
-        gc.collect()  # ends the worker, of which the system then tells the peak
+        gc.collect()  # ends the Lite process; the system then reports its peak
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
         print(f"Lite's processes: {peak:.0f} MB")
 
 
-def raw_outputs(folder: Path, name: str) -> None:
+def modelzoo_bins(folder: Path, name: str) -> None:
     """Evaluate result files, as ``refinedet eval --results-bin`` does."""
     dataset = read_coco(folder / "annotations.json", folder / "images")
     network, files = FakeNetwork(), folder / "result_Files"
@@ -152,14 +153,14 @@ def raw_outputs(folder: Path, name: str) -> None:
             (files / f"{record.path.stem}_{number}.bin").hardlink_to(one)
     measured(
         "result files",
-        lambda: evaluate_raw_outputs(files, dataset, protocol=find_protocol(name), output=folder),
+        lambda: evaluate_modelzoo_bins(files, dataset, protocol=find_protocol(name), output=folder),
     )
 
 
 def scoring(folder: Path) -> None:
     """Score the results file, as ``refinedet eval --results`` does."""
     size = (folder / "results.json").stat().st_size / 2**20
-    work = lambda: score_results(folder / "results.json", folder / "annotations.json")  # noqa: E731
+    work = lambda: evaluate_coco_results(folder / "results.json", folder / "annotations.json")  # noqa: E731
     measured(f"scoring a results file of {size:.0f} MB", work)
 
 
@@ -182,7 +183,7 @@ def main() -> None:
             (scoring, (folder,)),
         ]
         if arguments.results_bin:
-            steps = [(raw_outputs, (folder, arguments.protocol))]
+            steps = [(modelzoo_bins, (folder, arguments.protocol))]
         for step, given in steps:
             process = multiprocessing.get_context("spawn").Process(target=step, args=given)
             process.start()

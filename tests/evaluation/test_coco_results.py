@@ -9,8 +9,8 @@ import pytest
 
 from refinedet.errors import DataError
 from refinedet.evaluation import coco_results as results
+from refinedet.evaluation.box_tables import DetectionTable
 from refinedet.evaluation.coco_results import _detection_rows, _list_entries, write_results
-from refinedet.evaluation.metrics import Found
 from refinedet.spec.detection import Detections
 
 GOOD = [
@@ -65,7 +65,7 @@ def test_a_file_in_any_encoding_of_json_is_read(monkeypatch, tmp_path, chunk, en
     path = tmp_path / "results.json"
     path.write_text(json.dumps(entries, ensure_ascii=False, indent=1), encoding)
     found = _detection_rows(path, {0, 1, 2}, {9: 4})
-    assert isinstance(found, Found)
+    assert isinstance(found, DetectionTable)
     assert found.image_ids.tolist() == [i % 3 for i in range(20)]
     assert found.classes.tolist() == [4] * 20
     assert found.boxes.tolist() == [[i, 2, 3, 4.5] for i in range(20)]

@@ -13,13 +13,11 @@ from pycocotools.cocoeval import COCOeval
 
 from refinedet.data.dataset import Dataset, Record
 from refinedet.errors import DataError, WriteError
-from refinedet.evaluation.coco_results import score_results, write_results
-from refinedet.evaluation.metrics import (
-    COCO_METRICS,
-    Evaluator,
-    Found,
-    dataset_ground_truth,
-    evaluation_table,
+from refinedet.evaluation.box_tables import DetectionTable, ground_truth_table
+from refinedet.evaluation.coco_metrics import COCO_METRICS
+from refinedet.evaluation.coco_results import evaluate_coco_results, write_results
+from refinedet.evaluation.metrics import Evaluator, evaluation_table
+from refinedet.evaluation.voc_metrics import (
     voc07_average_precision,
     voc12_average_precision,
     voc_metrics,
@@ -106,7 +104,7 @@ def random_case(seed, images=12, names=("a", "b", "c")):
 
 def test_the_coco_apis_own_example_gives_its_published_metrics(shared_data):
     folder = shared_data / "coco_eval"
-    evaluation = score_results(
+    evaluation = evaluate_coco_results(
         folder / "instances_val2014_fakebbox100_results.json",
         folder / "instances_val2014_100.json",
     )
@@ -397,9 +395,9 @@ def test_voc_metrics_are_those_of_plain_loops(seed):
 def test_pixels_as_edges_are_an_option():
     data = dataset(record(1, ([0, 0, 10, 10], 1)), names=("cat",))
     one = np.array([1])
-    half = Found(one, one - 1, np.array([[0.0, 0, 5, 10]]), np.array([0.5]))
-    assert voc_metrics(dataset_ground_truth(data), half, 1, pixel=0)[1] == (1,)
-    assert voc_metrics(dataset_ground_truth(data), half, 1, pixel=0, iou=0.51)[1] == (0,)
+    half = DetectionTable(one, one - 1, np.array([[0.0, 0, 5, 10]]), np.array([0.5]))
+    assert voc_metrics(ground_truth_table(data), half, 1, pixel=0)[1] == (1,)
+    assert voc_metrics(ground_truth_table(data), half, 1, pixel=0, iou=0.51)[1] == (0,)
 
 
 # The evaluator's domain
@@ -437,7 +435,7 @@ def test_bad_detections_are_refused_when_added(found, words):
     evaluator = Evaluator(dataset(record(1)))
     with pytest.raises(SpecError, match=words):
         evaluator.add(1, found)
-    assert evaluator.found == {}
+    assert evaluator.detections == {}
 
 
 def test_nothing_is_printed(capsys):
@@ -462,7 +460,7 @@ def test_only_copies_of_detections_are_kept():
     many = detections(*[(A, 0.9, 1)] * 1000)
     view = Detections(many.boxes[:1], many.scores[:1], many.labels[:1])
     evaluator.add(1, view)
-    assert all(array.base is None for array in evaluator.found[1])
+    assert all(array.base is None for array in evaluator.detections[1])
     many.boxes[:] = 0
     assert evaluator.result().metrics["AP"] == pytest.approx(1)
 
@@ -486,7 +484,7 @@ def annotations_file(folder, **change):
 def score(folder, content, **change):
     path = folder / "results.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return score_results(path, annotations_file(folder, **change))
+    return evaluate_coco_results(path, annotations_file(folder, **change))
 
 
 def test_gaps_in_category_ids_keep_classes_apart(tmp_path):
@@ -599,9 +597,9 @@ def test_bad_annotations_are_one_line(tmp_path, change, words):
 
 def test_files_that_are_not_there_are_one_line(tmp_path):
     with pytest.raises(DataError, match=r"no\.json: cannot read: No such file"):
-        score_results(tmp_path / "r.json", tmp_path / "no.json")
+        evaluate_coco_results(tmp_path / "r.json", tmp_path / "no.json")
     with pytest.raises(DataError, match="not a file"):
-        score_results(tmp_path, annotations_file(tmp_path))
+        evaluate_coco_results(tmp_path, annotations_file(tmp_path))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -630,7 +628,7 @@ def test_a_written_results_file_scores_as_the_detections_do(tmp_path, seed):
         categories=[{"id": 18}, {"id": 3}, {"id": 90}],
         annotations=ground_truth,
     )
-    scored = score_results(tmp_path / "results.json", annotations)
+    scored = evaluate_coco_results(tmp_path / "results.json", annotations)
     assert repr(scored.coco) == repr(evaluate(data, found).coco)
 
 

@@ -168,7 +168,7 @@ def test_damaged_files_are_told(run, results, data, kind):
     path.unlink()
     refused(run(*command), f"{path}: cannot read: No such file or directory")
     path.mkdir()
-    refused(run(*command), f"{path}: not a file")
+    refused(run(*command), f"{path}: cannot read: not a file")
 
 
 def test_crossed_corners_are_told(run, results, data):
@@ -234,7 +234,7 @@ def test_an_output_that_is_a_file_is_told_before_the_work(run, results, data, tm
             *("eval", "--results-bin", results, "--preset", PRESET, *data),
             *("--output", tmp_path / "out"),
         ),
-        f"--output {tmp_path}/out: is a file; choose a folder",
+        f"--output: {tmp_path}/out is a file; choose a folder",
     )
 
 
@@ -254,7 +254,10 @@ def test_images_with_files_of_one_name_are_told(run, results, data, noise, tmp_p
     [
         (("--model", "x"), "--results-bin: --model is evaluated alone; leave out one of the two"),
         (("--results", "x.json"), "--results-bin: --results is evaluated alone; leave out one"),
-        (("--protocol", "caffe-coco"), "--protocol caffe-coco: fuses what networks see; result"),
+        (
+            ("--protocol", "caffe-coco"),
+            "--protocol: caffe-coco fuses detections of several views; .bin",
+        ),
         (("--backend", "onnxruntime"), "--backend: computes what --model finds, and result files"),
         (("--target", "ascend310"), "--backend: computes what --model finds"),
         (("--streams", "2"), "--backend: computes what --model finds"),

@@ -13,11 +13,12 @@ import pytest
 
 from refinedet.cli.app import main
 from refinedet.data.formats.coco import read_coco
-from refinedet.errors import DataError
+from refinedet.errors import DataError, UsageError
 from refinedet.evaluation import published
-from refinedet.evaluation.coco_results import score_results
-from refinedet.evaluation.metrics import COCO_METRICS, Evaluator
-from refinedet.evaluation.protocols import PROTOCOLS, chosen_images, find_protocol, under
+from refinedet.evaluation.coco_metrics import COCO_METRICS
+from refinedet.evaluation.coco_results import evaluate_coco_results
+from refinedet.evaluation.metrics import Evaluator
+from refinedet.evaluation.protocols import PROTOCOLS, counted_images, find_protocol, with_protocol
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.settings import resolve
 from refinedet.spec.config import DetectionConfig, preset
@@ -145,7 +146,7 @@ def test_an_independent_evaluator_gives_the_same_twelve(tmp_path, seed, name):
         ids = {i["id"] for i in document["images"]} - layout.crowded - layout.empty
     expected = second_opinion(layout, ids)
     protocol = name and find_protocol(name)
-    got = score_results(layout.results, layout.annotations, protocol=protocol).coco
+    got = evaluate_coco_results(layout.results, layout.annotations, protocol=protocol).coco
     np.testing.assert_allclose(list(got.values()), expected, atol=1e-9)
     assert list(got) == list(COCO_METRICS)
     assert 0.05 < got["AP"] < 0.95  # a fixture that can tell
@@ -156,7 +157,7 @@ def test_detections_of_images_score_as_their_results_file(tmp_path, seed):
     """The way of a model: read by ``read_coco``, chosen, added one by one."""
     layout = write_layout(tmp_path, seed)
     protocol = find_protocol("modelzoo")
-    data = chosen_images(protocol, read_coco(layout.annotations, layout.images))
+    data = counted_images(protocol, read_coco(layout.annotations, layout.images))
     labels = {category["id"]: label for label, category in enumerate(CATEGORIES, 1)}
     rows = {record.image_id: [] for record in data.records}
     for entry in json.loads(layout.results.read_text()):
@@ -174,7 +175,7 @@ def test_detections_of_images_score_as_their_results_file(tmp_path, seed):
                 np.array([labels[e["category_id"]] for e in entries], np.int64),
             ),
         )
-    scored = score_results(layout.results, layout.annotations, protocol=protocol)
+    scored = evaluate_coco_results(layout.results, layout.annotations, protocol=protocol)
     got, expected = evaluator.result().coco, scored.coco
     assert list(got.values()) == pytest.approx(list(expected.values()), abs=1e-6, nan_ok=True)
 
@@ -192,7 +193,7 @@ def test_the_model_zoo_leaves_out_crowds_and_empty_images(layout):
         ("paper", all_ids),
         ("caffe-coco", all_ids),
     ):
-        chosen = chosen_images(find_protocol(name), data)
+        chosen = counted_images(find_protocol(name), data)
         assert {record.image_id for record in chosen.records} == expected
         assert chosen.class_names == data.class_names
 
@@ -201,12 +202,12 @@ def test_a_protocol_that_leaves_no_image_is_told(layout):
     protocol = find_protocol("modelzoo")
     data = read_coco(layout.annotations, layout.images)
     crowded = [r for r in data.records if r.image_id in layout.crowded]
-    with pytest.raises(DataError, match=r"--protocol modelzoo: .* has no image with boxes and"):
-        chosen_images(protocol, dataclasses.replace(data, records=crowded))
+    with pytest.raises(DataError, match=r"no image with .* crowds, as protocol modelzoo"):
+        counted_images(protocol, dataclasses.replace(data, records=crowded))
     document = json.loads(layout.annotations.read_text())
     layout.annotations.write_text(json.dumps(document | {"annotations": []}))
-    with pytest.raises(DataError, match=r"annotations\.json has no image with boxes and"):
-        score_results(layout.results, layout.annotations, protocol=protocol)
+    with pytest.raises(DataError, match=r"annotations\.json: no image with boxes and"):
+        evaluate_coco_results(layout.results, layout.annotations, protocol=protocol)
 
 
 # Detection settings
@@ -307,7 +308,7 @@ def test_presets_detect_by_their_own_protocol(protocol, name):
 def test_a_network_under_a_protocol_differs_in_its_detections_alone():
     config = preset("refinedet_eighth_128")
     network = SimpleNamespace(config=config, scored_boxes=lambda x: ("scored", x), heads=len)
-    judged = under(find_protocol("caffe-coco"), network)
+    judged = with_protocol(find_protocol("caffe-coco"), network)
     assert judged.config.detection.top == 500
     assert dataclasses.replace(judged.config, detection=config.detection) == config
     assert judged.scored_boxes(3) == ("scored", 3)
@@ -332,9 +333,9 @@ def test_a_setting_that_the_contract_lacks_is_told():
         detection: Old = dataclasses.field(default_factory=Old)
 
     network = SimpleNamespace(config=Config())
-    assert under(find_protocol("paper"), network).config.detection.top == 200
-    with pytest.raises(DataError, match=r"--protocol modelzoo: needs detection\.pixel=1\.0, which"):
-        under(find_protocol("modelzoo"), network)
+    assert with_protocol(find_protocol("paper"), network).config.detection.top == 200
+    with pytest.raises(UsageError, match=r"modelzoo needs detection\.pixel=1\.0, which"):
+        with_protocol(find_protocol("modelzoo"), network)
 
 
 # The program
@@ -470,20 +471,20 @@ def test_expect_is_met_under_the_right_protocol_alone(run, oracle, tmp_path, mon
         monkeypatch.setitem(PROTOCOLS, "modelzoo", dataclasses.replace(right, **change))
         status, _, err = run(*expect, "--protocol", "modelzoo")
         assert status == 1, what
-        assert err.startswith("refinedet: error: --expect modelzoo-gpu: "), what
+        assert err.startswith("refinedet: error: modelzoo-gpu: "), what
 
 
 def test_expect_works_with_results_alone(run, layout, monkeypatch):
     alone = ("--results", layout.results, "--annotations", layout.annotations)
     protocol = find_protocol("modelzoo")
-    metrics = score_results(layout.results, layout.annotations, protocol=protocol).coco
+    metrics = evaluate_coco_results(layout.results, layout.annotations, protocol=protocol).coco
     publish(monkeypatch, metrics)
     expect = (*alone, "--expect", "modelzoo-gpu")
     assert run(*expect, "--protocol", "modelzoo")[0] == 0
     publish(monkeypatch, {**metrics, "AP": metrics["AP"] + 0.002})
     status, _, err = run(*expect, "--protocol", "modelzoo")
     assert status == 1
-    assert "--expect modelzoo-gpu: AP" in err
+    assert "modelzoo-gpu: AP" in err
     publish(monkeypatch, {**metrics, "AR1": 0.0})
     assert run(*expect, "--protocol", "modelzoo")[0] == 1
     status, out, _ = run(*expect, "--protocol", "modelzoo", "--retrained")

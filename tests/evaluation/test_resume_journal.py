@@ -16,7 +16,12 @@ from refinedet.backends.reference import SpecNetwork
 from refinedet.cli.app import main
 from refinedet.errors import DataError, WriteError
 from refinedet.evaluation.dataset_run import evaluate
-from refinedet.evaluation.resume_journal import Ledger, data_digest, describe, model_digest
+from refinedet.evaluation.resume_journal import (
+    ResumeJournal,
+    data_digest,
+    evaluation_subject,
+    model_digest,
+)
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.settings import resolve
 from refinedet.spec.config import preset
@@ -39,9 +44,9 @@ def same(a, b):
 
 
 @pytest.fixture
-def ledger(tmp_path):
-    """A ledger of three images, closed."""
-    made = Ledger(tmp_path / "ledger.jsonl", SUBJECT)
+def journal(tmp_path):
+    """A journal of three images, closed."""
+    made = ResumeJournal(tmp_path / "journal.jsonl", SUBJECT)
     for image_id, count in ((7, 3), (2, 0), (9, 5)):
         made.add(image_id, detections(count, image_id))
     made.close()
@@ -49,78 +54,78 @@ def ledger(tmp_path):
 
 
 def finished(path, subject=SUBJECT):
-    opened = Ledger(path, subject, resume=True)
+    opened = ResumeJournal(path, subject, resume=True)
     found = dict(opened.finished())
     opened.close()
     return found
 
 
-def test_what_was_added_is_read_back_bit_for_bit(ledger):
-    found = finished(ledger)
+def test_what_was_added_is_read_back_bit_for_bit(journal):
+    found = finished(journal)
     assert list(found) == [7, 2, 9]
     for image_id, count in ((7, 3), (2, 0), (9, 5)):
         assert same(found[image_id], detections(count, image_id))
 
 
 def test_double_precision_is_kept(tmp_path):
-    made = Ledger(tmp_path / "ledger.jsonl", SUBJECT)
+    made = ResumeJournal(tmp_path / "journal.jsonl", SUBJECT)
     made.add(1, detections(4, dtype=np.float64))
     made.close()
     assert same(finished(made.path)[1], detections(4, dtype=np.float64))
 
 
-def test_a_ledger_is_cut_off_where_it_is_not_whole(ledger):
-    content = ledger.read_bytes()
+def test_a_journal_is_cut_off_where_it_is_not_whole(journal):
+    content = journal.read_bytes()
     lines = content.splitlines(keepends=True)
     for size in range(len(content)):  # killed after any number of bytes
-        ledger.write_bytes(content[:size])
-        kept = finished(ledger)
+        journal.write_bytes(content[:size])
+        kept = finished(journal)
         whole = sum(size >= len(b"".join(lines[: n + 1])) for n in range(4))
         assert list(kept) == [7, 2, 9][: max(whole - 1, 0)]
-        assert ledger.read_bytes() == b"".join(lines[: max(whole, 1)])
+        assert journal.read_bytes() == b"".join(lines[: max(whole, 1)])
 
 
 @pytest.mark.parametrize(
     "line", [b"\0" * 50 + b"\n", b"{}\n", b"[]\n", b'{"image_id": 4, "boxes": 3}\n', b"\xff\n"]
 )
-def test_what_follows_a_damaged_line_runs_again(ledger, line):
-    lines = ledger.read_bytes().splitlines(keepends=True)
-    ledger.write_bytes(b"".join([*lines[:2], line, *lines[2:]]))
-    assert list(finished(ledger)) == [7]
-    opened = Ledger(ledger, SUBJECT, resume=True)
+def test_what_follows_a_damaged_line_runs_again(journal, line):
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:2], line, *lines[2:]]))
+    assert list(finished(journal)) == [7]
+    opened = ResumeJournal(journal, SUBJECT, resume=True)
     opened.add(2, detections(1))
     opened.close()
-    assert list(finished(ledger)) == [7, 2]
+    assert list(finished(journal)) == [7, 2]
 
 
-def test_a_ledger_is_not_begun_anew_by_mistake(ledger):
-    with pytest.raises(DataError, match=r"ledger\.jsonl: an evaluation was interrupted here; go"):
-        Ledger(ledger, SUBJECT)
-    assert list(finished(ledger)) == [7, 2, 9]
+def test_a_journal_is_not_begun_anew_by_mistake(journal):
+    with pytest.raises(DataError, match=r"journal\.jsonl: an evaluation was interrupted"):
+        ResumeJournal(journal, SUBJECT)
+    assert list(finished(journal)) == [7, 2, 9]
 
 
 @pytest.mark.parametrize("name", [*SUBJECT, "version"])
-def test_a_ledger_of_something_else_is_refused(ledger, name):
-    lines = ledger.read_bytes().splitlines(keepends=True)
+def test_a_journal_of_something_else_is_refused(journal, name):
+    lines = journal.read_bytes().splitlines(keepends=True)
     header = json.loads(lines[0]) | {name: "other"}
-    ledger.write_bytes(json.dumps(header).encode() + b"\n" + b"".join(lines[1:]))
+    journal.write_bytes(json.dumps(header).encode() + b"\n" + b"".join(lines[1:]))
     with pytest.raises(DataError, match=f"was begun with another {name}; remove the file"):
-        Ledger(ledger, SUBJECT, resume=True)
-    assert ledger.exists()
+        ResumeJournal(journal, SUBJECT, resume=True)
+    assert journal.exists()
 
 
 def test_what_is_no_file_is_told(tmp_path):
     with pytest.raises(DataError, match=f"{tmp_path.name}: not a file; remove it"):
-        Ledger(tmp_path, SUBJECT, resume=True)
+        ResumeJournal(tmp_path, SUBJECT, resume=True)
     with pytest.raises(DataError, match="/dev/zero: not a file"):
-        Ledger(Path("/dev/zero"), SUBJECT, resume=True)
+        ResumeJournal(Path("/dev/zero"), SUBJECT, resume=True)
 
 
-def test_a_full_disk_is_one_line(ledger):
-    opened = Ledger(ledger, SUBJECT, resume=True)
+def test_a_full_disk_is_one_line(journal):
+    opened = ResumeJournal(journal, SUBJECT, resume=True)
     opened.close()
     opened._file = Path("/dev/full").open("wb")  # noqa: SIM115
-    with pytest.raises(WriteError, match=r"ledger\.jsonl: cannot write: No space left .*; free"):
+    with pytest.raises(WriteError, match=r"journal\.jsonl: cannot write: No space left .*; free"):
         opened.add(1, detections(3))
     opened._file.raw.close()
 
@@ -129,12 +134,12 @@ def test_the_digests_tell_models_settings_and_data_apart(tmp_path, noise):
     weights = tmp_path / "weights"
     weights.write_bytes(b"1")
     config = preset("refinedet_eighth_128")
-    told = describe(weights, config, "spec", noise)
-    assert describe(weights, config, "spec", noise) == told
+    told = evaluation_subject(weights, config, "spec", noise)
+    assert evaluation_subject(weights, config, "spec", noise) == told
 
     def differing(**change):
         now = {"model": weights, "config": config, "backend": "spec", "dataset": noise} | change
-        other = describe(*now.values())
+        other = evaluation_subject(*now.values())
         return {name for name in told if told[name] != other[name]}
 
     (tmp_path / "same").write_bytes(b"1")
@@ -198,14 +203,14 @@ def called(monkeypatch, capsys, options):
 
 KILLED = """
 import os, signal, sys
-from refinedet.evaluation import resume_journal as ledger
+from refinedet.evaluation.resume_journal import ResumeJournal
 from refinedet.cli.app import main
-add = ledger.Ledger.add
-def deadly(self, image_id, found):
-    add(self, image_id, found)
+add = ResumeJournal.add
+def deadly(self, image_id, detections):
+    add(self, image_id, detections)
     if image_id == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-ledger.Ledger.add = deadly
+ResumeJournal.add = deadly
 main()
 """
 
@@ -224,7 +229,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(evaluation, tmp_path, monkeypa
 
     status, err = called(monkeypatch, capsys, [*evaluation, "--output", output])
     assert status == 1
-    assert "an evaluation was interrupted here; go on with --resume" in err
+    assert "an evaluation was interrupted here; resume it" in err
     other = [*evaluation, "--output", output, "--resume", "--protocol", "paper"]
     status, err = called(monkeypatch, capsys, other)
     assert (status, err.count("\n")) == (1, 1)
@@ -283,7 +288,7 @@ def test_raw_outputs_are_not_kept(noise):
     evaluator = evaluate(Network(), noise, batch_size=2)
     assert len(most) == 5
     assert max(most) <= 6  # of one batch before, at most, and of this one
-    assert all(array.base is None for found in evaluator.found.values() for array in found)
+    assert all(array.base is None for found in evaluator.detections.values() for array in found)
 
 
 def test_data_digest_does_not_depend_on_the_place(noise, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from refinedet.data.formats.coco import MAX_AREA, read_coco
 from refinedet.errors import DataError
-from refinedet.evaluation.coco_results import score_results
+from refinedet.evaluation.coco_results import evaluate_coco_results
 
 
 @pytest.fixture
@@ -81,6 +81,6 @@ def test_a_fault_has_one_reason_in_training_and_in_scoring(tmp_path, table, chan
     assert finding.reason.startswith(reason)
     (tmp_path / "results.json").write_text("[]")
     with pytest.raises(DataError) as caught:
-        score_results(tmp_path / "results.json", path)
+        evaluate_coco_results(tmp_path / "results.json", path)
     assert (caught.value.path, caught.value.key) == finding.where
     assert caught.value.reason.startswith(reason)
