@@ -22,7 +22,7 @@ from mindspore.mindrecord import FileWriter
 
 from refinedet.backends.process_group import ALONE, Group, by_first
 from refinedet.data.batch import Batch, slot_count, training_objects
-from refinedet.data.batches import fingerprint, tell_left_out, training_images
+from refinedet.data.batches import fingerprint, report_left_out, training_images
 from refinedet.data.dataset import Dataset
 from refinedet.data.samples import SampleMaker, reading_order
 from refinedet.data.sharding import of_rank
@@ -109,7 +109,7 @@ def batches(
     """See ``Backend.batches``; with several workers, this one's share."""
     max_objects = slot_count(training_objects(dataset), settings.max_objects)
     file, count, unreadable = by_first(group, lambda: build_cache(dataset, cache))
-    tell_left_out(dataset, unreadable)
+    report_left_out(dataset, unreadable)
     cv2.setNumThreads(1)  # the workers are the threads
     make = SampleMaker(config, settings, max_objects)
     for step in range(first_step, config.schedule.steps, STEPS_A_CHUNK):

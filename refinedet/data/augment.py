@@ -1,4 +1,4 @@
-"""Augmentation: one training image and its objects, changed at random.
+"""Random augmentation of one training image and its objects.
 
 In the order of the authors' release (SSD's, arXiv:1512.02325, section 2.2):
 
@@ -7,12 +7,12 @@ In the order of the authors' release (SSD's, arXiv:1512.02325, section 2.2):
 3. Crop: whole canvas, or a part that overlaps some object enough.
 4. Resize to the network's input. 5. Mirror, and flip.
 
-Steps 2 to 5 only move pixels, so they are first composed on paper: the part of the
-image that stays visible, in whole pixels, is stretched once onto its place in the
-output, in whole pixels, and boxes follow by the same stretch. Step 1 then acts on the
-few pixels of that place, never on the fill. Brightness and contrast are linear, so that
-this order gives the same image but for rounding and clipping; saturation and hue
-differ from the paper's order only where neighbouring pixels of different colour blend.
+Steps 2 to 5 only move pixels, so their geometry is composed first: the visible part of the
+image (``source``, in whole pixels) is resized once onto its rectangle in the output
+(``target``, in whole pixels), and boxes are mapped in the same way. Step 1 is then applied
+to the pixels of that rectangle only, not to the fill. Brightness and contrast are linear, so
+this order gives the same image up to rounding and clipping; saturation and hue
+differ from the paper's order only where neighbouring pixels of different colours are blended.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HUE_CIRCLE = 180
 """The same units for the whole circle."""
 
 CROP_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
-"""Least overlap of a crop with some object; one sampler each, beside the whole image."""
+"""Smallest overlap of a crop with some object, one for each sampler; one more keeps the image."""
 CROP_SCALE = (0.3, 1.0)
 """Root of a crop's share of the image."""
 CROP_RATIO = (0.5, 2.0)
@@ -55,11 +55,11 @@ INTERPOLATIONS = (
     cv2.INTER_CUBIC,
     cv2.INTER_LANCZOS4,
 )
-"""One of these, each as likely, resizes a training image."""
+"""Of these one is chosen uniformly to resize a training image."""
 
 
 class Window(NamedTuple):
-    """A rectangle in whole pixels; may reach outside the image whose pixels they are."""
+    """A rectangle in whole pixels of an image; may reach outside it."""
 
     x_min: int
     y_min: int
@@ -76,19 +76,19 @@ def augment(
     size: tuple[int, int],
     config: ImageConfig,
 ) -> tuple[Array, Array, Array]:
-    """A changed image of the network's size, and the objects still in it.
+    """An augmented image of the network's size, and the objects that are left in it.
 
     A function of its arguments and of the generator's state alone. An object whose
     centre is outside the crop is dropped, the others are clipped. A crop that would
-    leave no object is not taken; an image without objects is not cropped. With every
-    change turned off this is ``resize_only``.
+    leave no object is not used; an image without objects is not cropped. With every
+    augmentation turned off this is ``resize_only``.
 
     Args:
         image: (H, W, 3) uint8, R, G, B.
         boxes: (T, 4) float32, pixels, corner form, within the image, sides above 0.
         labels: (T,) integers.
         size: height and width of the result.
-        config: its mean fills the canvas.
+        config: its mean colour fills the canvas.
     Returns:
         Image (height, width, 3) uint8, boxes (T', 4) float32, corner form, fractions,
         sides above 0, and labels (T',).
@@ -106,29 +106,24 @@ def augment(
     interpolation = cv2.INTER_LINEAR
     if settings.crop or any((settings.distort, settings.expand, settings.mirror, settings.flip)):
         interpolation = INTERPOLATIONS[rng.integers(len(INTERPOLATIONS))]
-    part, place = _visible(image, window, size)
+    source, target = _visible(image, window, size)
     pixels = _resize(
-        image[part.y_min : part.y_max, part.x_min : part.x_max],
-        (place.y_max - place.y_min, place.x_max - place.x_min),
+        image[source.y_min : source.y_max, source.x_min : source.x_max],
+        (target.y_max - target.y_min, target.x_max - target.x_min),
         interpolation,
     )
     pixels = distort(pixels, settings.distort, rng)
     if pixels.shape[:2] != size:
-        edges = place.y_min, size[0] - place.y_max, place.x_min, size[1] - place.x_max
+        edges = target.y_min, size[0] - target.y_max, target.x_min, size[1] - target.x_max
         pixels = cv2.copyMakeBorder(pixels, *edges, cv2.BORDER_CONSTANT, value=_fill(config))
 
     inside = _centres_inside(exact, np.array(window, np.float64)[None])[:, 0]
-    moved = _move(exact[inside], part, place, size)
+    moved = _move(exact[inside], source, target, size)
     mirror, flip = rng.random() < settings.mirror, rng.random() < settings.flip
-    if mirror:
-        moved[:, [0, 2]] = 1 - moved[:, [2, 0]]
-    if flip:
-        moved[:, [1, 3]] = 1 - moved[:, [3, 1]]
-    if mirror or flip:
-        pixels = cv2.flip(pixels, -1 if mirror and flip else int(mirror))
+    pixels, moved = _mirrored(pixels, moved, mirror, flip)
     result = moved.astype(np.float32)
-    solid = (result[:, 2:] > result[:, :2]).all(axis=1)
-    return pixels, result[solid], labels[inside][solid]
+    kept = (result[:, 2:] > result[:, :2]).all(axis=1)
+    return pixels, result[kept], labels[inside][kept]
 
 
 def resize_only(image: Array, size: tuple[int, int]) -> Array:
@@ -182,9 +177,9 @@ def expanded(window: Window, largest: float, rng: np.random.Generator) -> Window
 def cropped(window: Window, boxes: Array, rng: np.random.Generator) -> Window:
     """The window, or a part of it, by a sampler chosen among those that succeed.
 
-    A sampler takes the first of its trials that overlaps some object enough, and holds
-    some object's centre. The choice is uniform over the samplers that succeed: it is
-    made by trying them in random order.
+    A sampler takes the first of its trials that overlaps some object enough and contains
+    the centre of some object. Samplers are tried in random order, so the choice is uniform
+    over those that succeed.
 
     Args:
         boxes: (T, 4) float64, pixels, corner form. T from 1.
@@ -237,7 +232,7 @@ def _best_iou(boxes: Array, crops: Array) -> Array:
 
 
 def _visible(image: Array, window: Window, size: tuple[int, int]) -> tuple[Window, Window]:
-    """The part of the image in the window, and its place in the output; never empty."""
+    """The part of the image in the window, and its rectangle in the output; never empty."""
     spans = []
     for low, high, length, out in (
         (window.x_min, window.x_max, image.shape[1], size[1]),
@@ -253,20 +248,32 @@ def _visible(image: Array, window: Window, size: tuple[int, int]) -> tuple[Windo
     return Window(x0, y0, x1, y1), Window(px0, py0, px1, py1)
 
 
-def _move(boxes: Array, part: Window, place: Window, size: tuple[int, int]) -> Array:
-    """Boxes (T, 4) float64 in the image's pixels, as fractions of the output, clipped."""
+def _move(boxes: Array, source: Window, target: Window, size: tuple[int, int]) -> Array:
+    """Boxes (T, 4) float64 in the image's pixels, to clipped fractions of the output."""
     moved = np.empty_like(boxes)
     for axis, out in ((0, size[1]), (1, size[0])):
-        scale = (place[axis + 2] - place[axis]) / (part[axis + 2] - part[axis])
-        moved[:, axis::2] = ((boxes[:, axis::2] - part[axis]) * scale + place[axis]) / out
+        scale = (target[axis + 2] - target[axis]) / (source[axis + 2] - source[axis])
+        moved[:, axis::2] = ((boxes[:, axis::2] - source[axis]) * scale + target[axis]) / out
     np.maximum(moved, 0, out=moved)
     return np.minimum(moved, 1, out=moved)
+
+
+def _mirrored(pixels: Array, boxes: Array, mirror: bool, flip: bool) -> tuple[Array, Array]:
+    """Pixels and boxes (T, 4), fractions, mirrored from left to right, and flipped upside down."""
+    boxes = boxes.copy()
+    if mirror:
+        boxes[:, [0, 2]] = 1 - boxes[:, [2, 0]]
+    if flip:
+        boxes[:, [1, 3]] = 1 - boxes[:, [3, 1]]
+    if mirror or flip:
+        pixels = cv2.flip(pixels, -1 if mirror and flip else int(mirror))
+    return pixels, boxes
 
 
 def distort(pixels: Array, probability: float, rng: np.random.Generator) -> Array:
     """Brightness, contrast, saturation and hue, each with the same probability.
 
-    Contrast comes second or last, each as likely. Every change is rounded and clipped
+    Contrast is second or last, with equal probability. Every change is rounded and clipped
     to 0 to 255 before the next.
 
     Args:

@@ -33,21 +33,22 @@ def training_objects(dataset: Dataset) -> list[tuple[Array, Array]]:
     ]
 
 
-def slot_count(objects: list[tuple[Array, Array]], at_least: int) -> int:
-    """Padded slots for objects in a batch: the largest count, in steps of 8.
+def slot_count(objects: list[tuple[Array, Array]], max_objects: int) -> int:
+    """Padded slots for the objects of an image in a batch.
 
     Args:
-        at_least: so many or more; fewer than an image has is an error, as objects
-            would be lost.
+        max_objects: the number of slots; 0 takes the largest count, rounded up to a multiple
+            of 8.
     Raises:
-        DataError: no object at all, or more than ``at_least``.
+        DataError: there is no object, or an image has more than ``max_objects``, which would
+            lose objects.
     """
     most = max((len(labels) for _, labels in objects), default=0)
     if most == 0:
         raise DataError("no image has an object to train on")
-    if at_least and at_least < most:
-        raise DataError(f"{at_least}, but an image has {most} objects", key="input.max_objects")
-    return at_least or -(-most // 8) * 8
+    if max_objects and max_objects < most:
+        raise DataError(f"{max_objects}, but an image has {most} objects", key="input.max_objects")
+    return max_objects or -(-most // 8) * 8
 
 
 def padded(boxes: Array, labels: Array, slots: int) -> tuple[Array, Array]:

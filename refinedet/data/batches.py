@@ -1,7 +1,7 @@
-"""Batches in NumPy, for every backend whose framework needs no input pipeline of its own.
+"""Batches in NumPy, for every backend without an input pipeline of its own.
 
-The images are looked through once: those that cannot be read are left out. Then threads
-make the samples of ``refinedet.data.samples``, a little ahead of the reader.
+All images are decoded once, to leave out those that cannot be read. Then threads
+make the samples of ``refinedet.data.samples``, a few ahead of the reader.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from refinedet.spec.config import Config
 from refinedet.spec.types import Array
 from refinedet.support.files import write_json
 
-NOTE = "readable.json"
-"""In the cache: which images can be read."""
+READABLE = "readable.json"
+"""File in the cache: which images can be read."""
 AHEAD = 2
-"""Batches that are made before they are read."""
+"""Batches that are made ahead of the reader."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """The state of a data set: the images' files, by name, size and time, and all objects.
+    """A digest of a data set: path, size and time of every image file, and all objects.
 
     Raises:
-        DataError: a file that is not there.
+        DataError: a file is missing.
     """
     digest = hashlib.sha256(json.dumps(dataset.class_names).encode())
     for record, (boxes, labels) in zip(dataset.records, training_objects(dataset), strict=True):
@@ -57,10 +57,10 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def training_images(dataset: Dataset) -> Iterator[tuple[int, bytes | None]]:
-    """Every record with an object to train on: its index and its file, None if unreadable.
+    """Index and encoded image of every record with an object to train on; None if unreadable.
 
     Raises:
-        DataError: an image of another size than annotated, or, at the end, none readable.
+        DataError: an image has another size than annotated; at the end, if none is readable.
     """
     readable = False
     rows = list(zip(dataset.records, training_objects(dataset), strict=True))
@@ -83,32 +83,32 @@ def training_images(dataset: Dataset) -> Iterator[tuple[int, bytes | None]]:
         raise DataError("no readable image with an object to train on", key=dataset.name)
 
 
-def tell_left_out(dataset: Dataset, unreadable: int) -> None:
-    """Say on standard error how many images are not trained on, if any."""
+def report_left_out(dataset: Dataset, unreadable: int) -> None:
+    """Print on standard error how many images are left out, if any."""
     if unreadable:
         print(f"{dataset.name}: left out {unreadable} images that cannot be read", file=sys.stderr)
 
 
 def readable_images(dataset: Dataset, cache: Path) -> list[int]:
-    """Indices of the records to train on; noted in the cache until the data set changes.
+    """Indices of the records to train on; cached until the data set changes.
 
     Raises:
         DataError: as ``fingerprint`` and ``training_images``.
         OSError: the cache cannot be written.
     """
-    mark, note = fingerprint(dataset), cache / NOTE
+    state, file = fingerprint(dataset), cache / READABLE
     try:
-        known = json.loads(note.read_text())
-        if known["fingerprint"] != mark:
+        known = json.loads(file.read_text())
+        if known["fingerprint"] != state:
             raise ValueError
         readable, unreadable = list(known["readable"]), int(known["unreadable"])
     except (OSError, ValueError, KeyError, TypeError):
-        found = [(index, encoded is not None) for index, encoded in training_images(dataset)]
-        readable = [index for index, good in found if good]
-        unreadable = len(found) - len(readable)
+        checked = [(index, encoded is not None) for index, encoded in training_images(dataset)]
+        readable = [index for index, is_readable in checked if is_readable]
+        unreadable = len(checked) - len(readable)
         cache.mkdir(parents=True, exist_ok=True)
-        write_json(note, {"fingerprint": mark, "readable": readable, "unreadable": unreadable})
-    tell_left_out(dataset, unreadable)
+        write_json(file, {"fingerprint": state, "readable": readable, "unreadable": unreadable})
+    report_left_out(dataset, unreadable)
     return readable
 
 
@@ -119,10 +119,10 @@ def batches(
     objects = training_objects(dataset)
     make = SampleMaker(config, settings, slot_count(objects, settings.max_objects))
     readable = readable_images(dataset, cache)
-    cv2.setNumThreads(1)  # the workers are the threads
+    cv2.setNumThreads(1)  # the pool below uses the processor cores
 
-    def sample(place: tuple[int, int]) -> tuple[Array, ...]:
-        position, index = place
+    def sample(item: tuple[int, int]) -> tuple[Array, ...]:
+        position, index = item
         path = dataset.records[index].path
         try:
             return make(np.fromfile(path, np.uint8), *objects[index], np.array(position))
@@ -148,7 +148,7 @@ def batches(
 def _in_order(
     pool: ThreadPoolExecutor, function: Callable[[T], R], arguments: Iterable[T], ahead: int
 ) -> Iterator[R]:
-    """``map`` in the pool's threads, at most so many results ahead of the reader."""
+    """``map`` in the pool's threads, at most ``ahead`` results ahead of the reader."""
     waiting: deque[Future[R]] = deque()
     for argument in arguments:
         waiting.append(pool.submit(function, argument))

@@ -1,18 +1,17 @@
 """Image files: from JPEG, PNG or BMP to rows of red, green and blue.
 
-Whatever the file holds, a reader gets (H, W, 3) uint8, R, G, B, as the image is
-shown:
+Every image is decoded to (H, W, 3) uint8, R, G, B, oriented as it is displayed:
 
 - grey and palette become R, G, B; CMYK too, by simple complement, without a profile;
 - sixteen bits a channel keep their high eight;
-- transparency is laid over white, as on paper: what lies under it may be anything;
+- transparent pixels are blended with white: their stored colour may be anything;
 - a JPEG's EXIF orientation is applied; other formats' is not.
 
 The header is read here, before OpenCV sees the file. It gives the size at the cost of
 a few hundred bytes, keeps a small file that unpacks to gigabytes from being unpacked,
 and makes the orientation the same in every version of OpenCV.
 
-A file that breaks off is refused: a JPEG without its end marker, a PNG without its
+A file that is cut off is refused: a JPEG without its end marker, a PNG without its
 last chunk. So is a PNG with a wrong checksum. Damage inside a complete JPEG is not
 detected; libjpeg may print a line about it.
 """
@@ -234,12 +233,12 @@ def _jpeg_header(stream: BinaryIO) -> _Header:
 
 
 def _exif_orientation(tiff: bytes) -> int:
-    """1 to 8; 1 where the tag is missing or is nonsense, as viewers take it."""
+    """1 to 8; 1 where the tag is missing or invalid, as image viewers do."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2], "<")
     try:
-        (place,) = struct.unpack_from(order + "I", tiff, 4)
-        (count,) = struct.unpack_from(order + "H", tiff, place)
-        for entry in range(place + 2, place + 2 + 12 * count, 12):
+        (position,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, position)
+        for entry in range(position + 2, position + 2 + 12 * count, 12):
             tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
             if tag == 274 and kind == 3 and value in ORIENTATIONS:
                 return int(value)
@@ -249,22 +248,23 @@ def _exif_orientation(tiff: bytes) -> int:
 
 
 def _png_pixels(data: bytes) -> tuple[bytes, bool]:
-    """A PNG without all that does not make its pixels, and whether it is transparent.
+    """A PNG with only the chunks that its pixels need, and whether it is transparent.
 
-    Transparent is one with an alpha channel or a transparent colour. Walks the chunks to
-    the last, IEND, and so notices a file that breaks off. libpng would print lines of its
-    own about checksums that are wrong, and about colour profiles, which are not applied.
+    Transparent means an alpha channel or a transparent colour. Walks the chunks to the
+    last, IEND, and so detects a file that is cut off. libpng would print warnings about wrong
+    checksums, and about colour profiles, which are not applied.
     """
     transparent = data[25:26] in (b"\x04", b"\x06")  # grey and alpha; RGB and alpha
     kept = [_PNG_SIGNATURE]
-    place = len(_PNG_SIGNATURE)
-    while place + 12 <= len(data):
-        length, name = struct.unpack_from(">I4s", data, place)
-        chunk = data[place : place + 12 + length]
-        place += 12 + length
-        if name != b"tRNS" and name[0] & 0x20:  # a small letter: may be passed over
+    position = len(_PNG_SIGNATURE)
+    while position + 12 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, position)
+        chunk = data[position : position + 12 + length]
+        position += 12 + length
+        if name != b"tRNS" and name[0] & 0x20:  # lower case: an ancillary chunk
             continue
-        if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big") and place <= len(data):
+        complete = position <= len(data)
+        if complete and zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
             wrong = f"the checksum of {name.decode('latin-1')!r} is wrong"
             raise _BrokenError(f"damaged PNG: {wrong}; replace it by a whole file")
         kept.append(chunk)

@@ -1,10 +1,10 @@
 """From annotated images to the samples of a training, as pure functions of a position.
 
-A training reads an endless row of positions 0, 1, 2, ...; step ``s`` reads the
-``batch_size`` positions from ``s * batch_size``. Which image stands at a position,
-and how it is augmented, depends on the seed and the position alone. A training
-that goes on from step ``s`` therefore needs no other state than ``s``, and any number
-of workers gives the same batches.
+A training reads an endless sequence of positions from 0; step ``s`` reads the
+``batch_size`` positions from ``s * batch_size``. Which image has a position, and how it is
+augmented, depends on the seed and the position alone. A training that is resumed at step
+``s`` therefore needs no other state than ``s``, and any number of workers gives the same
+batches.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Slice(NamedTuple):
     """Some images in the order in which a training reads them."""
 
     indices: Array
-    """(M,) int64, positions in the list of images; distinct."""
+    """(M,) int64, rows in the list of images; distinct."""
     positions: Array
-    """(M,) int64, where in the endless row they stand; rising."""
+    """(M,) int64, their positions in the endless sequence; rising."""
 
 
 def reading_order(count: int, seed: int, first: int, last: int) -> Iterator[Slice]:

@@ -1,4 +1,4 @@
-"""How the ranks of one job divide images: each reads a share, and all shares are read once."""
+"""How the ranks of one job share the images: every image is read by exactly one rank."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from refinedet.data.samples import Slice
 
 
 def share(count: int, rank: int, size: int) -> slice:
-    """Which of ``count`` consecutive things belong to a rank.
+    """The share of a rank of ``count`` consecutive items.
 
     The shares of all ranks are disjoint, cover everything, and their sizes differ by at most one.
 
@@ -18,7 +18,7 @@ def share(count: int, rank: int, size: int) -> slice:
 
 
 def of_rank(part: Slice, batch_size: int, rank: int, size: int) -> Slice:
-    """What one rank reads of a slice: its share of every batch."""
+    """The part of a slice that one rank reads: its share of every batch."""
     mine = share(batch_size, rank, size)
     slot = part.positions % batch_size
     kept = (mine.start <= slot) & (slot < mine.stop)

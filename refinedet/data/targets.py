@@ -1,11 +1,11 @@
-"""What the ARM should say for each anchor of a training image, fast.
+"""The ARM's regression targets and labels for the anchors of a training image, fast.
 
-The result is that of ``spec.matching.targets`` on the config's anchors. Anchors lie on
-grids, so that along each axis there are few different intervals: the overlaps of all
-pairs are products of short tables. They are found roughly, in float32. Only the pairs
-that could matter, those near the threshold or above it and those near the best of
-their object, are then computed as the specification does. Ties and thresholds thus fall as in
-the specification. That is the rule ``bipartite``; ``in_order`` is left to the specification.
+The result equals that of ``spec.matching.targets`` on the config's anchors. Anchors lie on
+grids, so along each axis there are few different intervals, and the overlaps of all pairs are
+products of short tables. These are first computed approximately, in float32. Only pairs
+near or above the threshold, and pairs near the best of their object, are then computed as
+the specification does, so that ties and thresholds are decided as in the specification.
+This holds for the rule ``bipartite``; ``in_order`` calls the specification.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from refinedet.spec.matching import targets
 from refinedet.spec.types import Array
 
 DOUBT = np.float32(0.999)
-"""A pair may be the better one if its rough overlap is this part of the other's.
+"""A pair is computed exactly if its approximate overlap is at least this share of the largest.
 Float32 anchors of one level differ in area by up to 1e-4 where they are smallest."""
 
 
@@ -70,11 +70,11 @@ class ArmTargets:
         return offsets, classes
 
     def _match(self, boxes: Array, rough: Array) -> tuple[Array, Array]:
-        """Matched pairs: anchors and their objects. Of an anchor's pairs the last counts.
+        """Matched pairs: anchors and their objects. The last pair of an anchor counts.
 
         Args:
             boxes: (T, 4) float64.
-            rough: (T, A) float32, as ``_Grid.overlaps``; is changed.
+            rough: (T, A) float32, as ``_Grid.overlaps``; is modified.
         """
         config = self._matching
         floor = np.minimum(rough.max(axis=1), _as_rough(config.iou))
@@ -88,7 +88,7 @@ class ArmTargets:
         values, objects, anchors = values[order], objects[order], anchors[order]
         enough = np.flatnonzero((values >= config.iou) & (values > config.lowest_iou))
         own_anchors, own_objects = self._bipartite(boxes, rough, values, objects, anchors)
-        # An object's own anchors come last, so that they count; before them the best.
+        # The anchors of the bipartite step come last, so they override; before them the best.
         return (
             np.concatenate([anchors[enough[::-1]], own_anchors]),
             np.concatenate([objects[enough[::-1]], own_objects]),
@@ -97,14 +97,14 @@ class ArmTargets:
     def _bipartite(
         self, boxes: Array, rough: Array, values: Array, objects: Array, anchors: Array
     ) -> tuple[Array, Array]:
-        """For every object that overlaps a free anchor one of its own, largest overlap first.
+        """One anchor for every object that overlaps an unmatched one, largest overlap first.
 
         The heap holds the best pair of each object: ties go to the lowest anchor, then to
-        the lowest object. A pair whose anchor is gone is replaced by the object's next best.
+        the lowest object. A pair whose anchor is taken is replaced by the object's next best.
 
         Args:
             boxes: (T, 4) float64.
-            rough: (T, A), is changed.
+            rough: (T, A), is modified.
             values, objects, anchors: pairs, best first; each object's best is among them.
         """
         rows, first = np.unique(objects, return_index=True)
@@ -123,7 +123,7 @@ class ArmTargets:
             rough[row, list(taken)] = 0
             near = np.flatnonzero(rough[row] >= rough[row].max() * DOUBT)
             overlaps = self._overlaps_of_pairs(boxes[row], near)
-            overlaps[rough[row, near] <= 0] = 0  # no anchor left
+            overlaps[rough[row, near] <= 0] = 0  # every overlapping anchor is taken
             best = int(overlaps.argmax())
             heapq.heappush(heap, (-float(overlaps[best]), int(near[best]), row))
         return np.array(list(taken), np.int64), np.array(list(taken.values()), np.int64)
@@ -154,7 +154,7 @@ class ArmTargets:
 
 
 def _as_rough(iou: float) -> np.float32:
-    """The measure of ``_Grid.overlaps`` for an intersection over union."""
+    """The value of ``_Grid.overlaps`` that corresponds to an intersection over union."""
     rough: np.float32 = np.float32(iou / (1 + iou))
     return rough
 

@@ -1,4 +1,4 @@
-"""Batches in NumPy: a function of data, settings and seed; images are looked through once."""
+"""Batches in NumPy: a function of data, settings and seed; images are decoded once."""
 
 import json
 from dataclasses import replace as replaced
@@ -46,9 +46,7 @@ def assert_same(left, right):
 
 
 @LOADERS
-def test_batches_have_the_interfaces_shapes_and_are_what_the_samples_say(
-    noise, tmp_path, load, workers
-):
+def test_batches_have_the_interfaces_shapes_and_equal_the_samples(noise, tmp_path, load, workers):
     got = made(noise, tmp_path / "cache", load=load)
     assert len(got) == 7
     order = np.concatenate([s.indices for s in reading_order(COUNT, 11, 0, 28)])
@@ -74,7 +72,7 @@ def test_same_seed_same_batches_whatever_the_workers_and_the_start(noise, tmp_pa
     assert not np.array_equal(other[0].images, whole[0].images)
 
 
-def test_no_more_samples_are_made_than_a_reader_is_about_to_want(noise, tmp_path, monkeypatch):
+def test_few_samples_are_made_ahead_of_the_reader(noise, tmp_path, monkeypatch):
     made_for = []
 
     class Counting(SampleMaker):
@@ -90,24 +88,24 @@ def test_no_more_samples_are_made_than_a_reader_is_about_to_want(noise, tmp_path
     assert 4 <= len(made_for) <= 4 * (1 + module.AHEAD)
 
 
-def test_images_are_looked_through_once_for_each_state_of_the_data(noise, tmp_path, monkeypatch):
-    looked, plain = [], module.decode_image
+def test_images_are_decoded_once_for_each_state_of_the_data(noise, tmp_path, monkeypatch):
+    decoded, plain = [], module.decode_image
 
     def decode(encoded, name):
-        looked.append(name)
+        decoded.append(name)
         return plain(encoded, name)
 
     monkeypatch.setattr(module, "decode_image", decode)
     made(noise, tmp_path / "cache")
-    assert len(looked) == COUNT
+    assert len(decoded) == COUNT
     made(noise, tmp_path / "cache")
-    assert len(looked) == COUNT
+    assert len(decoded) == COUNT
     noise.records[0].boxes[0, 0] += 1
     made(noise, tmp_path / "cache")
-    assert len(looked) == 2 * COUNT
-    (tmp_path / "cache" / module.NOTE).write_text("{")
+    assert len(decoded) == 2 * COUNT
+    (tmp_path / "cache" / module.READABLE).write_text("{")
     made(noise, tmp_path / "cache")
-    assert len(looked) == 3 * COUNT
+    assert len(decoded) == 3 * COUNT
 
 
 def test_unreadable_images_are_left_out_with_a_count(noise, tmp_path, capsys):
@@ -115,25 +113,25 @@ def test_unreadable_images_are_left_out_with_a_count(noise, tmp_path, capsys):
     noise.records[2].path.write_bytes(whole[:100])
     fewer = Dataset(noise.name, noise.class_names, noise.records[:2] + noise.records[3:])
     got = made(noise, tmp_path / "cache")
-    for _ in range(2):  # from the note, too
+    for _ in range(2):  # from the cache, too
         assert capsys.readouterr().err == "noise: left out 1 images that cannot be read\n"
         assert_same(made(noise, tmp_path / "cache"), got)
     assert_same(made(fewer, tmp_path / "other"), got)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "reason"),
     [
         (lambda path: path.unlink(), r"\d\.png: No such file"),
         (lambda path: path.write_bytes(b"no image"), r"\d\.png: image at position \d+: "),
     ],
 )
-def test_a_image_that_goes_bad_is_one_line_with_its_name(noise, tmp_path, spoil, said):
+def test_an_image_that_goes_bad_is_one_line_with_its_name(noise, tmp_path, spoil, reason):
     reader = batches(noise, CONFIG, InputSettings(batch_size=4), tmp_path / "cache", 0)
     next(reader)
     for record in noise.records:
         spoil(record.path)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=reason):
         list(reader)
 
 
@@ -150,15 +148,15 @@ def test_nothing_to_train_on_is_one_line(noise, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_another_size_than_the_annotations_say_is_one_line(noise, tmp_path):
+def test_another_size_than_annotated_is_one_line(noise, tmp_path):
     wrong = [replaced(record, width=81) for record in noise.records]
     with pytest.raises(DataError, match="81x48"):
         made(Dataset(noise.name, noise.class_names, wrong), tmp_path / "cache")
 
 
-def test_the_note_is_whole_or_not_there(noise, tmp_path):
+def test_the_list_of_readable_images_is_whole_or_not_there(noise, tmp_path):
     made(noise, tmp_path / "cache")
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [module.NOTE]
-    assert json.loads((tmp_path / "cache" / module.NOTE).read_text())["readable"] == list(
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [module.READABLE]
+    assert json.loads((tmp_path / "cache" / module.READABLE).read_text())["readable"] == list(
         range(COUNT)
     )

@@ -1,10 +1,10 @@
 """PASCAL VOC's layout: ``Annotations/NAME.xml``, ``JPEGImages/``, ``ImageSets/Main/SET.txt``.
 
-The root is either one such folder, or a ``VOCdevkit`` that holds several, ``VOC2007``,
-``VOC2012``; their splits can be joined, as the paper trains on 07+12.
+The root is one such folder, or a ``VOCdevkit`` with several, ``VOC2007`` and ``VOC2012``,
+whose splits can be joined: the paper trains on 07+12.
 
-Coordinates are taken as they are written. VOC counts pixels from 1 and means the last
-one to belong to the box; detections trained on such boxes are of the same kind, and
+Coordinates are used as they are written. VOC counts pixels from 1, and its boxes include
+the last one; detections trained on such boxes have the same convention, and
 VOC's own metric adds the pixel back (see ``refinedet.evaluation.voc_metrics``).
 """
 
@@ -43,8 +43,8 @@ def read_voc(root: Path, split: str, class_names: tuple[str, ...] | None = None)
         class_names: the classes, in the order of their labels. None takes VOC's twenty if
             no others occur, else all that occur, sorted.
     Returns:
-        The images in the order of the lists, under ids 1, 2, ... The image's
-        real size counts; an annotation that says another is a finding.
+        The images in the order of the lists, with ids 1, 2 and so on. Each image's
+        size is read from its file; another size in the annotation is a finding.
     Raises:
         DataError: no such folder or list.
     """
@@ -101,7 +101,7 @@ Row = tuple[Location, str, tuple[float, float, float, float], bool]
 def _parse(
     where: Location, stem: str, annotations: FileFinder, images: ImageFinder, findings: Findings
 ) -> tuple[Path, tuple[int, int], list[Row]] | None:
-    """An image's file and size, and its objects; None and a finding if it has none."""
+    """An image's path, size and objects; None and a finding where it cannot be used."""
     file = annotations.find(where, f"{stem}.xml")
     if file is None:
         return None

@@ -15,7 +15,7 @@ from refinedet.data.formats.shapes import generate_shapes
 from refinedet.data.formats.voc import CLASSES, read_voc
 from refinedet.data.report import dataset_report
 from refinedet.data.source import DataSource, read_dataset
-from refinedet.errors import DataError, SettingsError
+from refinedet.errors import DataError, SettingsError, UsageError
 from refinedet.settings import resolve
 from refinedet.support.text import is_class_name
 
@@ -380,14 +380,14 @@ def test_generated_shapes_repeat_themselves(tmp_path):
     )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/keep.txt").write_text("x")
-    with pytest.raises(DataError, match="something else"):
+    with pytest.raises(DataError, match="holds other files"):
         generate_shapes(1, (64, 64), 0, tmp_path / "mine")
     (tmp_path / "mine/annotations.json").write_text('{"images": []}')
-    with pytest.raises(DataError, match="something else"):
+    with pytest.raises(DataError, match="holds other files"):
         generate_shapes(1, (64, 64), 0, tmp_path / "mine")
     assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == ["annotations.json", "keep.txt"]
     for count, size, seed in ((0, (64, 64), 0), (1, (64, 31), 0), (1, (64, 64), -1)):
-        with pytest.raises(DataError, match="shapes: want"):
+        with pytest.raises(UsageError, match="generated shapes need"):
             generate_shapes(count, size, seed, tmp_path / "c")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "mine"]
 
