@@ -25,6 +25,7 @@ from refinedet.spec.config import (
 )
 from refinedet.spec.network import Heads, Parameters, initial_parameters, parameter_table
 from refinedet.spec.types import Array
+from refinedet.spec.unread import without_unread
 
 
 @st.composite
@@ -118,6 +119,12 @@ SMALL = replace(
 """A very small detector for operations: 510 anchors."""
 
 
+def with_drawn(section: Any, drawn: dict[str, Any]) -> Any:
+    """A section with drawn fields; of these, what the others leave unread has its default."""
+    kind = type(section)
+    return kind(**without_unread(kind, vars(section) | drawn, ()))
+
+
 @st.composite
 def anchor_configs(draw: st.DrawFn) -> Config:
     """Small detectors whose anchors differ: size, ratios, sides."""
@@ -125,15 +132,20 @@ def anchor_configs(draw: st.DrawFn) -> Config:
     return replace(
         SMALL,
         image_size=(64 * rows, 64 * columns),
-        anchors={
-            "aspect_ratios": tuple(
-                draw(st.lists(st.sampled_from([1.0, 2.0, 0.5, 3.0]), min_size=1, max_size=3))
-            ),
-            "sides": tuple(
-                draw(st.lists(st.sampled_from([16.0, 20.0, 32.0, 64.0]), min_size=4, max_size=4))
-            ),
-            "square_sides": draw(st.sampled_from([None, (8.0, 24.0, 32.0, 80.0)])),
-        },
+        anchors=with_drawn(
+            SMALL.anchors,
+            {
+                "aspect_ratios": tuple(
+                    draw(st.lists(st.sampled_from([1.0, 2.0, 0.5, 3.0]), min_size=1, max_size=3))
+                ),
+                "sides": tuple(
+                    draw(
+                        st.lists(st.sampled_from([16.0, 20.0, 32.0, 64.0]), min_size=4, max_size=4)
+                    )
+                ),
+                "square_sides": draw(st.sampled_from([None, (8.0, 24.0, 32.0, 80.0)])),
+            },
+        ),
     )
 
 
@@ -219,17 +231,18 @@ def detection_cases(
     inside = draw(boxes(least=count, most=count))
     b = inside * np.float32(1.25) - np.float32(0.125)
     limit = st.sampled_from([None, 1, 2, 3])
-    config = DetectionConfig(
-        score=draw(st.sampled_from([0.0, 0.125, 0.25, 0.5])),
-        top_before_nms=draw(st.sampled_from([None, 2, 5, 8])),
-        top_before_nms_per_class=draw(limit),
-        nms_iou=draw(st.sampled_from([0.0, 0.25, 0.5, 1.0])),
-        top_per_class=draw(limit),
-        top=draw(st.sampled_from([None, 1, 4])),
-        clip=draw(st.booleans()),
-        clip_first=draw(st.booleans()),
-        pixel=draw(st.sampled_from([0.0, 1.0])),
-    )
+    fields = {
+        "score": draw(st.sampled_from([0.0, 0.125, 0.25, 0.5])),
+        "top_before_nms": draw(st.sampled_from([None, 2, 5, 8])),
+        "top_before_nms_per_class": draw(limit),
+        "nms_iou": draw(st.sampled_from([0.0, 0.25, 0.5, 1.0])),
+        "top_per_class": draw(limit),
+        "top": draw(st.sampled_from([None, 1, 4])),
+        "clip": draw(st.booleans()),
+        "clip_first": draw(st.booleans()),
+        "pixel": draw(st.sampled_from([0.0, 1.0])),
+    }
+    config = with_drawn(DetectionConfig(), fields)
     size = (16, 8) if config.pixel else draw(st.sampled_from([None, (16, 8)]))
     return b, draw(grid(count, classes)), config, size
 
@@ -240,16 +253,17 @@ def schedules(draw: st.DrawFn) -> tuple[int, ScheduleConfig]:
     warmup = draw(st.integers(0, 5))
     steps = warmup + draw(st.integers(1, 20))
     milestones = draw(st.sets(st.integers(warmup + 1, steps + 3), max_size=3))
-    config = ScheduleConfig(
-        kind=draw(st.sampled_from(["multistep", "cosine"])),
-        steps=steps,
-        rate=draw(st.sampled_from([0.5, 1.0])),
-        warmup_steps=warmup,
-        warmup_rate=draw(st.sampled_from([0.0, 0.125])),
-        milestones=tuple(sorted(milestones)),
-        factor=draw(st.sampled_from([0.1, 0.5])),
-        final_rate=draw(st.sampled_from([0.0, 0.25])),
-    )
+    fields = {
+        "kind": draw(st.sampled_from(["multistep", "cosine"])),
+        "steps": steps,
+        "rate": draw(st.sampled_from([0.5, 1.0])),
+        "warmup_steps": warmup,
+        "warmup_rate": draw(st.sampled_from([0.0, 0.125])),
+        "milestones": tuple(sorted(milestones)),
+        "factor": draw(st.sampled_from([0.1, 0.5])),
+        "final_rate": draw(st.sampled_from([0.0, 0.25])),
+    }
+    config = with_drawn(ScheduleConfig(), fields)
     return draw(st.integers(0, steps - 1)), config
 
 
@@ -293,7 +307,12 @@ def seeded_parameters(config: Config, seed: int) -> Parameters:
     bottleneck adds is small: in a hundred layers nothing grows, and rounding neither.
     """
     rng = np.random.default_rng([seed, 1])
-    config = replace(config, network={"initialiser": "xavier", "residual_gamma": 0.125})
+    net = config.network
+    has_bottlenecks = net.backbone == "resnet" or net.heads == "bottleneck"
+    config = replace(
+        config,
+        network={"initialiser": "xavier", **({"residual_gamma": 0.125} if has_bottlenecks else {})},
+    )
     parameters = initial_parameters(config, seed)
     for p in parameter_table(config):
         if p.initialiser != "xavier":

@@ -14,20 +14,28 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from refinedet.errors import SettingsError
+from refinedet.errors import SettingsError, UsageError
 from refinedet.spec.config import Config, preset
 from refinedet.spec.errors import SpecError
+from refinedet.spec.unread import RULES, Rule, Rules, unread, without_unread
 from refinedet.support.text import is_class_name, shown
 
 LARGEST_FILE = 1 << 20
 """Bytes of a settings file that are read."""
+
+
+UNREAD_RULES: Rules = {
+    **RULES,
+    "AugmentSettings": (Rule(("expand_ratio",), ("expand",), lambda augment: augment.expand > 0),),
+}
+"""When a section reads a field, by the name of its class: see ``refinedet.spec.unread``."""
 
 
 def _require(condition: bool, key: str, expected: str, value: object) -> None:
@@ -68,6 +76,8 @@ class AugmentSettings:
             _require_number(f"input.augment.{name}", getattr(self, name), 0, 1)
         _require_number("input.augment.expand_ratio", self.expand_ratio, 1, 16)
         _require(isinstance(self.crop, bool), "input.augment.crop", "true or false", self.crop)
+        for name, reason in unread(AugmentSettings, self, UNREAD_RULES).items():
+            raise SettingsError(reason, key=f"input.augment.{name}")
 
 
 @dataclass(frozen=True)
@@ -167,8 +177,9 @@ def resolve(
         class_names: of the data set; set unless empty, and ``model.num_classes`` with
             them.
     Raises:
-        SettingsError: unknown keys, wrong types, values out of range, classes that are
-            not the data set's; names the file or option and the key.
+        SettingsError: unknown keys, wrong types, values out of range or not read, classes
+            that are not the data set's; names the file, if it is the file's value, and the key.
+        UsageError: an assignment without an equals sign.
     """
     content = _load_file(file) if file else {}
     from_file = content.pop("preset", None)
@@ -179,20 +190,20 @@ def resolve(
         layers = _Layers(Settings(model=preset(name)))
     except SpecError as error:
         raise SettingsError(error.reason, key=error.key) from error
-    layers.add(PRESET_DEFAULTS.get(name, {}), name)
+    layers.add(PRESET_DEFAULTS.get(name, {}))
     if class_names:
         classes = {"class_names": list(class_names), "model.num_classes": len(class_names) + 1}
-        layers.add(classes, "data set")
+        layers.add(classes)
         if content.get("class_names") == []:
             content.pop("class_names")
             if isinstance(content.get("model"), dict):
                 content["model"].pop("num_classes", None)
-    layers.add(content, str(file))
+    layers.add(content, file)
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals:
-            raise SettingsError("expected KEY=VALUE", key=f"--set {shown(text)}")
-        layers.add({key.strip(): _parse(value, f"--set {key.strip()}")}, "--set")
+            raise UsageError(f"expected KEY=VALUE, got {shown(text)}", key="assignments")
+        layers.add({key.strip(): _parse(value, key=key.strip())})
     settings = layers.settings()
     if class_names and settings.class_names != class_names:
         raise SettingsError(
@@ -211,9 +222,9 @@ def from_yaml(source: str | Path) -> Settings:
     """
     layers = _Layers(Settings())
     if isinstance(source, Path):
-        layers.add(_load_file(source), str(source))
+        layers.add(_load_file(source), source)
     else:
-        layers.add(_mapping(source, "settings"), "settings")
+        layers.add(_mapping(source))
     return layers.settings()
 
 
@@ -248,46 +259,52 @@ def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
             yield f"{prefix}{f.name}", hints[f.name], value
 
 
-def _build(section: Any, values: dict[str, Any], prefix: str = "") -> Any:
-    """A section like this one with the values of the dotted keys; checks its ranges."""
-    made = {}
+def _build(section: Any, values: dict[str, Any], explicit: Container[str], prefix: str = "") -> Any:
+    """A section like this one with the values of the dotted keys; checks its ranges.
+
+    A value that is not read, and whose key is not ``explicit``, gives way to its default.
+    """
+    kind, fields = type(section), {}
     for f in dataclasses.fields(section):
         old = getattr(section, f.name)
         key = f"{prefix}{f.name}"
-        made[f.name] = (
-            _build(old, values, f"{key}.") if dataclasses.is_dataclass(old) else values[key]
-        )
+        if dataclasses.is_dataclass(old):
+            fields[f.name] = _build(old, values, explicit, f"{key}.")
+        else:
+            fields[f.name] = values[key]
+    named = [name for name in fields if f"{prefix}{name}" in explicit]
     try:
-        return type(section)(**made)
+        return kind(**without_unread(kind, fields, named, UNREAD_RULES))
     except SpecError as error:
         raise SettingsError(error.reason, key=f"model.{error.key}") from error
 
 
 class _Layers:
-    """Values by dotted key, and where each was set last."""
+    """Values by dotted key, and the file, or None, in which each was set last."""
 
     def __init__(self, base: Settings) -> None:
         self.base = base
         self.kinds = {key: kind for key, kind, _ in _leaves(base)}
         self.values = {key: value for key, _, value in _leaves(base)}
-        self.origins: dict[str, str] = {}
+        self.files: dict[str, Path | None] = {}
         parts = [key.split(".") for key in self.kinds]
         self.sections = {".".join(p[:n]) for p in parts for n in range(1, len(p))}
 
-    def add(self, content: dict[str, Any], origin: str) -> None:
-        """Lay ``content``, nested or with dotted keys, over what there is."""
+    def add(self, content: dict[str, Any], file: Path | None = None) -> None:
+        """Lay ``content``, nested or with dotted keys, over the present values."""
         seen = set()
         for key, value in _flatten(content):
             if key in seen:
-                raise SettingsError(f"{key} is set twice", key=origin)
+                raise SettingsError("is set twice", path=file, key=key)
             seen.add(key)
             if key in self.kinds:
-                self.values[key] = _convert(self.kinds[key], value, f"{origin}: {key}")
-                self.origins[key] = origin
+                self.values[key] = _convert(self.kinds[key], value, file, key)
+                self.files[key] = file
             elif key not in self.sections:
-                raise SettingsError(f"unknown key {shown(key)}{self._hint(key)}", key=origin)
+                raise SettingsError(f"unknown key {shown(key)}{self._hint(key)}", path=file)
             elif value is not None and value != {}:
-                raise SettingsError(f"{key} is a section, expected keys and values", key=origin)
+                reason = "is a section, expected keys and values"
+                raise SettingsError(reason, path=file, key=key)
 
     def _hint(self, key: str) -> str:
         known = [*self.kinds, *sorted(self.sections)]
@@ -296,12 +313,12 @@ class _Layers:
         return f"; did you mean {' or '.join(near[:3])}?" if near else ""
 
     def settings(self) -> Settings:
-        """What the layers come to; a value out of range is told with its origin."""
+        """The settings of all layers; an error names the file that set the value."""
         try:
-            settings: Settings = _build(self.base, self.values)
+            settings: Settings = _build(self.base, self.values, self.files)
         except SettingsError as error:
-            origin = self.origins.get(str(error).partition(":")[0])
-            raise SettingsError(f"{error}" if origin else str(error), key=origin) from error
+            file = self.files.get(str(error.key))
+            raise SettingsError(error.reason, path=file, key=error.key) from error
         return settings
 
 
@@ -316,21 +333,23 @@ def _flatten(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, A
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
-def _convert(kind: Any, value: Any, key: str) -> Any:
-    """``value``, as YAML gave it, as the annotation ``kind`` expected it."""
+def _convert(kind: Any, value: Any, file: Path | None, key: str) -> Any:
+    """``value``, as YAML gave it, in the type that the annotation ``kind`` names."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        return _convert(next(a for a in arguments if a is not types.NoneType), value, key)
+        (inner,) = (a for a in arguments if a is not types.NoneType)
+        return _convert(inner, value, file, key)
     if origin is tuple:
         if not isinstance(value, list):
-            raise SettingsError(f"expected a list, got {shown(value)}", key=key)
-        return tuple(_convert(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+            raise SettingsError(f"expected a list, got {shown(value)}", path=file, key=key)
+        items = enumerate(value)
+        return tuple(_convert(arguments[0], item, file, f"{key}[{i}]") for i, item in items)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise SettingsError(f"expected {WORDS[kind]}, got {shown(value)}", key=key)
+        raise SettingsError(f"expected {WORDS[kind]}, got {shown(value)}", path=file, key=key)
     return value
 
 
@@ -377,24 +396,25 @@ for _tag, _pattern in (
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 
 
-def _parse(text: str, origin: str) -> Any:
+def _parse(text: str, file: Path | None = None, key: str | None = None) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or getattr(error, "reason", "not YAML")
-        raise SettingsError(f"{reason}", key=f"{origin}{line}") from error
+        place = f"line {mark.line + 1}" if mark and key is None else key
+        raise SettingsError(f"{reason}", path=file, key=place) from error
     except RecursionError as error:
-        raise SettingsError("nested too deeply", key=origin) from error
+        raise SettingsError("nested too deeply", path=file, key=key) from error
 
 
-def _mapping(text: str, origin: str) -> dict[str, Any]:
-    content = _parse(text, origin)
+def _mapping(text: str, file: Path | None = None) -> dict[str, Any]:
+    content = _parse(text, file)
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise SettingsError(f"expected keys and values, got {type(content).__name__}", key=origin)
+        reason = f"expected keys and values, got {type(content).__name__}"
+        raise SettingsError(reason, path=file)
     return content
 
 
@@ -406,7 +426,7 @@ def _load_file(file: Path) -> dict[str, Any]:
             data = stream.read(LARGEST_FILE + 1)
         if len(data) > LARGEST_FILE:
             raise SettingsError(f"larger than {LARGEST_FILE} bytes; not a settings file", path=file)
-        return _mapping(data.decode(), str(file))
+        return _mapping(data.decode(), file)
     except OSError as error:
         raise SettingsError(f"cannot read: {error.strerror}", path=file) from error
     except UnicodeDecodeError as error:

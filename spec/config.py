@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from refinedet.spec.errors import SpecError
+from refinedet.spec.unread import refuse_unread, without_unread
 
 VGG16_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and number of 3x3 convolutions of each block: VGG, arXiv:1409.1556, table 1, D."""
@@ -23,10 +24,19 @@ VGG16_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 def require(condition: bool, section: object, name: str, expected: str) -> None:
     """Raise a ``SpecError`` that names the field unless ``condition`` holds."""
     if not condition:
-        place = type(section).__name__.removesuffix("Config").lower()
+        place = _place(section)
         value = getattr(section, name)
         dotted = name if place == "" else f"{place}.{name}"
         raise SpecError(f"expected {expected}, got {value!r}", key=dotted)
+
+
+def require_read(section: object) -> None:
+    """Raise a ``SpecError`` that names a field which the section's others leave unread."""
+    refuse_unread(section, _place(section))
+
+
+def _place(section: object) -> str:
+    return type(section).__name__.removesuffix("Config").lower()
 
 
 def _is_whole(value: object, lowest: int = 1, highest: int = 10**9) -> bool:
@@ -189,15 +199,9 @@ class NetworkConfig:
             "l2_scales",
             "two numbers from 0, or null",
         )
-        require(
-            self.fc7_relu or self.backbone == "vgg16",
-            self,
-            "fc7_relu",
-            "true, unless network.backbone is 'vgg16'",
-        )
         require(is_number(self.l2_eps, 1e-30, 1), self, "l2_eps", "1e-30 to 1")
-        least = [VGG16_BLOCKS[0][0], self.tcb_channels]
-        least += [self.extra_width] if self.backbone == "resnet" else []
+        require_read(self)
+        least = (VGG16_BLOCKS[0][0], self.tcb_channels, self.extra_width)
         require(
             is_number(self.width, 1 / 64, 4) and all(c * self.width % 1 == 0 for c in least),
             self,
@@ -256,6 +260,7 @@ class AnchorsConfig:
         require(isinstance(self.refined, bool), self, "refined", "true or false")
         require(_are_numbers(self.aspect_ratios, 1e-3), self, "aspect_ratios", "numbers above 0")
         require(_are_numbers(self.variances, 1e-6, 2), self, "variances", "two numbers above 0")
+        require_read(self)
 
 
 @dataclass(frozen=True)
@@ -316,13 +321,8 @@ class LossConfig:
         require(self.classes in ("softmax", "sigmoid"), self, "classes", choices)
         require(is_number(self.focal_alpha, 0, 1), self, "focal_alpha", "0 to 1")
         require(is_number(self.focal_gamma, 0, 10), self, "focal_gamma", "0 to 10")
-        require(
-            isinstance(self.arm_first_class, bool)
-            and (self.classes == "sigmoid" or not self.arm_first_class),
-            self,
-            "arm_first_class",
-            "true or false, and false unless loss.classes is 'sigmoid'",
-        )
+        require(isinstance(self.arm_first_class, bool), self, "arm_first_class", "true or false")
+        require_read(self)
 
 
 @dataclass(frozen=True)
@@ -360,6 +360,7 @@ class DetectionConfig:
         for name in ("top_before_nms", "top_before_nms_per_class", "top_per_class", "top"):
             value = getattr(self, name)
             require(value is None or _is_whole(value), self, name, "a whole number from 1, or null")
+        require_read(self)
 
 
 PRECISIONS = ("float32", "float16")
@@ -424,15 +425,13 @@ class OptimizerConfig:
             "loss_scale_window",
             "a whole number from 1, or null",
         )
-        if window is not None:
-            half = self.precision == "float16"
-            require(half, self, "loss_scale_window", "null with optimizer.precision 'float32'")
-            require(
-                is_number(self.scale, *SCALES),
-                self,
-                "loss_scale",
-                "1 to 2**24 with an optimizer.loss_scale_window",
-            )
+        require_read(self)
+        require(
+            window is None or is_number(self.scale, *SCALES),
+            self,
+            "loss_scale",
+            "1 to 2**24 with an optimizer.loss_scale_window",
+        )
 
     @property
     def scale(self) -> float:
@@ -476,9 +475,10 @@ class ScheduleConfig:
             "a whole number from 0 to schedule.steps",
         )
         require(is_number(self.warmup_rate, 0, 1000), self, "warmup_rate", "0 to 1000")
+        first = self.warmup_steps + 1 if self.kind == "multistep" else 1
         require(
             isinstance(self.milestones, tuple)
-            and all(_is_whole(m, self.warmup_steps + 1) for m in self.milestones)
+            and all(_is_whole(m, first) for m in self.milestones)
             and list(self.milestones) == sorted(set(self.milestones)),
             self,
             "milestones",
@@ -486,6 +486,7 @@ class ScheduleConfig:
         )
         require(is_number(self.factor, 0, 1), self, "factor", "0 to 1")
         require(is_number(self.final_rate, 0, self.rate), self, "final_rate", "0 to schedule.rate")
+        require_read(self)
 
 
 @dataclass(frozen=True)
@@ -556,10 +557,13 @@ def feature_sizes(config: Config) -> tuple[tuple[int, int], ...]:
 def replace(config: Config, **changes: Any) -> Config:
     """A copy with some fields changed, and checked again.
 
-    A section's fields are changed by a mapping: ``replace(c, network={"width": 0.25})``.
+    A section's fields are changed by a mapping: ``replace(c, network={"width": 0.25})``. Fields
+    of such a section that are then not read, and that the mapping does not name, return to
+    their defaults.
 
     Raises:
-        SpecError: no such field (lists those there are), or a value out of range.
+        SpecError: no such field (lists those there are), a value out of range, or a named
+            field that is not read.
     """
     _require_fields(config, changes)
     merged = {}
@@ -567,7 +571,8 @@ def replace(config: Config, **changes: Any) -> Config:
         section = getattr(config, name)
         if isinstance(value, dict) and dataclasses.is_dataclass(section):
             _require_fields(section, value, f"{name}.")
-            value = dataclasses.replace(section, **value)  # type: ignore[type-var]
+            kind: Any = type(section)
+            value = kind(**without_unread(kind, vars(section) | value, value))
         merged[name] = value
     return dataclasses.replace(config, **merged)
 

@@ -43,16 +43,16 @@ def match(iou: Array, config: MatchingConfig) -> Array:
         model zoo's ``box_utils.py`` for ``in_order``; it also gives an object without
         area the first anchor, which this specification does not.
     """
-    anchors, ground_truth = iou.shape
-    matched = np.full(anchors, UNMATCHED, np.int64)
-    if anchors == 0 or ground_truth == 0:
+    anchor_count, object_count = iou.shape
+    matched = np.full(anchor_count, UNMATCHED, np.int64)
+    if anchor_count == 0 or object_count == 0:
         return matched
     if config.rule == "in_order":
         return _match_in_order(iou, config)
 
     free = iou.copy()
     free[free <= config.lowest_iou] = -1
-    for _ in range(min(anchors, ground_truth)):
+    for _ in range(min(anchor_count, object_count)):
         # argmax takes the first of equals, and row-major order puts the
         # lowest anchor first, then the lowest object.
         anchor, ground_truth = np.unravel_index(np.argmax(free), free.shape)
@@ -63,7 +63,7 @@ def match(iou: Array, config: MatchingConfig) -> Array:
         free[:, ground_truth] = -1
 
     best = iou.argmax(axis=1)
-    overlap = iou[np.arange(anchors), best]
+    overlap = iou[np.arange(anchor_count), best]
     rest = (matched == UNMATCHED) & (overlap >= config.iou) & (overlap > config.lowest_iou)
     matched[rest] = best[rest]
     return matched

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from refinedet.errors import SettingsError
+from refinedet.errors import SettingsError, UsageError
 from refinedet.settings import (
     PRESET_DEFAULTS,
     AugmentSettings,
@@ -16,7 +16,7 @@ from refinedet.settings import (
     resolve,
     to_yaml,
 )
-from refinedet.spec.config import PRESETS
+from refinedet.spec.config import PRESETS, NetworkConfig
 
 
 def refused(message):
@@ -59,6 +59,55 @@ def test_yaml_loses_nothing(rate, top, sides, names):
     assert from_yaml(to_yaml(settings)) == settings
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "model.network.blocks=[1, 1, 1, 1]",
+            "model.network.blocks: is not read with backbone vgg16; leave it out",
+        ),
+        (
+            "input.augment={expand: 0, expand_ratio: 2}",
+            "input.augment.expand_ratio: is not read with expand 0.0; leave it out",
+        ),
+    ],
+)
+def test_a_field_that_is_not_read_is_refused(tmp_path, text, message):
+    with pytest.raises(SettingsError) as caught:
+        resolve(None, None, [text])
+    assert str(caught.value) == message
+    file = tmp_path / "mine.yaml"
+    file.write_text(text.replace("=", ": "))
+    with pytest.raises(SettingsError) as caught:
+        resolve(None, file, [])
+    assert str(caught.value) == f"{file}: {message}"
+    assert (caught.value.path, caught.value.key) == (file, message.partition(":")[0])
+
+
+def test_every_field_that_is_not_read_is_refused():
+    with refused("expand_ratio: is not read with expand 0; leave it out"):
+        AugmentSettings(expand=0, expand_ratio=2.0)
+    assert AugmentSettings(expand=0, expand_ratio=4.0) == AugmentSettings(expand=0)
+
+
+def test_what_a_preset_sets_gives_way_where_it_is_not_read():
+    assert PRESETS["modelzoo_resnet101_320"].network.bottleneck_stride == "3x3"
+    settings = resolve("modelzoo_resnet101_320", None, ["model.network.backbone=vgg16"])
+    assert settings.model.network.bottleneck_stride == NetworkConfig().bottleneck_stride
+    assert settings.model.network.head_momentum == 0.97
+    settings = resolve("refinedet_eighth_128", None, ["model.schedule.kind=multistep"])
+    assert settings.model.schedule.rate == PRESETS["refinedet_eighth_128"].schedule.rate
+    for preset_name in PRESETS:
+        for text in ("schedule.kind=cosine", "loss.classes=softmax", "network.l2_scales=null"):
+            resolve(preset_name, None, [f"model.{text}"])
+
+
+def test_an_assignment_has_an_equals_sign():
+    with pytest.raises(UsageError) as caught:
+        resolve(None, None, ["model.schedule.rate"])
+    assert str(caught.value) == "assignments: expected KEY=VALUE, got 'model.schedule.rate'"
+
+
 def test_layers_win_in_their_order(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("preset: refinedet_eighth_128\nmodel: {schedule: {steps: 50, rate: 2e-3}}\n")
@@ -81,7 +130,7 @@ def test_layers_win_in_their_order(tmp_path):
         ("=3", "unknown key ''"),
         (
             "model.schedule.rate=fast",
-            r"--set: model\.schedule\.rate: expected a number, got 'fast'",
+            r"^model\.schedule\.rate: expected a number, got 'fast'$",
         ),
         ("model.schedule.rate=true", "expected a number, got True"),
         ("model.schedule.rate=1" + "0" * 400, "got inf"),
@@ -89,22 +138,21 @@ def test_layers_win_in_their_order(tmp_path):
         ("class_names=[" + "a" * 5000 + ", 1]", "class_names.1.: expected a text"),
         ("input.batch_size=1.5", r"input\.batch_size: expected a whole number"),
         ("input.batch_size=true", r"input\.batch_size: expected a whole number"),
-        ("input.batch_size=0", r"--set: input\.batch_size: expected a whole number, 1 to"),
+        ("input.batch_size=0", r"^input\.batch_size: expected a whole number, 1 to"),
         ("input.workers=null", r"input\.workers: expected a whole number"),
         ("input.workers=", r"input\.workers: expected a whole number"),
         ("input.seed=1:30", "got '1:30'"),
         ("input.augment.mirror=1.5", r"input\.augment\.mirror: expected a number, 0 to 1"),
         ("input.augment.expand_ratio=.nan", r"expand_ratio: expected a number, 1 to 16"),
         ("input.augment.crop=1", r"input\.augment\.crop: expected true or false"),
-        ("train.keep=0", r"--set: train\.keep: expected a whole number, 1 to"),
-        ("model=3", "model is a section"),
+        ("train.keep=0", r"^train\.keep: expected a whole number, 1 to"),
+        ("model=3", "^model: is a section, expected keys and values"),
         ("model.image_size=320", r"model\.image_size: expected a list"),
         ("model.image_size=[320, x]", r"model\.image_size\[1\]: expected a whole number"),
         ("model.image_size=[320, 300]", r"model\.image_size: expected multiples of 64"),
         ("model.num_classes=7", r"class_names: 1 names want model\.num_classes=2, got 7"),
         ("model.optimizer.clip_norm=-1", r"model\.optimizer\.clip_norm"),
-        ("model.schedule.rate", "expected KEY=VALUE"),
-        ("model.schedule.rate=[", "line 1"),
+        ("model.schedule.rate=[", "^model.schedule.rate: expected the node content"),
         ("model.schedule.rate=*a", "aliases are not read"),
         ("model.schedule.rate=!!python/object:os.system", "tags and aliases are not read"),
         ("class_names=[b]", r"the data set has \('a',\), the settings say \('b',\)"),
@@ -120,7 +168,7 @@ def test_assignments_that_cannot_be_used_name_the_key(text, message):
     ("content", "message"),
     [
         (b"model: {schedule: {rate: 1}}\nmodel: {}\n", "line 2: 'model' stands twice"),
-        (b"input: {seed: 1}\ninput.seed: 2\n", r"input\.seed is set twice"),
+        (b"input: {seed: 1}\ninput.seed: 2\n", r"mine\.yaml: input\.seed: is set twice"),
         (b"model:\n  schedule:\n    rate: fast\n", r"mine\.yaml: model\.schedule\.rate: expected"),
         (b"model: {schedule: {steps: 0}}\n", r"mine\.yaml: model\.schedule\.steps: expected"),
         (b"preset: [a]\n", r"preset: expected a name, got \['a'\]"),

@@ -303,7 +303,7 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("match.every_object", "matching"): [
         (
             "no anchor of one's own",
-            "for _ in range(min(anchors, ground_truth)):",
+            "for _ in range(min(anchor_count, object_count)):",
             "for _ in range(0):",
         ),
     ],

@@ -409,7 +409,7 @@ def test_clipping_first_changes_the_overlaps():
     boxes = np.float64([[-1, 0, 0.5, 1], [0, 0, 0.5, 1]])
     scores = np.float64([[0, 1], [0, 0.5]])
     assert len(detect(boxes, scores, DetectionConfig(clip=False)).scores) == 2
-    first = detect(boxes, scores, DetectionConfig(clip_first=True, clip=False))
+    first = detect(boxes, scores, DetectionConfig(clip_first=True))
     assert first.boxes.tolist() == [[0, 0, 0.5, 1]]
 
 

@@ -299,8 +299,7 @@ def test_the_whole_against_a_second_opinion(batch_norm, training, size):
         network={
             "width": 1 / 16,
             "batch_norm": batch_norm,
-            "batch_norm_eps": 0.01,
-            "batch_norm_momentum": 0.8,
+            **({"batch_norm_eps": 0.01, "batch_norm_momentum": 0.8} if batch_norm else {}),
             "l2_eps": 0.1,
         },
         anchors={"aspect_ratios": (1.0, 2.0, 0.5)},

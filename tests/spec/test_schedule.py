@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from refinedet.spec.config import ScheduleConfig, preset
 from refinedet.spec.schedule import learning_rate
+from refinedet.spec.unread import without_unread
 
 from .strategies import refused
 
@@ -44,9 +45,13 @@ def test_cosine_by_hand():
 
 def test_cosine_knows_no_milestones_and_multistep_no_final_rate():
     cosine = {"kind": "cosine", "steps": 10, "rate": 1.0}
-    a, b = ScheduleConfig(**cosine, milestones=()), ScheduleConfig(**cosine, milestones=(2,))
+    a, b = ScheduleConfig(**cosine, milestones=()), ScheduleConfig(**cosine)
     assert [learning_rate(s, a) for s in range(10)] == [learning_rate(s, b) for s in range(10)]
-    multistep = ScheduleConfig(steps=10, rate=1.0, milestones=(), final_rate=0.5)
+    with refused("schedule.milestones: is not read with kind cosine; leave it out"):
+        ScheduleConfig(**cosine, milestones=(2,))
+    with refused("schedule.final_rate: is not read with kind multistep; leave it out"):
+        ScheduleConfig(steps=10, rate=1.0, milestones=(), final_rate=0.5)
+    multistep = ScheduleConfig(steps=10, rate=1.0, milestones=())
     assert [learning_rate(s, multistep) for s in range(10)] == [1.0] * 10
 
 
@@ -67,16 +72,17 @@ def schedules(draw):
     warmup = draw(st.integers(0, steps))
     rate = draw(st.floats(1e-3, 10))
     milestones = draw(st.sets(st.integers(warmup + 1, 60), max_size=3))
-    return ScheduleConfig(
-        kind=draw(st.sampled_from(["multistep", "cosine"])),
-        steps=steps,
-        rate=rate,
-        warmup_steps=warmup,
-        warmup_rate=rate * draw(st.floats(0, 1)),
-        milestones=tuple(sorted(milestones)),
-        factor=draw(st.floats(0, 1)),
-        final_rate=rate * draw(st.floats(0, 1)),
-    )
+    fields = {
+        "kind": draw(st.sampled_from(["multistep", "cosine"])),
+        "steps": steps,
+        "rate": rate,
+        "warmup_steps": warmup,
+        "warmup_rate": rate * draw(st.floats(0, 1)),
+        "milestones": tuple(sorted(milestones)),
+        "factor": draw(st.floats(0, 1)),
+        "final_rate": rate * draw(st.floats(0, 1)),
+    }
+    return ScheduleConfig(**without_unread(ScheduleConfig, fields, ()))
 
 
 @given(schedule=schedules())
