@@ -92,4 +92,4 @@ def lacks_nvidia(device_id: int) -> Iterator[str]:
 
 def _lacks_number(device_id: int, found: list[str]) -> Iterator[str]:
     if device_id >= len(found):
-        yield f"--device-id {device_id}: there are {len(found)} ({', '.join(found)})"
+        yield f"device_id {device_id}: there are {len(found)} ({', '.join(found)})"

@@ -6,12 +6,11 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from refinedet.backends.operations import OPERATIONS
-from refinedet.backends.registry import precisions
 from refinedet.conformance.tolerances import TOLERANCES, Tolerance
 from refinedet.spec.types import Array
 
@@ -102,11 +101,12 @@ class CheckedBackend:
         Raises:
             NotImplementedByBackendError: it has none.
         """
-        function: Callable[..., Any] | None
-        function = getattr(getattr(self.backend, "operations", None), name, None)
+        function: Any = None
+        if "operations" in self.backend.capabilities:
+            function = getattr(self.backend.operations, name, None)
         if function is None:
             raise NotImplementedByBackendError(f"operation {name}")
-        return function
+        return cast(Callable[..., Any], function)
 
     def call(self, name: str, *arguments: Any) -> Any:
         """The result of an operation, valid in type, dtype, shape and layout.
@@ -233,16 +233,16 @@ class CheckedBackend:
             NotImplementedByBackendError: it has no trainer, or none in this precision.
         """
         precision = config.optimizer.precision
-        if hasattr(self.backend, "trainer") and precision not in precisions(self.backend):
+        if "trainer" in self.backend.capabilities and precision not in self.backend.precisions:
             raise NotImplementedByBackendError(f"trainer in {precision}")
         self.precision = precision
         return self._make("trainer", config, parameters, *state)
 
     def _make(self, member: str, config: Any, parameters: Any, *state: Any) -> Any:
-        make = getattr(self.backend, member, None)
-        if make is None:
+        if member not in self.backend.capabilities:
             raise NotImplementedByBackendError(member)
         try:
+            make = getattr(self.backend, member)
             return make(config, {name: p.copy() for name, p in parameters.items()}, *state)
         except Exception as error:
             raise CheckFailedError(f"{member} raises {in_a_line(error)}") from error

@@ -70,7 +70,7 @@ def declared_limitations(backend: Any) -> dict[str, Limitation]:
     Raises:
         BackendError: a limitation of a check that does not exist.
     """
-    declared = {one.check: one for one in getattr(backend, "limitations", ())}
+    declared = {one.check: one for one in backend.limitations}
     for name in declared:
         if name not in CHECKS:
             raise BackendError("there is no such check", key=f"limitation {name!r}")

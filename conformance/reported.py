@@ -95,7 +95,7 @@ def evaluate_reported(backend: Any, case: Reported) -> ReportedOutcome:
     """Evaluate a detector by the protocol of its published row, and compare the metrics."""
     began = time.perf_counter()
     needed = "load" if is_exported(case.model) else "network"
-    if not hasattr(backend, needed):
+    if needed not in backend.capabilities:
         return ReportedOutcome(NOT_IMPLEMENTED, needed)
     try:
         metrics = case.evaluate(backend).metrics

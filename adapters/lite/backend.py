@@ -17,8 +17,8 @@ from pathlib import Path
 
 from refinedet.adapters.devices import lacks_ascend
 from refinedet.adapters.lite import engine
-from refinedet.backends.interface import Limitation, Network
-from refinedet.errors import BackendError
+from refinedet.backends.interface import Backend, Limitation, Network
+from refinedet.errors import UsageError
 from refinedet.settings import Settings
 from refinedet.spec.config import Config
 from refinedet.spec.network import Parameters
@@ -27,11 +27,10 @@ MOST_STREAMS = 64
 """Each is a process with a model of its own; more are a slip, and would use up the machine."""
 
 
-class LiteBackend:
+class LiteBackend(Backend):
     """``Backend`` for detection: no ``operations``, no ``trainer``.
 
     Args:
-        name: as users type it.
         target: Lite's, ``cpu`` or ``ascend``.
         device_id: which device, from 0; the CPU is one.
         streams: models that run side by side, up to ``MOST_STREAMS``.
@@ -39,12 +38,13 @@ class LiteBackend:
             ``REFINEDET_LITE_PYTHON``, and without it this process.
         batch: images for which a detector is compiled; a file keeps its own number.
     Raises:
-        BackendError: no number of streams or of a device.
+        UsageError: an argument is out of range.
     """
+
+    capabilities = frozenset({"network", "export", "export_heads", "load"})
 
     def __init__(
         self,
-        name: str,
         target: str,
         device_id: int,
         streams: int,
@@ -52,14 +52,13 @@ class LiteBackend:
         batch: int,
     ) -> None:
         for option, value, least, most in (
-            ("--device-id", device_id, 0, None),
-            ("--streams", streams, 1, MOST_STREAMS),
+            ("device_id", device_id, 0, None),
+            ("streams", streams, 1, MOST_STREAMS),
             ("batch", batch, 1, None),
         ):
             if value < least or (most is not None and value > most):
                 upto = "" if most is None else f" to {most}"
-                raise BackendError(f"want a number from {least}{upto}", key=f"{option} {value}")
-        self.name = name
+                raise UsageError(f"{value} is not a number from {least}{upto}", key=option)
         self.target = target
         self.device_id = device_id
         self.streams = streams
@@ -74,7 +73,7 @@ class LiteBackend:
     def _lacks_device(self) -> Iterator[str]:
         return iter(())
 
-    def found(self) -> str:
+    def describe(self) -> str:
         """See ``Backend``."""
         versions = engine.Worker(self.python or engine.THIS).versions
         place = "the CPU" if self.target == "cpu" else f"Ascend 310, device {self.device_id}"
@@ -111,12 +110,16 @@ class MindSporeLite(LiteBackend):
         ),
     )
 
+    name = "mindspore-lite"
+
     def __init__(self, lite_python: Path | None = None, streams: int = 1, batch: int = 1) -> None:
-        super().__init__("mindspore-lite", "cpu", 0, streams, lite_python, batch)
+        super().__init__("cpu", 0, streams, lite_python, batch)
 
 
 class Ascend310(LiteBackend):
     """Detects on an Ascend 310. Not run on hardware."""
+
+    name = "mindspore-ascend310"
 
     def __init__(
         self,
@@ -125,7 +128,7 @@ class Ascend310(LiteBackend):
         lite_python: Path | None = None,
         batch: int = 1,
     ) -> None:
-        super().__init__("mindspore-ascend310", "ascend", device_id, streams, lite_python, batch)
+        super().__init__("ascend", device_id, streams, lite_python, batch)
 
     def _lacks_device(self) -> Iterator[str]:
         return lacks_ascend(self.device_id)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from refinedet.adapters.mindspore.setup import Setup, apply, attached, decide, lacks
-from refinedet.backends.interface import Limitation, Network, Trainer
+from refinedet.backends.interface import CAPABILITIES, Backend, Network, Trainer
 from refinedet.backends.process_group import ALONE, Group
 from refinedet.data.batch import Batch
 from refinedet.data.dataset import Dataset
@@ -29,21 +29,19 @@ def _version() -> tuple[int, ...]:
     return tuple(int(part) for part in version("mindspore").split(".")[:3] if part.isdigit())
 
 
-class MindSporeBackend:
+class MindSporeBackend(Backend):
     """``Backend`` for one of MindSpore's devices.
 
     Args:
-        name: as users type it.
-        device: MindSpore's name: ``CPU``, ``GPU`` or ``Ascend``.
         device_id: which of its kind; None takes the launcher's, or else 0.
     """
 
-    limitations: tuple[Limitation, ...] = ()
+    device: str
+    """MindSpore's name of the kind: ``CPU``, ``GPU`` or ``Ascend``."""
+    capabilities = frozenset(CAPABILITIES)
     precisions = PRECISIONS
 
-    def __init__(self, name: str, device: str, device_id: int | None = None) -> None:
-        self.name = name
-        self.device = device
+    def __init__(self, device_id: int | None = None) -> None:
         self.device_id = device_id
 
     @property
@@ -71,7 +69,7 @@ class MindSporeBackend:
             )
         return "; ".join(lacks(self.device, self.setup.device_id)) or None
 
-    def found(self) -> str:
+    def describe(self) -> str:
         """See ``Backend``."""
         self._engine()
         on = f"{len(os.sched_getaffinity(0))} cores"
@@ -170,7 +168,28 @@ class MindSporeBackend:
         """Read a MindIR; see ``Backend``."""
         if path.suffix == ".onnx":
             raise BackendError(
-                "is no MindIR; an ONNX file runs with --backend onnxruntime", path=path
+                "is no MindIR; an ONNX file runs with the backend onnxruntime", path=path
             )
         network: Network = self._engine().MindIRNetwork(path, settings)
         return network
+
+
+class MindSporeCPU(MindSporeBackend):
+    """Trains and detects on the processor's cores."""
+
+    name, device = "mindspore-cpu", "CPU"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class MindSporeGPU(MindSporeBackend):
+    """Trains and detects on one NVIDIA GPU. Not run on hardware."""
+
+    name, device = "mindspore-gpu", "GPU"
+
+
+class MindSporeAscend(MindSporeBackend):
+    """Trains and detects on one Ascend 910. Not run on hardware."""
+
+    name, device = "mindspore-ascend", "Ascend"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from refinedet.backends.interface import Network
+from refinedet.backends.interface import Backend, Network
 from refinedet.settings import Settings
 from refinedet.spec.config import Config
 from refinedet.spec.network import Parameters
@@ -16,10 +16,11 @@ from refinedet.spec.network import Parameters
 PACKAGES = ("onnx", "onnxruntime")
 
 
-class OnnxRuntime:
+class OnnxRuntime(Backend):
     """``Backend`` for detection: no ``operations``, no ``trainer``."""
 
     name = "onnxruntime"
+    capabilities = frozenset({"network", "export", "export_heads", "load"})
 
     def missing(self) -> str | None:
         """Which package it lacks."""
@@ -30,7 +31,7 @@ class OnnxRuntime:
                 return f"{package} is not installed; run: pip install 'refinedet[onnxruntime]'"
         return None
 
-    def found(self) -> str:
+    def describe(self) -> str:
         """See ``Backend``."""
         import onnxruntime
 

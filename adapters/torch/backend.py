@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from refinedet.backends.interface import Network, Trainer
+from refinedet.backends.interface import Backend, Network, Trainer
 from refinedet.data.batch import Batch
 from refinedet.data.batches import batches
 from refinedet.data.dataset import Dataset
@@ -20,13 +20,13 @@ from refinedet.spec.optimizer import LossScale
 OLDEST = (2, 4)
 
 
-class TorchBackend:
+class TorchBackend(Backend):
     """``Backend`` for one of PyTorch's devices; it exports nothing."""
 
+    capabilities = frozenset({"operations", "network", "trainer", "batches"})
     precisions = PRECISIONS
 
-    def __init__(self, name: str, device: str) -> None:
-        self.name = name
+    def __init__(self, device: str) -> None:
         self.device = device
 
     def missing(self) -> str | None:
@@ -39,7 +39,7 @@ class TorchBackend:
             return f"PyTorch {found} is installed; 2.4 or newer is supported"
         return None
 
-    def found(self) -> str:
+    def describe(self) -> str:
         """See ``Backend``."""
         device = self._ready()
         import torch
@@ -108,15 +108,19 @@ class TorchBackend:
 class TorchCPU(TorchBackend):
     """Trains and detects on the processor's cores."""
 
+    name = "torch-cpu"
+
     def __init__(self) -> None:
-        super().__init__("torch-cpu", "cpu")
+        super().__init__("cpu")
 
 
 class TorchCUDA(TorchBackend):
     """Trains and detects on an NVIDIA GPU, of those that ``CUDA_VISIBLE_DEVICES`` shows."""
 
+    name = "torch-cuda"
+
     def __init__(self, device_id: int = 0) -> None:
-        super().__init__("torch-cuda", f"cuda:{device_id}")
+        super().__init__(f"cuda:{device_id}")
         self.device_id = device_id
 
     def missing(self) -> str | None:
@@ -128,13 +132,13 @@ class TorchCUDA(TorchBackend):
         if torch.version.cuda is None:
             return (
                 f"PyTorch {torch.__version__} is built without CUDA; install a build with it, as "
-                "pytorch.org/get-started says, or use --backend torch-cpu"
+                "pytorch.org/get-started says, or use the backend torch-cpu"
             )
         if not torch.cuda.is_available():
             return (
                 f"PyTorch finds no CUDA device; it expected an NVIDIA GPU and a driver for CUDA "
-                f"{torch.version.cuda} (nvidia-smi shows both), or use --backend torch-cpu"
+                f"{torch.version.cuda} (nvidia-smi shows both), or use the backend torch-cpu"
             )
         if self.device_id >= (count := torch.cuda.device_count()):
-            return f"--device-id {self.device_id}: there are {count}, from 0"
+            return f"device_id {self.device_id}: there are {count}, from 0"
         return None

@@ -1,42 +1,47 @@
-"""The interface that a backend implements, and how backends are found.
+"""The interface that a backend implements.
 
-A backend is one framework on one device. NumPy arrays go in and come out; what they
-hold is the specification's business (``refinedet.spec``): parameters under canonical
+A backend is one framework on one device, a subclass of ``Backend``. NumPy arrays go in and come
+out; the specification (``refinedet.spec``) defines what they hold: parameters under canonical
 names, images (N, 3, H, W) float32 normalised, anchors in the specification's order.
 
-A backend is registered under the entry-point group ``refinedet.backends``, by any
-distribution, or named as ``module:attribute``. The object is called without arguments, or
-with those of ``device_id``, ``streams`` and ``lite_python`` that the user gave; one that it
-does not have is refused.
+A backend is registered under the entry-point group ``refinedet.backends``, by any distribution,
+or named as ``module:attribute``. Its class is called with those of the arguments ``device_id``,
+``streams`` and ``lite_python`` that the user gave; one that it does not have is refused.
 
-It may implement a part of ``Backend``. Only ``name`` and ``missing`` must be there:
+``name`` and ``missing`` are required. All else is optional, and a backend lists in
+``capabilities`` what it implements:
 
-========================  ==========================================================
-member                    what needs it
-========================  ==========================================================
-``operations``            conformance, level *operations*; the application needs none
-``network``               conformance, *network* and *detections*; ``eval``, ``detect``
-``trainer``               conformance, *training step*; ``train``
-``batches``               ``train``
-``profiler``              ``train --profile``
-``export``, ``load``      ``export``; ``eval`` and ``detect`` of an exported file
-``group``                 ``launch``: a ``process_group.Group``; without it, it works alone
-========================  ==========================================================
+=================  ==========================================================
+capability         what needs it
+=================  ==========================================================
+``operations``     conformance, level *operations*; the application needs none
+``network``        conformance, *network* and *detections*; ``eval``, ``detect``
+``trainer``        conformance, *training step*; ``train``
+``batches``        ``train``
+``profiler``       ``train --profile``
+``export``         ``export``
+``export_heads``   ``export --heads``: ``export`` takes the argument ``heads``
+``load``           ``eval`` and ``detect`` of an exported file
+=================  ==========================================================
 
-What is not there is reported as not implemented, never as passed. A trainer in float16
-is there if ``precisions`` says so.
+What is not declared is reported as not implemented, never as passed. The registry refuses a
+class that declares what it does not implement.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+from refinedet.backends.process_group import ALONE, Group
 from refinedet.data.batch import Batch
 from refinedet.data.dataset import Dataset
+from refinedet.errors import BackendError
 from refinedet.settings import InputSettings, Settings
 from refinedet.spec.config import Config
 from refinedet.spec.network import Heads, Parameters
@@ -98,33 +103,59 @@ class HalfTrainer(Trainer, Protocol):
         """That of the next step."""
 
 
-class Backend(Protocol):
+CAPABILITIES = (
+    "operations",
+    "network",
+    "trainer",
+    "batches",
+    "profiler",
+    "export",
+    "export_heads",
+    "load",
+)
+"""What a backend may implement: members of ``Backend``, and ``heads`` of its ``export``."""
+
+
+class Backend(ABC):
     """One framework on one device."""
 
-    name: str
+    name: str = ""
     """As users type it."""
 
+    capabilities: frozenset[str] = frozenset()
+    """Those of ``CAPABILITIES`` that it implements."""
+
+    @abstractmethod
     def missing(self) -> str | None:
         """Why it cannot run here and what to do about it, or None. Cheap to call."""
 
-    def found(self) -> str:
-        """The framework's version and the device, once it is set up; may be absent.
+    def describe(self) -> str:
+        """The framework's version and the device, once it is set up.
 
         Raises:
             BackendError: the device is missing after all.
         """
+        return "ready"
 
     @property
     def limitations(self) -> tuple[Limitation, ...]:
-        """Checks of the conformance suite that it is known to fail; none if absent."""
+        """Checks of the conformance suite that it is known to fail."""
+        return ()
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """Variables that it sets for its framework, unless the user has; none if absent."""
+        """Variables that it sets for its framework, unless the user has."""
+        return MappingProxyType({})
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """The ``optimizer.precision`` that its trainer has; float32 alone if absent."""
+        """Each ``optimizer.precision`` in which its trainer computes."""
+        return ("float32",)
+
+    @property
+    def group(self) -> Group:
+        """The ranks that compute together with this process."""
+        return ALONE
 
     @property
     def operations(self) -> object:
@@ -134,9 +165,11 @@ class Backend(Protocol):
         docstring gives: float32 arrays, C-contiguous and writable, new ones, in the
         same tuples. Arguments are left as they are.
         """
+        raise self._has_no("operations")
 
     def network(self, config: Config, parameters: Parameters) -> Network:
         """The detector with these parameters; it computes in float32, however it was trained."""
+        raise self._has_no("network")
 
     def trainer(
         self,
@@ -151,13 +184,15 @@ class Backend(Protocol):
         Without float16 among its ``precisions``, a backend is never given a ``loss_scale``,
         and need not take one.
         """
+        raise self._has_no("trainer")
 
     def profiler(self, folder: Path) -> AbstractContextManager[object]:
-        """Within it, steps are profiled by the framework's means; may be absent.
+        """Within it, the framework's own profiler records every step.
 
         Args:
-            folder: for what it writes; new or empty.
+            folder: for the profiler's files; new or empty.
         """
+        raise self._has_no("profiler")
 
     def batches(
         self,
@@ -168,13 +203,15 @@ class Backend(Protocol):
         first_step: int = 0,
     ) -> Iterator[Batch]:
         """The batches of a training from a step on: a function of data, settings and seed."""
+        raise self._has_no("batches")
 
     def export(self, network: Network, path: Path, settings: Settings, heads: bool = False) -> None:
         """Write the detector, decoding included, as a file of the backend's own kind.
 
-        A kind that has a place for ``settings`` holds them too. ``heads`` asks for the raw
-        outputs instead; a backend that has no such file leaves the argument out.
+        A kind of file with room for ``settings`` holds them too. ``heads`` asks for the raw
+        outputs instead; without the capability ``export_heads`` it is never passed.
         """
+        raise self._has_no("export")
 
     def load(self, path: Path, settings: Settings) -> Network:
         """Read what ``export`` wrote with these settings.
@@ -183,5 +220,15 @@ class Backend(Protocol):
         ``spec.detection.scored_boxes``.
 
         Raises:
-            BackendError: not such a file, or, as far as it tells, one of other settings.
+            BackendError: not such a file, or one of other settings where the file shows them.
         """
+        raise self._has_no("load")
+
+    def _has_no(self, capability: str) -> BackendError:
+        return BackendError(f"has no {capability}; use another backend", key=f"backend {self.name}")
+
+    def require(self, *capabilities: str) -> None:
+        """Raise a ``BackendError`` unless it has all of these capabilities."""
+        for capability in capabilities:
+            if capability not in self.capabilities:
+                raise self._has_no(capability)

@@ -1,9 +1,9 @@
-"""The processes that work on one command together: each knows its rank and how many there are.
+"""The ranks that run one command together.
 
-A backend that can be started several times at once has an attribute ``group``. What is
-computed together goes through the backend's own collectives; what is said here are Python
-objects: detections, outcomes, "go on". They go to rank 0 and back over TCP, and may wait for
-as long as it takes: to copy a data set takes longer than a collective has patience.
+The ``group`` of a backend is that of its process: ``ALONE``, unless a launcher started several.
+Tensors are summed by the framework's own collectives. This module exchanges Python objects, such
+as detections and results, through rank 0 over TCP. It waits without a limit, because to copy a
+data set takes longer than the time limit of a collective.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from refinedet.errors import LostRankError
 
 T = TypeVar("T")
 LOST = "its own log says why"
-"""Ends the line of a worker that another has left alone."""
+"""Ends the error line of a rank that stops because another one has ended."""
 KEY_BYTES = 16
-"""Length of the secret by which the workers of one job know each other."""
+"""Length of the secret with which the ranks of one job authenticate each other."""
 
 
 class Group(Protocol):
-    """The processes of one command."""
+    """The ranks of one command."""
 
     rank: int
-    """Of this process, from 0. Rank 0 alone writes files and speaks on the terminal."""
+    """Of this process, from 0. Only rank 0 writes files and prints."""
     size: int
-    """How many there are."""
+    """Number of ranks."""
 
-    def gather(self, thing: object) -> list[Any]:
-        """What every rank gives, by rank, for every rank; waits for all of them.
+    def gather(self, value: object) -> list[Any]:
+        """The values of all ranks, in their order, on every rank; waits for all of them.
 
         Raises:
             LostRankError: one has ended.
@@ -44,24 +44,18 @@ class Alone:
 
     rank, size = 0, 1
 
-    def gather(self, thing: T) -> list[T]:
+    def gather(self, value: T) -> list[T]:
         """See ``Group``."""
-        return [thing]
+        return [value]
 
 
 ALONE = Alone()
 
 
-def group_of(backend: object) -> Group:
-    """The group in which a backend computes."""
-    group: Group = getattr(backend, "group", ALONE)
-    return group
-
-
 def by_first(group: Group, action: Callable[[], T]) -> T:
-    """Let rank 0 act while the others wait; its result or its exception is that of all.
+    """Run ``action`` on rank 0 alone; every rank returns its result or raises its exception.
 
-    So a disk that is full for rank 0 ends every rank with the same line, and none waits on.
+    So a full disk on rank 0 ends every rank with the same line, and no rank waits for it.
     """
     if group.size == 1:
         return action()
@@ -78,11 +72,11 @@ def by_first(group: Group, action: Callable[[], T]) -> T:
 
 
 @contextmanager
-def _heard(rank: int) -> Iterator[None]:
+def _connection_to(rank: int) -> Iterator[None]:
     try:
         yield
     except (EOFError, OSError) as error:
-        raise LostRankError(f"worker {rank} has ended; {LOST}") from error
+        raise LostRankError(f"rank {rank} has ended; {LOST}") from error
 
 
 class Star:
@@ -92,7 +86,7 @@ class Star:
         """A member.
 
         Args:
-            peers: of rank 0 the connections to ranks 1, 2, ...; of another that to rank 0.
+            peers: on rank 0 the connections to ranks 1, 2, ...; on another that to rank 0.
         """
         self.rank = rank
         self._peers = peers
@@ -101,15 +95,15 @@ class Star:
     @classmethod
     def first(cls, size: int, listener: Listener) -> Star:
         """Rank 0: wait until all others have connected to the listener."""
-        found: dict[int, Connection] = {}
-        while len(found) < size - 1:
+        peers: dict[int, Connection] = {}
+        while len(peers) < size - 1:
             try:
                 peer = listener.accept()
-                found[peer.recv()] = peer
-            except (AuthenticationError, EOFError, OSError):  # somebody else, or a scan of ports
+                peers[peer.recv()] = peer
+            except (AuthenticationError, EOFError, OSError):  # no rank, perhaps a port scan
                 continue
         listener.close()
-        return cls(0, [found[rank] for rank in range(1, size)])
+        return cls(0, [peers[rank] for rank in range(1, size)])
 
     @classmethod
     def other(cls, rank: int, size: int, address: tuple[str, int], key: bytes) -> Star:
@@ -125,18 +119,18 @@ class Star:
         for peer in self._peers:
             peer.close()
 
-    def gather(self, thing: object) -> list[Any]:
+    def gather(self, value: object) -> list[Any]:
         """See ``Group``."""
         if self.rank:
-            with _heard(0):
-                self._peers[0].send(thing)
-                things: list[Any] = self._peers[0].recv()
-            return things
-        things = [thing]
+            with _connection_to(0):
+                self._peers[0].send(value)
+                values: list[Any] = self._peers[0].recv()
+            return values
+        values = [value]
         for rank, peer in enumerate(self._peers, start=1):
-            with _heard(rank):
-                things.append(peer.recv())
+            with _connection_to(rank):
+                values.append(peer.recv())
         for rank, peer in enumerate(self._peers, start=1):
-            with _heard(rank):
-                peer.send(things)
-        return things
+            with _connection_to(rank):
+                peer.send(values)
+        return values

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from refinedet.backends.interface import StepLosses
+from refinedet.backends.interface import Backend, StepLosses
 from refinedet.backends.operations import OPERATIONS
 from refinedet.data.batch import Batch
 from refinedet.spec.config import PRECISIONS, Config
@@ -94,10 +94,11 @@ class SpecTrainer:
         return self.scale
 
 
-class SpecBackend:
+class SpecBackend(Backend):
     """``Backend`` by ``refinedet.spec``; it reads and writes no files."""
 
     name = "spec"
+    capabilities = frozenset({"operations", "network", "trainer"})
     precisions = PRECISIONS
     operations = SimpleNamespace(**OPERATIONS)
 
@@ -105,7 +106,7 @@ class SpecBackend:
         """None: NumPy is all it needs."""
         return None
 
-    def found(self) -> str:
+    def describe(self) -> str:
         """NumPy's version."""
         return f"NumPy {np.__version__}"
 

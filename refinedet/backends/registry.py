@@ -1,4 +1,4 @@
-"""How a backend is found by name, set up, and asked what it can do."""
+"""How a backend is found by name, and what is refused as one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import inspect
 from contextlib import AbstractContextManager
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-from refinedet.backends.interface import Backend
-from refinedet.errors import BackendError
+from refinedet.backends.interface import CAPABILITIES, Backend
+from refinedet.errors import BackendError, UsageError
 from refinedet.spec.config import Config
 
 GROUP = "refinedet.backends"
@@ -31,19 +31,13 @@ class BackendChoice(NamedTuple):
         return find_backend(self.name, *needs, **dict(self.options))
 
 
-def precisions(backend: Any) -> tuple[str, ...]:
-    """What the backend can train in."""
-    found: tuple[str, ...] = getattr(backend, "precisions", ("float32",))
-    return found
-
-
-def require_precision(backend: Any, config: Config) -> None:
+def require_precision(backend: Backend, config: Config) -> None:
     """Raise a ``BackendError`` unless the backend trains in the precision of the config."""
-    expected, able = config.optimizer.precision, precisions(backend)
-    if expected not in able:
+    able = backend.precisions
+    if config.optimizer.precision not in able:
         raise BackendError(
-            f"trains in {' and '.join(able)} alone; set "
-            f"model.optimizer.precision={able[0]}, or use another --backend",
+            f"trains in {' and '.join(able)} only; set "
+            f"model.optimizer.precision={able[0]}, or use another backend",
             key=f"backend {backend.name}",
         )
 
@@ -53,22 +47,16 @@ def backend_names() -> list[str]:
     return sorted(point.name for point in entry_points(group=GROUP))
 
 
-def device_found(backend: Backend) -> str:
-    """What the backend found here, once it is set up; that it is ready, if it says no more."""
-    told: str = backend.found() if hasattr(backend, "found") else "ready"
-    return told
-
-
 def profiler_of(backend: Backend, folder: Path) -> AbstractContextManager[object]:
     """The backend's profiler, which writes into a folder that is new or empty.
 
     Raises:
-        BackendError: it has none, or the folder is in use.
+        UsageError: it has none, or the folder is in use.
     """
-    if not hasattr(backend, "profiler"):
-        raise BackendError("has no profiler; leave out --profile", key=f"backend {backend.name}")
+    if "profiler" not in backend.capabilities:
+        raise UsageError(f"backend {backend.name} has no profiler; leave it out", key="profile")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BackendError("is not empty; choose another folder", key=f"--profile {folder}")
+        raise UsageError(f"{folder} is not empty; choose another folder", key="profile")
     return backend.profiler(folder)
 
 
@@ -77,7 +65,7 @@ def lacking(name: str) -> str | None:
     try:
         find_backend(name)
     except BackendError as error:
-        return str(error).removeprefix(f"backend {name}: ")
+        return error.reason
     return None
 
 
@@ -86,44 +74,65 @@ def find_backend(name: str, *needs: str, **options: Any) -> Backend:
 
     Args:
         name: a registered name, or ``module:attribute``.
-        needs: members of ``Backend`` that it must implement.
-        options: what it is called with, by keyword.
+        needs: capabilities that it must have.
+        options: the keyword arguments that its class is called with.
     Raises:
-        BackendError: unknown, not importable, without what is needed or an option, or its
-            device is missing. Nothing falls back to another device.
+        BackendError: unknown, not importable, without a needed capability, or its device is
+            missing. Nothing falls back to another device.
+        UsageError: an option that its class does not take.
     """
-    points = {point.name: point for point in entry_points(group=GROUP)}
-    try:
-        if name in points:
-            made: Any = points[name].load()
-        elif ":" in name:
-            module, attribute = name.split(":", 1)
-            made = getattr(importlib.import_module(module), attribute)
-        else:
-            known = ", ".join(backend_names())
-            raise BackendError(
-                f"no {name!r}; there are {known}, or MODULE:ATTRIBUTE", key="backend"
-            )
-    except BackendError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
-        kind = (
-            "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
-        )
-        raise BackendError(f"{kind}{error}", key=f"backend {name}") from error
-    if not (inspect.isclass(made) and callable(getattr(made, "missing", None))):
+    kind = _backend_class(name)
+    for option in options:
+        if option not in inspect.signature(kind).parameters:
+            raise UsageError(f"backend {name} does not take it; leave it out", key=option)
+    backend = kind(**options)
+    backend.require(*needs)
+    if reason := backend.missing():
+        raise BackendError(reason, key=f"backend {name}")
+    return backend
+
+
+def _backend_class(name: str) -> type[Backend]:
+    """The class of that name, which implements what it declares."""
+    kind = _imported(name)
+    if not (inspect.isclass(kind) and issubclass(kind, Backend)):
         raise BackendError(
-            "is no backend: that is a class with a method missing, see docs/write-a-backend.md",
+            "is no backend: that is a subclass of refinedet.backends.interface.Backend, see "
+            "docs/write-a-backend.md",
             key=f"backend {name}",
         )
-    for option in options:
-        if option not in inspect.signature(made).parameters:
-            spelt = option.replace("_", "-")
-            raise BackendError(f"takes no --{spelt}; leave it out", key=f"backend {name}")
-    backend = cast(Backend, made(**options))
-    for member in needs:
-        if not hasattr(made, member):
-            raise BackendError(f"has no {member}; use another --backend", key=f"backend {name}")
-    if reason := backend.missing():
-        raise BackendError(f"{reason}", key=f"backend {name}")
-    return backend
+    if reason := _incomplete(kind):
+        raise BackendError(reason, key=f"backend {name}")
+    return kind
+
+
+def _imported(name: str) -> Any:
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in points and ":" not in name:
+        known = ", ".join(backend_names())
+        raise BackendError(f"no {name!r}; there are {known}, or MODULE:ATTRIBUTE", key="backend")
+    try:
+        if name in points:
+            return points[name].load()
+        module, attribute = name.split(":", 1)
+        return getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+        reason = str(error)
+        if not isinstance(error, ImportError | AttributeError):
+            reason = f"{type(error).__name__}: {reason}"
+        raise BackendError(reason, key=f"backend {name}") from error
+
+
+def _incomplete(kind: type[Backend]) -> str | None:
+    """What the class declares, or must have, and does not implement."""
+    if inspect.isabstract(kind):
+        return "has no method missing"
+    if not kind.name:
+        return "has no name"
+    if unknown := sorted(kind.capabilities.difference(CAPABILITIES)):
+        return f"declares {unknown[0]!r}; the capabilities are {', '.join(CAPABILITIES)}"
+    for capability in sorted(kind.capabilities):
+        member = capability.removesuffix("_heads")
+        if getattr(kind, member) is getattr(Backend, member):
+            return f"declares {capability} and does not implement {member}"
+    return None

@@ -196,10 +196,10 @@ def bench(choices: Sequence[BackendChoice], config: Config, repeat: int) -> Iter
     yield from detection_rows(config, repeat)
     for work in ("forward 1", "forward 8", "train 8"):
         for chosen, backend in found:
-            if hasattr(backend, "trainer") or not work.startswith("train"):
+            if "trainer" in backend.capabilities or not work.startswith("train"):
                 yield _in_process(work, chosen, config, repeat, {})
     for chosen, backend in found:
-        if own := getattr(backend, "environment", {}):  # what its own limits are worth
+        if own := backend.environment:  # what its own limits are worth
             row = _in_process("forward 1", chosen, config, 1, dict.fromkeys(own, UNLIMITED))
             shown = ", ".join(f"{name}={value}" for name, value in own.items())
             yield row._replace(name=f"forward 1, without {shown}")

@@ -17,12 +17,11 @@ from tqdm import tqdm
 from typer.core import TyperGroup
 
 from refinedet import __version__
-from refinedet.backends.process_group import by_first, group_of
+from refinedet.backends.process_group import by_first
 from refinedet.backends.registry import (
     DEFAULT,
     BackendChoice,
     backend_names,
-    device_found,
     find_backend,
     lacking,
     profiler_of,
@@ -88,6 +87,7 @@ FAILURES = (
     RemoteError,
     SettingsError,
     TrainingError,
+    UsageError,
 )
 INTERRUPTED = 130
 """Status after Ctrl-C, as shells have it."""
@@ -239,7 +239,7 @@ def train_command(
     if dry_run and (data.url is not None or train_url is not None):
         raise DataError("writes nothing; leave out --data-url and --train-url", key="--dry-run")
     engine, initial = backend.find(*TRAINS), None
-    group, copy = group_of(engine), None
+    group, copy = engine.group, None
     if train_url is not None and group.rank == 0:
         copy = RunCopy(train_url, run, resume=resume)
     source = by_first(group, data.source)
@@ -390,7 +390,7 @@ def eval_command(
         evaluation = evaluate_coco_results(results, ground_truth, scoring_bar, protocol)
     elif model is not None:
         engine = backend.find("network")
-        source = by_first(group_of(engine), data.source)
+        source = by_first(engine.group, data.source)
         evaluation = evaluate_model(
             engine, model, source, protocol, output, resume, batch_size, _say_skips
         )
@@ -547,7 +547,7 @@ def backends_command(
     """Name the installed backends, and what each lacks here; of one, the device found."""
     if name is not None:
         options = {} if device_id is None else {"device_id": device_id}
-        typer.echo(f"{name}: {device_found(find_backend(name, **options))}")
+        typer.echo(f"{name}: {find_backend(name, **options).describe()}")
         return
     if device_id is not None:
         raise BackendError("is for one backend; name it", key="--device-id")

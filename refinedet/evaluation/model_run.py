@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refinedet.backends.interface import Backend
-from refinedet.backends.process_group import group_of
 from refinedet.data.dataset import Dataset
 from refinedet.data.source import DataSource, read_dataset
 from refinedet.errors import DataError, UsageError
@@ -61,7 +60,7 @@ def evaluate_model(
         BackendError, CheckpointError, DataError, SettingsError: see ``open_model``; data
             that cannot be used; another evaluation in ``output``.
     """
-    group = group_of(backend)
+    group = backend.group
     if group.size > 1 and resume:
         raise UsageError("an evaluation on several ranks cannot be resumed", key="resume")
     model = open_model(backend, path)

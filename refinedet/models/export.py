@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
 from refinedet.backends.interface import Backend
-from refinedet.errors import BackendError, DataError
+from refinedet.errors import DataError, UsageError
 from refinedet.models.embedded_settings import settings_file
 from refinedet.models.open import Model
 from refinedet.settings import Settings, to_yaml
@@ -19,18 +18,20 @@ def export_model(backend: Backend, model: Model, path: Path, *, heads: bool = Fa
     Args:
         heads: the raw outputs in place of boxes and scores.
     Raises:
-        BackendError: the backend has no such file.
+        BackendError: the backend exports no files.
+        UsageError: it exports no raw outputs.
         DataError: not a place for a file.
     """
-    options = {"heads": True} if heads else {}
-    if heads and "heads" not in inspect.signature(backend.export).parameters:
-        raise BackendError("takes no --heads; leave it out", key=f"backend {backend.name}")
+    if heads and "export_heads" not in backend.capabilities:
+        raise UsageError(
+            f"backend {backend.name} exports no raw outputs; leave it out", key="heads"
+        )
     if path.is_dir() or not path.parent.is_dir():
         raise DataError("expected the name of a file in a folder that exists", path=path)
     if path.suffix == ".safetensors":  # as which it would be read, and may replace one
         raise DataError("is the name of a checkpoint; choose another suffix", path=path)
     settings = Settings(model=model.network.config, class_names=model.class_names)
-    backend.export(model.network, path, settings, **options)
+    backend.export(model.network, path, settings, **({"heads": True} if heads else {}))
     try:
         write_atomically(settings_file(path), to_yaml(settings))
     except OSError:  # without its settings it is none

@@ -82,7 +82,7 @@ def _checkpoint(path: Path) -> Checkpoint | None:
 
 
 def _open_exported(backend: Backend, path: Path) -> Model:
-    if not hasattr(backend, "load"):
+    if "load" not in backend.capabilities:
         raise BackendError(f"backend {backend.name} reads no exported detectors", path=path)
     settings = settings_of(path)
     height, width = settings.model.image_size

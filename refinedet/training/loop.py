@@ -33,7 +33,7 @@ from typing import cast
 from tqdm import tqdm
 
 from refinedet.backends.interface import Backend, HalfTrainer
-from refinedet.backends.process_group import by_first, group_of
+from refinedet.backends.process_group import by_first
 from refinedet.backends.registry import require_precision
 from refinedet.data.batch import Batch, slot_count, training_objects
 from refinedet.data.dataset import Dataset
@@ -98,7 +98,7 @@ def train(
         BackendError: the backend does not train in this precision.
     """
     require_precision(backend, settings.model)
-    group = group_of(backend)
+    group = backend.group
 
     def open_folder() -> bool:
         """Whether it is a new one, once the run may begin there."""
@@ -225,7 +225,7 @@ def _train(
     trainer = backend.trainer(
         config, start.parameters, start.momentum_buffers, start.steps_done, *begun
     )
-    group = group_of(backend)
+    group = backend.group
     first = group.rank == 0
     step = start.steps_done
     newest = start

@@ -1,4 +1,4 @@
-"""Workers share images out without loss, and tell each other objects."""
+"""Ranks share images without loss, and exchange objects."""
 
 import threading
 from multiprocessing.connection import Listener
@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refinedet.backends.process_group import ALONE, Star, by_first, group_of
+from refinedet.backends.process_group import ALONE, Star, by_first
+from refinedet.backends.reference import SpecBackend
 from refinedet.data.samples import reading_order
 from refinedet.data.sharding import of_rank, share
 from refinedet.errors import LostRankError, WriteError
@@ -22,15 +23,15 @@ def ranks_of(size):
 
 
 @given(st.integers(0, 40), st.integers(1, 9))
-def test_shares_are_all_places_once_and_alike(count, size):
+def test_shares_partition_a_list_and_their_sizes_differ_by_at_most_one(count, size):
     shares = [range(count)[share(count, group.rank, group.size)] for group in ranks_of(size)]
-    assert [place for part in shares for place in part] == list(range(count))
+    assert [position for part in shares for position in part] == list(range(count))
     lengths = [len(part) for part in shares]
     assert max(lengths) - min(lengths) <= 1
 
 
 @given(st.integers(1, 15), st.integers(1, 4), st.integers(1, 3), st.integers(0, 3))
-def test_batches_of_all_workers_are_those_of_one(images, size, each, first_step):
+def test_batches_of_all_ranks_are_those_of_one(images, size, each, first_step):
     """Step by step the same positions and images, so each image once an epoch."""
     batch = size * each
     first, last = first_step * batch, (first_step + 4) * batch
@@ -74,22 +75,22 @@ def together(size, action):
     return outcomes
 
 
-def test_all_are_told_what_each_gave():
+def test_gather_gives_every_rank_the_values_of_all():
     def gather(star):
         return star.gather({"rank": star.rank}), star.gather(star.rank * np.ones(3))
 
-    for words, arrays in together(3, gather):
-        assert words == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
+    for objects, arrays in together(3, gather):
+        assert objects == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
         assert [array.tolist() for array in arrays] == [[0] * 3, [1] * 3, [2] * 3]
 
 
-def test_the_first_acts_and_all_have_its_result():
+def test_rank_0_acts_and_all_return_its_result():
     acted = []
     assert together(3, lambda star: by_first(star, lambda: acted.append(star.rank) or 7)) == [7] * 3
     assert acted == [0]
 
 
-def test_the_first_fails_and_all_fail_alike():
+def test_an_error_of_rank_0_is_raised_on_every_rank():
     def full():
         raise WriteError("there is no space")
 
@@ -98,15 +99,15 @@ def test_the_first_fails_and_all_fail_alike():
 
 
 @pytest.mark.parametrize("gone", [0, 1])
-def test_a_member_that_is_gone_is_told(gone):
+def test_a_rank_that_has_ended_is_named(gone):
     outcomes = together(3, lambda star: None if star.rank == gone else star.gather(1))
     lost = [error for error in outcomes if isinstance(error, LostRankError)]
     assert len(lost) == 2
     if gone:
-        assert str(outcomes[0]) == "worker 1 has ended; its own log says why"
+        assert str(outcomes[0]) == "rank 1 has ended; its own log says why"
 
 
-def test_one_that_is_alone_needs_nobody():
-    assert group_of(object()) is ALONE
+def test_a_process_on_its_own_gathers_its_own_value():
+    assert SpecBackend().group is ALONE
     assert ALONE.gather("x") == ["x"]
     assert by_first(ALONE, lambda: 3) == 3

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+from refinedet.backends.interface import Backend
 from refinedet.backends.registry import BackendChoice
 from refinedet.benchmark.run import Row, bench, detection_rows, input_rows, table
 from refinedet.spec.config import preset, replace
@@ -13,10 +14,11 @@ from refinedet.spec.config import preset, replace
 CONFIG = replace(preset("refinedet_eighth_128"), image_size=(64, 128), num_classes=4)
 
 
-class Seer:
+class Seer(Backend):
     """A backend for detection alone."""
 
     name = "seer"
+    capabilities = frozenset({"network"})
 
     def missing(self):
         return None

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from refinedet.backends.reference import SpecNetwork
+from refinedet.backends.reference import SpecBackend, SpecNetwork
 from refinedet.errors import DataError, WriteError
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.models.export import export_model
@@ -181,8 +181,14 @@ def test_an_export_replaces_no_checkpoint(run, weights, tmp_path):
 
 def exporter(config):
     """A backend that writes a file, and a model for it."""
-    backend = SimpleNamespace(export=lambda network, path, settings: path.write_text("x"))
-    return backend, Model(SimpleNamespace(config=config), ("a", "b"), None)
+
+    class Exporter(SpecBackend):
+        capabilities = frozenset({"export"})
+
+        def export(self, network, path, settings):
+            path.write_text("x")
+
+    return Exporter(), Model(SimpleNamespace(config=config), ("a", "b"), None)
 
 
 def test_an_export_has_not_the_name_of_a_checkpoint(tmp_path):

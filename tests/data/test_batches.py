@@ -6,7 +6,7 @@ from dataclasses import replace as replaced
 import numpy as np
 import pytest
 
-from refinedet.adapters.mindspore.cpu import MindSporeCPU
+from refinedet.adapters.mindspore.backend import MindSporeCPU
 from refinedet.data import batches as module
 from refinedet.data.batches import batches
 from refinedet.data.dataset import Dataset, make_record

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from refinedet.backends.interface import Backend
 from refinedet.cli.app import main
 from refinedet.data.formats.coco import read_coco
 from refinedet.errors import DataError, UsageError
@@ -341,10 +342,11 @@ def test_a_setting_that_the_contract_lacks_is_told():
 # The program
 
 
-class Oracle:
+class Oracle(Backend):
     """A backend that reads an image's number from its grey level, and knows what is there."""
 
     name = "oracle"
+    capabilities = frozenset({"network"})
     known = ()
 
     def missing(self):

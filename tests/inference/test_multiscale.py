@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from refinedet.backends.interface import Backend
 from refinedet.backends.reference import SpecBackend, SpecNetwork
 from refinedet.data.augment import resize_only
 from refinedet.errors import BackendError
@@ -205,10 +206,11 @@ def test_one_plain_view_is_the_plain_predictor(small):
 # The program
 
 
-class Seers:
+class Seers(Backend):
     """A backend of ``Seer``s that find what is at least 20 rows of the input high."""
 
     name = "seers"
+    capabilities = frozenset({"network", "load"})
     asked = ()
 
     def missing(self):

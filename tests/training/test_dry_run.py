@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from refinedet.backends.interface import Backend
 from refinedet.errors import TrainingError
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.settings import resolve, to_yaml
@@ -17,10 +18,13 @@ SET = ["model.image_size=[64, 128]", "input.batch_size=4", "model.schedule.steps
 SET += ["model.schedule.warmup_steps=10"]
 
 
-class Backend:
+class Still(Backend):
     """It has a name, and nothing to train with."""
 
     name = "still"
+
+    def missing(self):
+        return None
 
 
 def settings_of(*more):
@@ -43,7 +47,7 @@ def everything(folder):
 @pytest.fixture
 def command(noise, tmp_path, monkeypatch):
     """``train --dry-run`` on the noisy images, by a backend that cannot train."""
-    monkeypatch.setattr("refinedet.backends.registry.find_backend", lambda *_: Backend())
+    monkeypatch.setattr("refinedet.backends.registry.find_backend", lambda *_: Still())
     rows = [f"{r.path.name} 2,3,30,40,{r.labels[0]}" for r in noise.records[:9]]
     (tmp_path / "list.txt").write_text("\n".join([*rows, noise.records[9].path.name]))
     return (
@@ -97,9 +101,7 @@ def test_what_train_refuses_a_dry_run_refuses(run, command, tmp_path):
     refused(run(*command, "--initial", tmp_path / "none"), "none: cannot read")
     refused(run(*command, "--annotations", tmp_path / "none"), "none")
     half = "model.optimizer.precision=float16"
-    refused(
-        run(*command, "--set", half), "still: trains in float32 alone; set model.optimizer.prec"
-    )
+    refused(run(*command, "--set", half), "still: trains in float32 only; set model.optimizer.prec")
     assert everything(tmp_path) == before
 
 

@@ -268,6 +268,6 @@ def test_a_loss_that_is_not_finite_in_float16_says_that_float32_may_help(noise, 
 def test_a_backend_without_float16_is_refused_and_leaves_nothing(noise, tmp_path):
     backend = Overflowing(1, 1)
     backend.precisions = ("float32",)
-    with pytest.raises(BackendError, match="overflowing: trains in float32 alone; set "):
+    with pytest.raises(BackendError, match="overflowing: trains in float32 only; set "):
         train(backend, noise, None, settings_of(*HALF), tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]

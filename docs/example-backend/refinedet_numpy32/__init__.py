@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from refinedet.backends.interface import Backend
 from refinedet.spec.config import Config
 from refinedet.spec.network import Parameters
 from refinedet_numpy32 import operations
 from refinedet_numpy32.network import Float32Network
 
 
-class NumPyFloat32:
+class NumPyFloat32(Backend):
     """``Backend`` without a trainer, batches and files."""
 
     name = "numpy-float32"
+    capabilities = frozenset({"operations", "network"})
     operations = operations  # any object will do that has the functions: here, the module
 
     def missing(self) -> str | None:

@@ -18,7 +18,7 @@ def compiled(folder, name, assignments):
     import mindspore as ms
     import numpy as np
 
-    from refinedet.adapters.mindspore.cpu import MindSporeCPU
+    from refinedet.adapters.mindspore.backend import MindSporeCPU
     from refinedet.settings import resolve
     from refinedet.spec.anchors import anchors
     from refinedet.spec.network import initial_parameters

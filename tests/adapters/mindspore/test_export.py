@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from refinedet.adapters.mindspore import engine
-from refinedet.adapters.mindspore.ascend import MindSporeAscend
-from refinedet.adapters.mindspore.cpu import MindSporeCPU
+from refinedet.adapters.mindspore.backend import MindSporeAscend, MindSporeCPU
 from refinedet.errors import BackendError
 from refinedet.models.embedded_settings import with_settings
 from refinedet.models.foreign.protobuf import fields, written_field

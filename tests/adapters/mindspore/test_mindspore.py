@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from refinedet.adapters.mindspore.cpu import MindSporeCPU
+from refinedet.adapters.mindspore.backend import MindSporeCPU
 from refinedet.data.batch import Batch
 from refinedet.spec import losses as spec_losses
 from refinedet.spec import network as spec

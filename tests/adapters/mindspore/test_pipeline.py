@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from refinedet.adapters.mindspore.cpu import MindSporeCPU
+from refinedet.adapters.mindspore.backend import MindSporeCPU
 from refinedet.data.batches import batches as batches_in_numpy
 from refinedet.data.dataset import Dataset, make_record
 from refinedet.data.samples import reading_order

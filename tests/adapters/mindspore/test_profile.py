@@ -8,7 +8,7 @@ import pytest
 from refinedet.backends.reference import SpecBackend
 from refinedet.backends.registry import profiler_of
 from refinedet.data.batches import batches
-from refinedet.errors import BackendError
+from refinedet.errors import UsageError
 from refinedet.settings import resolve
 from refinedet.spec.config import preset
 from refinedet.spec.network import trained_parameters
@@ -42,14 +42,13 @@ def test_mindspore_writes_a_timeline_of_three_steps(run, data, tmp_path):
         rows = {row["op_type"]: row for row in csv.DictReader(stream)}
     trained = len(trained_parameters(preset("refinedet_eighth_128")))
     assert float(rows["ApplyMomentum"]["type_occurrences"]) == 3 * trained
-    refused(
-        run("train", "--run", "q", *LIST, *SMALL, "--profile", "p"), "--profile p: is not empty"
-    )
+    refused(run("train", "--run", "q", *LIST, *SMALL, "--profile", "p"), "profile: p is not empty")
     assert not (tmp_path / "q").exists()
 
 
 def test_which_steps_are_profiled(noise, tmp_path):
     class Told(SpecBackend):
+        capabilities = SpecBackend.capabilities | {"batches", "profiler"}
         said: list[object] = []  # noqa: RUF012
 
         def trainer(self, *arguments):
@@ -88,9 +87,9 @@ def test_which_steps_are_profiled(noise, tmp_path):
 
 
 def test_a_backend_without_one_is_refused(run, data, tmp_path):
-    with pytest.raises(BackendError, match="backend spec: has no profiler; leave out --profile"):
+    with pytest.raises(UsageError, match="profile: backend spec has no profiler; leave it out"):
         profiler_of(SpecBackend(), tmp_path)
     (tmp_path / "file").write_text("")
     told = run("train", "--run", "r", *LIST, *SMALL, "--profile", "file")
-    refused(told, "--profile file: is not empty")
+    refused(told, "profile: file is not empty")
     assert not (tmp_path / "r").exists()

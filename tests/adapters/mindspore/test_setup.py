@@ -7,10 +7,12 @@ import pytest
 
 from refinedet.adapters import devices
 from refinedet.adapters.mindspore import backend, setup
-from refinedet.adapters.mindspore.ascend import MindSporeAscend
-from refinedet.adapters.mindspore.backend import MindSporeBackend
-from refinedet.adapters.mindspore.cpu import MindSporeCPU
-from refinedet.adapters.mindspore.gpu import MindSporeGPU
+from refinedet.adapters.mindspore.backend import (
+    MindSporeAscend,
+    MindSporeBackend,
+    MindSporeCPU,
+    MindSporeGPU,
+)
 from refinedet.adapters.mindspore.setup import CAP, Setup, decide
 from refinedet.backends.registry import find_backend
 from refinedet.errors import BackendError
@@ -193,7 +195,7 @@ def test_backends_names_all_and_what_each_lacks(run):
 
 def test_missing_is_known_without_importing_mindspore():
     script = (
-        "import sys; from refinedet.adapters.mindspore.gpu import MindSporeGPU; "
+        "import sys; from refinedet.adapters.mindspore.backend import MindSporeGPU; "
         "assert MindSporeGPU().missing(); assert 'mindspore' not in sys.modules"
     )
     subprocess.run([sys.executable, "-I", "-c", script], check=True)

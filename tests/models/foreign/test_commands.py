@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from refinedet.backends.interface import StepLosses
+from refinedet.backends.interface import Backend, StepLosses
 from refinedet.models.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -161,10 +161,14 @@ class Trainer:
         return {n: np.zeros_like(p) for n, p in self.held.items() if ".moving_" not in n}
 
 
-class Backend:
+class Still(Backend):
     """What a run needs of one; its trainer keeps the parameters with which it began."""
 
     name = "still"
+    capabilities = frozenset({"network", "trainer", "batches"})
+
+    def missing(self):
+        return None
 
     def network(self, config, parameters):
         raise AssertionError
@@ -183,16 +187,16 @@ def test_a_run_begins_with_the_backbone_and_resumes_with_it(tmp_path, noise):
     steps = [*SMALL, "model.schedule.steps=4"]
     settings = resolve("refinedet_vgg16_320", None, steps, noise.class_names)
     initial, _ = with_backbone(file, settings)
-    backend, folder = Backend(), tmp_path / "run"
+    backend, folder = Still(), tmp_path / "run"
     backend.batches = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         train(backend, noise, None, settings, folder, initial=initial)
-    backend = Backend()
+    backend = Still()
     train(backend, noise, None, settings, folder, resume=True)
     assert backend.at == 0
     for name, value in initial.items():
         np.testing.assert_array_equal(backend.began[name], value)
-    failing = Backend()
+    failing = Still()
     failing.batches = lambda *_: (_ for _ in ()).throw(MemoryError)
     with pytest.raises(MemoryError):
         train(failing, noise, None, settings, tmp_path / "other", initial=initial)
@@ -200,7 +204,7 @@ def test_a_run_begins_with_the_backbone_and_resumes_with_it(tmp_path, noise):
 
 
 def test_train_backbone_on_the_command_line(run, tmp_path, noise, monkeypatch):
-    backend = Backend()
+    backend = Still()
     monkeypatch.setattr("refinedet.backends.registry.find_backend", lambda *_: backend)
     rows = [f"{r.path.name} 2,3,30,40,{r.labels[0]}" for r in noise.records]
     (tmp_path / "list.txt").write_text("\n".join(rows))

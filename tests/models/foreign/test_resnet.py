@@ -28,7 +28,7 @@ from .resnet import (
     zoo_forward,
     zoo_state,
 )
-from .test_commands import Backend
+from .test_commands import Still
 from .test_commands import refused as refused_command
 from .test_damage import refused
 from .writers import SMALL, caffemodel, random_parameters, write_zip
@@ -316,7 +316,7 @@ def test_torchvisions_trunk_and_its_settings(path, images):
 
 def test_training_from_torchvisions_trunk(run, tmp_path, path, noise, monkeypatch):
     """The command of docs/weights.md."""
-    backend = Backend()
+    backend = Still()
     monkeypatch.setattr("refinedet.backends.registry.find_backend", lambda *_: backend)
     rows = [f"{r.path.name} 2,3,30,40,{r.labels[0]}" for r in noise.records]
     (tmp_path / "list.txt").write_text("\n".join(rows))

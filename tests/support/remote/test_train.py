@@ -28,6 +28,7 @@ SET = [
 class Backend(SpecBackend):
     """The specification, with batches; after some steps the machine is gone."""
 
+    capabilities = SpecBackend.capabilities | {"batches"}
     left = 1000
 
     def batches(self, dataset, config, settings, cache, first_step):
