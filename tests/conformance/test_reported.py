@@ -20,7 +20,7 @@ from refinedet.conformance.runner import FAILED, NOT_IMPLEMENTED, PASSED
 from refinedet.data.source import DataSource
 from refinedet.evaluation import published
 from refinedet.evaluation.model_run import Reported, evaluate_model
-from refinedet.evaluation.protocols import find_protocol, under
+from refinedet.evaluation.protocols import find_protocol, with_protocol
 from refinedet.evaluation.published import Published
 from refinedet.inference.predictor import Predictor
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
@@ -47,7 +47,7 @@ def files(tmp_path_factory):
     pixels = [
         rng.integers(0, 256, (*rng.integers(90, 400, 2), 3), dtype=np.uint8) for _ in range(14)
     ]
-    network = under(find_protocol("modelzoo"), SpecNetwork(CONFIG, parameters))
+    network = with_protocol(find_protocol("modelzoo"), SpecNetwork(CONFIG, parameters))
     images, annotations = [], []
     for n, detections in enumerate(Predictor(network, 4).predict(iter(pixels))):
         image, image_id = pixels[n], 7 * n + 1000
@@ -292,7 +292,7 @@ def test_a_user_error_is_one_line_before_anything_runs(run, options, files, tmp_
     refused(run(*COMMAND, "--retrained"), "--model: is needed for level reported mAP")
     missing = tmp_path / "missing.json"
     missing.write_text(files.annotations.read_text().replace('"dog"', '"cat2"'))
-    refused(run(*with_("--annotations", missing)), "has no 'dog'")
+    refused(run(*with_("--annotations", missing)), "has no class 'dog'")
     graph = tmp_path / "graph.mindir"
     graph.with_name("graph.mindir.yaml").write_text(to_yaml(Settings(model=CONFIG)))
     refused(run(*with_("--model", graph)), "graph.mindir: cannot read: No such file")
