@@ -58,3 +58,13 @@ def test_the_files_of_contributing_exist(question, files):
     assert code(files), question
     for name in code(files):
         assert (ROOT / name).exists(), name
+
+
+def test_the_layers_are_those_of_the_contract():
+    contract = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("\nlayers = [")[2]
+    expected = re.findall(r'"([^"]+)"', contract.partition("]")[0])
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    picture = page.partition("\n## Layers\n")[2].partition("\n## ")[0]
+    lines = [line[4:] for line in picture.splitlines() if line.startswith("    ")]
+    names = [re.split(r"\s{2,}|$", line)[0].replace(" | ", " : ") for line in lines]
+    assert ["__main__", *names] == expected
