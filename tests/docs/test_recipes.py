@@ -110,10 +110,10 @@ RECIPES = {
 
 
 def value(settings: Settings, key: str):
-    found = settings
+    section = settings
     for name in key.split("."):
-        found = getattr(found, name)
-    return found
+        section = getattr(section, name)
+    return section
 
 
 def commands(program):
@@ -150,12 +150,11 @@ def test_a_recipe_has_the_numbers_of_its_source(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_says_its_numbers_itself(name):
-    """It does not lean on what a preset happens to have: another preset changes none of them."""
+def test_a_recipe_does_not_depend_on_the_preset(name):
+    """Every number is written in its file: another preset changes none of them."""
     facts = RECIPES[name][1]
     settings = resolve("refinedet_eighth_128", FOLDER / f"{name}.yaml", ())
-    got = {key: value(settings, key) for key in facts}
-    assert got == facts
+    assert {key: value(settings, key) for key in facts} == facts
 
 
 def draw_images(folder, names):
@@ -192,7 +191,7 @@ def write_voc(root, split, name):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def data_folder(tmp_path_factory):
     """A folder that has all that the page's commands name: tiny data, weights of full size."""
     root = tmp_path_factory.mktemp("recipes")
     (root / "docs").symlink_to(DOCS)
@@ -213,18 +212,18 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.parametrize("command", commands("train"), ids=recipe_of)
-def test_the_commands_of_the_page_would_run(run, place, command, tmp_path, monkeypatch):
+def test_the_commands_of_the_page_would_run(run, data_folder, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for path in place.iterdir():
+    for path in data_folder.iterdir():
         (tmp_path / path.name).symlink_to(path)
     if "--initial" in command:  # what the recipe for COCO has left
         checkpoint = tmp_path / command[command.index("--initial") + 1]
         checkpoint.parent.mkdir(parents=True)
-        checkpoint.symlink_to(place / "coco.safetensors")
-    before = sorted([*tmp_path.rglob("*"), *place.rglob("*")])
+        checkpoint.symlink_to(data_folder / "coco.safetensors")
+    before = sorted([*tmp_path.rglob("*"), *data_folder.rglob("*")])
     status, out, err = run(*command, "--dry-run")
     assert (status, err) == (0, ""), err
-    assert sorted([*tmp_path.rglob("*"), *place.rglob("*")]) == before
+    assert sorted([*tmp_path.rglob("*"), *data_folder.rglob("*")]) == before
     facts = RECIPES[recipe_of(command)][1]
     steps, batch = facts["model.schedule.steps"], facts["input.batch_size"]
     assert f"{steps:,}, each of {batch} images on one device" in out
