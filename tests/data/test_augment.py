@@ -223,8 +223,8 @@ def test_composed_geometry_is_expand_then_crop_then_resize(
     canvas = np.full((*size, 3), FILL, np.uint8)
     canvas[top : top + 200, left : left + 300] = image
     part = canvas[crop.y_min + top : crop.y_max + top, crop.x_min + left : crop.x_max + left]
-    want = cv2.resize(part, (128, 96)).astype(int)
-    assert np.quantile(np.abs(out - want), 0.95) <= 3  # the rest is the image's rim
+    expected = cv2.resize(part, (128, 96)).astype(int)
+    assert np.quantile(np.abs(out - expected), 0.95) <= 3  # the rest is the image's rim
     low = np.array([crop.x_min, crop.y_min] * 2)
     side = np.array([crop.x_max - crop.x_min, crop.y_max - crop.y_min] * 2)
     by_hand = ((boxes - low) / side).clip(0, 1)
@@ -324,10 +324,10 @@ def test_hue_turns_the_circle_and_saturation_fades() -> None:
 )
 def test_normalising_is_the_contracts(config: ImageConfig) -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 33, 3), dtype=np.uint8)
-    got, want = normaliser(config)(image), normalise(image, config)
-    assert got.dtype == want.dtype
-    np.testing.assert_array_equal(got, want)
-    np.testing.assert_array_equal(normaliser(config)(image[:, ::-1]), want[..., ::-1])
+    actual, expected = normaliser(config)(image), normalise(image, config)
+    assert actual.dtype == expected.dtype
+    np.testing.assert_array_equal(actual, expected)
+    np.testing.assert_array_equal(normaliser(config)(image[:, ::-1]), expected[..., ::-1])
 
 
 def test_lanczos_in_float_is_lanczos() -> None:

@@ -33,11 +33,11 @@ def test_exif_rotation_is_applied(tmp_path, orientation):
     exif[0x0112] = orientation
     path = tmp_path / "a.jpg"
     path.write_bytes(file_of(drawn(), "JPEG", quality=95, exif=exif))
-    want = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB")).astype(int)
-    got = read_image(path)
-    assert got.shape == want.shape
-    assert abs(got - want).max() <= 6
-    assert image_size(path) == (want.shape[1], want.shape[0])
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB")).astype(int)
+    actual = read_image(path)
+    assert actual.shape == expected.shape
+    assert abs(actual - expected).max() <= 6
+    assert image_size(path) == (expected.shape[1], expected.shape[0])
 
 
 @pytest.mark.parametrize(
@@ -45,16 +45,16 @@ def test_exif_rotation_is_applied(tmp_path, orientation):
 )
 def test_kinds_without_loss_are_exact(tmp_path, mode, kind):
     image = drawn(mode)
-    got = decode_image(file_of(image, kind), "a")
-    np.testing.assert_array_equal(got, np.asarray(image.convert("RGB")))
-    assert got.flags.c_contiguous
+    actual = decode_image(file_of(image, kind), "a")
+    np.testing.assert_array_equal(actual, np.asarray(image.convert("RGB")))
+    assert actual.flags.c_contiguous
 
 
 def test_sixteen_bits_keep_the_upper_eight():
     grey = (np.arange(WIDTH * HEIGHT).reshape(HEIGHT, WIDTH) * 42).astype(np.uint16)
-    got = decode_image(file_of(Image.fromarray(grey), "PNG"), "a")
-    assert got.shape == (HEIGHT, WIDTH, 3)
-    assert abs(got[..., 0] - (grey / 257.0)).max() <= 1
+    actual = decode_image(file_of(Image.fromarray(grey), "PNG"), "a")
+    assert actual.shape == (HEIGHT, WIDTH, 3)
+    assert abs(actual[..., 0] - (grey / 257.0)).max() <= 1
 
 
 def test_transparent_pixels_lie_on_white():
@@ -64,8 +64,8 @@ def test_transparent_pixels_lie_on_white():
 
 
 def test_cmyk_is_converted():
-    got = decode_image(file_of(drawn("CMYK"), "JPEG", quality=95), "a").astype(int)
-    assert abs(got - np.asarray(drawn()).astype(int)).mean() < 12
+    actual = decode_image(file_of(drawn("CMYK"), "JPEG", quality=95), "a").astype(int)
+    assert abs(actual - np.asarray(drawn()).astype(int)).mean() < 12
 
 
 def chunk(name, content, damage=0):
@@ -73,13 +73,13 @@ def chunk(name, content, damage=0):
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
 
 
-@pytest.mark.parametrize("place", ["IHDR", "IDAT", "IEND", "tRNS"])
-def test_a_damaged_png_is_one_line_and_libpng_says_nothing(place, capfd):
+@pytest.mark.parametrize("name", ["IHDR", "IDAT", "IEND", "tRNS"])
+def test_a_damaged_png_is_one_line_and_libpng_prints_nothing(name, capfd):
     image = drawn("P")
     whole = bytearray(file_of(image, "PNG", transparency=3))
-    at = whole.index(place.encode())
+    at = whole.index(name.encode())
     whole[at + 7] ^= 1  # of the content or the checksum
-    with pytest.raises(DataError, match=f"^a.png: damaged PNG: .*{place}.*; replace it"):
+    with pytest.raises(DataError, match=f"^a.png: damaged PNG: .*{name}.*; replace it"):
         decode_image(bytes(whole), "a.png")
     assert capfd.readouterr() == ("", "")
 
@@ -87,13 +87,13 @@ def test_a_damaged_png_is_one_line_and_libpng_says_nothing(place, capfd):
 def test_what_a_png_has_beside_its_pixels_is_not_read(capfd):
     whole = file_of(drawn(), "PNG")
     beside = chunk(b"iCCP", b"nonsense") + chunk(b"tEXt", b"a\0b", damage=1)
-    got = decode_image(whole[:33] + beside + whole[33:], "a")
-    np.testing.assert_array_equal(got, np.asarray(drawn()))
+    actual = decode_image(whole[:33] + beside + whole[33:], "a")
+    np.testing.assert_array_equal(actual, np.asarray(drawn()))
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("at", [28, 30, 46])
-def test_opencv_says_nothing_of_a_damaged_bmp(at, capfd):
+def test_opencv_prints_nothing_about_a_damaged_bmp(at, capfd):
     whole = bytearray(file_of(drawn("P"), "BMP"))
     whole[at : at + 2] = b"\x63\x63"
     with pytest.raises(DataError, match=r"^a.bmp: damaged BMP"):

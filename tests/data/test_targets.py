@@ -99,8 +99,8 @@ def test_threads_may_share_it() -> None:
     inputs = [random_boxes(7, seed) for seed in range(20)]
     with ThreadPoolExecutor(4) as pool:
         parallel = list(pool.map(lambda b: fast(b, labels), inputs))
-    for got, one in zip(parallel, inputs, strict=True):
-        np.testing.assert_array_equal(got[0], fast(one, labels)[0])
+    for actual, one in zip(parallel, inputs, strict=True):
+        np.testing.assert_array_equal(actual[0], fast(one, labels)[0])
 
 
 @pytest.mark.parametrize(

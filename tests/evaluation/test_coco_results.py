@@ -64,16 +64,16 @@ def test_a_file_in_any_encoding_of_json_is_read(monkeypatch, tmp_path, chunk, en
     ]
     path = tmp_path / "results.json"
     path.write_text(json.dumps(entries, ensure_ascii=False, indent=1), encoding)
-    found = _detection_rows(path, {0, 1, 2}, {9: 4})
-    assert isinstance(found, DetectionTable)
-    assert found.image_ids.tolist() == [i % 3 for i in range(20)]
-    assert found.classes.tolist() == [4] * 20
-    assert found.boxes.tolist() == [[i, 2, 3, 4.5] for i in range(20)]
-    assert found.scores.tolist() == [i / 7 for i in range(20)]
+    detected = _detection_rows(path, {0, 1, 2}, {9: 4})
+    assert isinstance(detected, DetectionTable)
+    assert detected.image_ids.tolist() == [i % 3 for i in range(20)]
+    assert detected.classes.tolist() == [4] * 20
+    assert detected.boxes.tolist() == [[i, 2, 3, 4.5] for i in range(20)]
+    assert detected.scores.tolist() == [i / 7 for i in range(20)]
 
 
 @pytest.mark.parametrize("text", BAD)
-def test_what_is_no_list_is_told_in_the_words_of_json(tmp_path, text):
+def test_the_error_for_what_is_not_a_list_names_the_reason(tmp_path, text):
     path = tmp_path / "results.json"
     path.write_text(text)
     with pytest.raises(DataError, match=r"results\.json: (not JSON: |empty file|the content is)"):
@@ -85,13 +85,13 @@ def test_a_large_file_is_written_and_read_in_little_memory(tmp_path):
     low = rng.random((200, 2), np.float32) * 300
     boxes = np.hstack([low, low + 20])
     scores, labels = rng.random(200, np.float32), rng.integers(1, 81, 200)
-    found = {i: Detections(boxes, scores, labels) for i in range(60)}
+    detected = {i: Detections(boxes, scores, labels) for i in range(60)}
     path = tmp_path / "results.json"
     tracemalloc.start()
-    write_results(path, tuple(range(1, 81)), found)
+    write_results(path, tuple(range(1, 81)), detected)
     written = tracemalloc.get_traced_memory()[1]
     tracemalloc.reset_peak()
-    read = _detection_rows(path, found, {i: i - 1 for i in range(1, 81)})
+    read = _detection_rows(path, detected, {i: i - 1 for i in range(1, 81)})
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert path.stat().st_size > 1.2e6

@@ -59,11 +59,11 @@ def detections(*rows):
     )
 
 
-def evaluate(data, found):
-    """``found``: image id to detections; images are added in its order, then the others."""
+def evaluate(data, detected):
+    """``detected``: image id to detections; images are added in its order, then the others."""
     evaluator = Evaluator(data)
-    for image_id in [*found, *(r.image_id for r in data.records if r.image_id not in found)]:
-        evaluator.add(image_id, found.get(image_id, detections()))
+    for image_id in [*detected, *(r.image_id for r in data.records if r.image_id not in detected)]:
+        evaluator.add(image_id, detected.get(image_id, detections()))
     return evaluator.result()
 
 
@@ -80,7 +80,7 @@ A, B, C = [10, 10, 50, 50], [100, 20, 160, 180], [60, 60, 80, 90]
 def random_case(seed, images=12, names=("a", "b", "c")):
     """GroundTruth on a grid, and detections: moved ground truth, doubles, strays, tied scores."""
     rng = np.random.default_rng(seed)
-    records, found = [], {}
+    records, detected = [], {}
     for image_id in (rng.permutation(images) * 7 + 3).tolist():
         objects, rows = [], []
         for _ in range(rng.integers(0, 6)):
@@ -95,8 +95,8 @@ def random_case(seed, images=12, names=("a", "b", "c")):
                 rows.append((moved, rng.integers(1, 9) / 8, int(rng.integers(1, len(names) + 1))))
                 rows.append((moved, rng.integers(1, 9) / 8, label))
         records.append(record(image_id, *objects))
-        found[image_id] = detections(*rows)
-    return dataset(*records, names=names), found
+        detected[image_id] = detections(*rows)
+    return dataset(*records, names=names), detected
 
 
 # COCO
@@ -118,7 +118,7 @@ def test_the_coco_apis_own_example_gives_its_published_metrics(shared_data):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_class_by_class_gives_what_the_coco_api_gives_at_once(seed):
-    data, found = random_case(seed)
+    data, detected = random_case(seed)
     ground_truth = COCO()
     objects = [
         (r.image_id, int(label), box, bool(crowd))
@@ -147,20 +147,20 @@ def test_class_by_class_gives_what_the_coco_api_gives_at_once(seed):
             "bbox": [x, y, right - x, low - y],
             "score": float(score),
         }
-        for image_id, rows in found.items()
+        for image_id, rows in detected.items()
         for (x, y, right, low), score, label in zip(
             rows.boxes.tolist(), rows.scores, rows.labels, strict=True
         )
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth.createIndex()
-        claimed = ground_truth.loadRes(results)
-        judge = COCOeval(ground_truth, claimed, "bbox")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    expected = np.where(judge.stats < 0, math.nan, judge.stats)
-    np.testing.assert_allclose(list(evaluate(data, found).coco.values()), expected, atol=1e-12)
+        loaded = ground_truth.loadRes(results)
+        coco_eval = COCOeval(ground_truth, loaded, "bbox")
+        coco_eval.evaluate()
+        coco_eval.accumulate()
+        coco_eval.summarize()
+    expected = np.where(coco_eval.stats < 0, math.nan, coco_eval.stats)
+    np.testing.assert_allclose(list(evaluate(data, detected).coco.values()), expected, atol=1e-12)
     assert np.nanmin(expected) < np.nanmax(expected)
 
 
@@ -202,7 +202,7 @@ def test_areas_are_the_data_sets_own():
     assert math.isnan(metrics["APl"])
 
 
-def test_a_crowd_asks_for_nothing_and_forgives_what_lies_in_it():
+def test_a_crowd_needs_no_detection_and_ignores_those_inside():
     data = dataset(record(1, (A, 1), (B, 1, "crowd")), names=("cat",))
     in_crowd = [110, 30, 130, 60], [120, 90, 150, 120]
     inside = [(box, 0.95, 1) for box in in_crowd]
@@ -235,10 +235,10 @@ def test_a_data_set_without_objects_has_no_metrics():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_order_of_images_does_not_matter(seed):
-    data, found = random_case(seed)
-    forwards = evaluate(data, found)
-    backwards = evaluate(data, dict(reversed(found.items())))
-    turned = evaluate(Dataset("turned", data.class_names, data.records[::-1]), found)
+    data, detected = random_case(seed)
+    forwards = evaluate(data, detected)
+    backwards = evaluate(data, dict(reversed(detected.items())))
+    turned = evaluate(Dataset("turned", data.class_names, data.records[::-1]), detected)
     assert repr(forwards) == repr(backwards) == repr(turned)
     assert 0 < forwards.metrics["VOC12"] < 1
 
@@ -299,8 +299,8 @@ def test_the_devkits_overlap_counts_whole_pixels():
     assert voc_overlap(a, apart) == 0
 
 
-def voc(data, found):
-    metrics = evaluate(data, {1: detections(*found)}).metrics
+def voc(data, detected):
+    metrics = evaluate(data, {1: detections(*detected)}).metrics
     return metrics["VOC12"]
 
 
@@ -326,7 +326,7 @@ def test_a_detection_is_assigned_to_its_most_overlapping_ground_truth_only():
     assert voc(data, [(left, 0.9, 1), ([12, 0, 111, 99], 0.8, 1)]) == 1
 
 
-def test_difficult_ground_truth_and_what_finds_them_do_not_count():
+def test_difficult_ground_truth_and_their_detections_do_not_count():
     data = dataset(record(1, (A, 1), (B, 1, "difficult")), names=("cat",))
     assert voc(data, [(A, 0.5, 1)]) == 1
     assert voc(data, [(B, 0.9, 1), (B, 0.8, 1), (A, 0.5, 1)]) == 1
@@ -335,11 +335,11 @@ def test_difficult_ground_truth_and_what_finds_them_do_not_count():
     assert math.isnan(voc(only, [(B, 0.9, 1)]))
 
 
-def brute_force_voc(data, found, label, points):
+def brute_force_voc(data, detected, label, points):
     """The devkit's loops, in its own words: rank, best ground truth, taken or not."""
     free, positives, ranked = {}, 0, []
     for r in sorted(data.records, key=lambda r: r.image_id):
-        rows = found[r.image_id]
+        rows = detected[r.image_id]
         for i in range(len(rows.labels)):
             if rows.labels[i] == label:
                 ranked.append((-float(rows.scores[i]), len(ranked), r, rows.boxes[i].tolist()))
@@ -384,12 +384,12 @@ def brute_force_voc(data, found, label, points):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_voc_metrics_are_those_of_plain_loops(seed):
-    data, found = random_case(seed, names=("a", "b"))
-    evaluation = evaluate(data, found)
+    data, detected = random_case(seed, names=("a", "b"))
+    evaluation = evaluate(data, detected)
     for label in (1, 2):
-        for points, got in ((11, evaluation.voc07_classes), (0, evaluation.voc12_classes)):
-            expected = brute_force_voc(data, found, label, points)
-            assert got[label - 1] == pytest.approx(expected, nan_ok=True)
+        for points, actual in ((11, evaluation.voc07_classes), (0, evaluation.voc12_classes)):
+            expected = brute_force_voc(data, detected, label, points)
+            assert actual[label - 1] == pytest.approx(expected, nan_ok=True)
 
 
 def test_pixels_as_edges_are_an_option():
@@ -420,7 +420,7 @@ def test_an_empty_data_set_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("found", "words"),
+    ("detected", "words"),
     [
         (detections((A, 0.5, 3)), "labels: 3"),
         (detections((A, 0.5, 0)), "labels: 0"),
@@ -431,10 +431,10 @@ def test_an_empty_data_set_is_refused():
         (detections((A, 0.5, 1))._replace(labels=np.ones(2, np.int64)), "labels"),
     ],
 )
-def test_bad_detections_are_refused_when_added(found, words):
+def test_bad_detections_are_refused_when_added(detected, words):
     evaluator = Evaluator(dataset(record(1)))
     with pytest.raises(SpecError, match=words):
-        evaluator.add(1, found)
+        evaluator.add(1, detected)
     assert evaluator.detections == {}
 
 
@@ -604,12 +604,12 @@ def test_files_that_are_not_there_are_one_line(tmp_path):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_written_results_file_scores_as_the_detections_do(tmp_path, seed):
-    data, found = random_case(seed)
+    data, detected = random_case(seed)
     rng = np.random.default_rng(seed)
-    for image_id, rows in found.items():  # numbers that need all their digits
+    for image_id, rows in detected.items():  # numbers that need all their digits
         jitter = rng.random(rows.boxes.shape, np.float32) / 3
-        found[image_id] = rows._replace(boxes=rows.boxes + np.sort(jitter, axis=1))
-    write_results(tmp_path / "results.json", (18, 3, 90), found)
+        detected[image_id] = rows._replace(boxes=rows.boxes + np.sort(jitter, axis=1))
+    write_results(tmp_path / "results.json", (18, 3, 90), detected)
     ground_truth = [
         {
             "image_id": r.image_id,
@@ -629,12 +629,12 @@ def test_a_written_results_file_scores_as_the_detections_do(tmp_path, seed):
         annotations=ground_truth,
     )
     scored = evaluate_coco_results(tmp_path / "results.json", annotations)
-    assert repr(scored.coco) == repr(evaluate(data, found).coco)
+    assert repr(scored.coco) == repr(evaluate(data, detected).coco)
 
 
 def test_results_files_hold_cocos_fields(tmp_path):
-    found = {9: detections((A, 0.5, 2)), 4: detections((B, 0.25, 1))}
-    write_results(tmp_path / "r.json", (18, 3), found)
+    detected = {9: detections((A, 0.5, 2)), 4: detections((B, 0.25, 1))}
+    write_results(tmp_path / "r.json", (18, 3), detected)
     assert json.loads((tmp_path / "r.json").read_text()) == [
         {"image_id": 4, "category_id": 18, "bbox": [100, 20, 60, 160], "score": 0.25},
         {"image_id": 9, "category_id": 3, "bbox": [10, 10, 40, 40], "score": 0.5},
@@ -642,7 +642,7 @@ def test_results_files_hold_cocos_fields(tmp_path):
     write_results(tmp_path / "r.json", (18, 3), {})
     assert json.loads((tmp_path / "r.json").read_text()) == []
     with pytest.raises(WriteError, match="create the folder"):
-        write_results(tmp_path / "no" / "r.json", (18, 3), found)
+        write_results(tmp_path / "no" / "r.json", (18, 3), detected)
 
 
 # Tables

@@ -105,7 +105,7 @@ def refused(result, message):
 def test_metrics_are_those_of_an_ordinary_evaluation(run, results, data, tmp_path, protocol):
     weights = tmp_path / "weights.safetensors"
     write_checkpoint(weights, Checkpoint(SETTINGS, PARAMETERS, None, 0))
-    found, chosen = [], ("--protocol", protocol) if protocol else ()
+    outcomes, chosen = [], ("--protocol", protocol) if protocol else ()
     for number, given in enumerate(
         (
             ("--model", weights, "--backend", "spec"),
@@ -120,20 +120,20 @@ def test_metrics_are_those_of_an_ordinary_evaluation(run, results, data, tmp_pat
         assert {p.name for p in output.iterdir()} == {
             *("results.json", "evaluation.json", "evaluation.txt", "detections.png")
         }
-        found.append((out, metrics, rows))
-    assert found[0] == found[1]
-    assert 0 < found[0][1]["AP50"] < 1
-    assert len({row["category_id"] for row in found[0][2]}) == 2
+        outcomes.append((out, metrics, rows))
+    assert outcomes[0] == outcomes[1]
+    assert 0 < outcomes[0][1]["AP50"] < 1
+    assert len({row["category_id"] for row in outcomes[0][2]}) == 2
 
 
 def test_a_protocol_decides_which_boxes_count(run, results, data, tmp_path):
     """The paper's suppression is stricter than the zoo's, which the preset has."""
-    found = []
+    outcomes = []
     for chosen in ((), ("--protocol", "paper")):
         command = ("eval", "--results-bin", results, "--preset", PRESET, *data, *chosen)
         assert run(*command, "--output", tmp_path / "out")[0] == 0
-        found.append(json.loads((tmp_path / "out/results.json").read_text()))
-    assert found[0] != found[1]
+        outcomes.append(json.loads((tmp_path / "out/results.json").read_text()))
+    assert outcomes[0] != outcomes[1]
 
 
 def test_images_that_do_not_count_need_no_files(run, results, data):
@@ -145,7 +145,7 @@ def test_images_that_do_not_count_need_no_files(run, results, data):
 
 
 @pytest.mark.parametrize("kind", [0, 1])
-def test_damaged_files_are_told(run, results, data, kind):
+def test_damaged_files_are_errors(run, results, data, kind):
     path = results / f"4_{kind}.bin"
     whole = path.read_bytes()
     command = ("eval", "--results-bin", results, "--preset", PRESET, *data)
@@ -171,7 +171,7 @@ def test_damaged_files_are_told(run, results, data, kind):
     refused(run(*command), f"{path}: cannot read: not a file")
 
 
-def test_crossed_corners_are_told(run, results, data):
+def test_crossed_corners_are_an_error(run, results, data):
     path = results / "0_0.bin"
     numbers = np.frombuffer(path.read_bytes(), "<f4").reshape(-1, 4).copy()
     numbers[3] = (0.5, 0.1, 0.4, 0.2)
@@ -183,7 +183,7 @@ def test_crossed_corners_are_told(run, results, data):
 
 
 @pytest.mark.parametrize("change", [lambda s: -s, lambda s: s * 1.01 + 0.1, lambda s: 8 * s - 4])
-def test_scores_that_are_none_are_told(run, results, data, change):
+def test_numbers_that_are_not_scores_are_an_error(run, results, data, change):
     path = results / "2_1.bin"
     scores = np.frombuffer(path.read_bytes(), "<f4").reshape(-1, 3).copy()
     scores[5] = 0.995
@@ -206,7 +206,7 @@ def test_scores_may_be_rounded_as_float16_is(run, results, data):
 
 
 @pytest.mark.parametrize("change", [lambda b: b * 320, lambda b: b - 1.2])
-def test_boxes_that_are_no_fractions_are_told(run, results, data, change):
+def test_boxes_that_are_not_fractions_are_an_error(run, results, data, change):
     path = results / "2_0.bin"
     boxes = np.frombuffer(path.read_bytes(), "<f4")
     path.write_bytes(change(boxes).astype("<f4").tobytes())
@@ -225,7 +225,7 @@ def test_boxes_may_reach_out_of_the_image(run, results, data):
     assert run("eval", "--results-bin", results, "--preset", PRESET, *data)[0] == 0
 
 
-def test_an_output_that_is_a_file_is_told_before_the_work(run, results, data, tmp_path):
+def test_an_output_that_is_a_file_is_an_error_before_the_work(run, results, data, tmp_path):
     (tmp_path / "out").touch()
     for path in results.iterdir():
         path.unlink()
@@ -238,7 +238,7 @@ def test_an_output_that_is_a_file_is_told_before_the_work(run, results, data, tm
     )
 
 
-def test_images_with_files_of_one_name_are_told(run, results, data, noise, tmp_path):
+def test_images_with_files_of_one_name_are_an_error(run, results, data, noise, tmp_path):
     folder = noise.records[0].path.parent
     (folder / "0.png").rename(folder / "1.b.png")
     ground_truth = tmp_path / "ground_truth.json"
@@ -265,7 +265,7 @@ def test_images_with_files_of_one_name_are_told(run, results, data, noise, tmp_p
         (("--preset", "nosuch"), "no 'nosuch'; there are refinedet_vgg16_320"),
     ],
 )
-def test_options_that_do_not_go_together_are_told(run, results, data, given, message):
+def test_contradicting_options_are_an_error(run, results, data, given, message):
     refused(run("eval", "--results-bin", results, *data, *given), message)
 
 
@@ -275,5 +275,5 @@ def test_a_preset_is_for_results_bin(run, data):
     )
 
 
-def test_a_folder_that_is_not_there_is_told(run, data, tmp_path):
+def test_a_missing_folder_is_an_error(run, data, tmp_path):
     refused(run("eval", "--results-bin", tmp_path / "no", *data), f"{tmp_path}/no: no such folder")

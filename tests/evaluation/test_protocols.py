@@ -1,4 +1,4 @@
-"""Protocols: which images count, which detections are made, and what the program says."""
+"""Protocols: which images count, which detections are made, and the errors of the command line."""
 
 import contextlib
 import dataclasses
@@ -80,7 +80,7 @@ def write_layout(folder, seed=0, count=24):
         ]
     (folder / "images").mkdir()
     images = []
-    for number, image_id in enumerate(ids):  # its grey level tells which image it is
+    for number, image_id in enumerate(ids):  # its grey level is its number
         images.append({"id": image_id, "file_name": f"{number}.png", "width": SIDE, "height": SIDE})
         grey = np.full((SIDE, SIDE, 3), number, np.uint8)
         cv2.imwrite(str(folder / "images" / f"{number}.png"), grey)
@@ -125,13 +125,15 @@ def second_opinion(layout, ids=None):
 
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth = hotcoco.COCO(str(layout.annotations))
-        judge = hotcoco.COCOeval(ground_truth, ground_truth.load_res(str(layout.results)), "bbox")
+        coco_eval = hotcoco.COCOeval(
+            ground_truth, ground_truth.load_res(str(layout.results)), "bbox"
+        )
         if ids is not None:
-            judge.params.img_ids = sorted(ids)
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    return np.where(np.asarray(judge.stats) < 0, np.nan, judge.stats)
+            coco_eval.params.img_ids = sorted(ids)
+        coco_eval.evaluate()
+        coco_eval.accumulate()
+        coco_eval.summarize()
+    return np.where(np.asarray(coco_eval.stats) < 0, np.nan, coco_eval.stats)
 
 
 # COCO's metrics by a second evaluator
@@ -147,10 +149,10 @@ def test_an_independent_evaluator_gives_the_same_twelve(tmp_path, seed, name):
         ids = {i["id"] for i in document["images"]} - layout.crowded - layout.empty
     expected = second_opinion(layout, ids)
     protocol = name and find_protocol(name)
-    got = evaluate_coco_results(layout.results, layout.annotations, protocol=protocol).coco
-    np.testing.assert_allclose(list(got.values()), expected, atol=1e-9)
-    assert list(got) == list(COCO_METRICS)
-    assert 0.05 < got["AP"] < 0.95  # a fixture that can tell
+    actual = evaluate_coco_results(layout.results, layout.annotations, protocol=protocol).coco
+    np.testing.assert_allclose(list(actual.values()), expected, atol=1e-9)
+    assert list(actual) == list(COCO_METRICS)
+    assert 0.05 < actual["AP"] < 0.95  # neither trivially bad nor trivially good
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -177,8 +179,8 @@ def test_detections_of_images_score_as_their_results_file(tmp_path, seed):
             ),
         )
     scored = evaluate_coco_results(layout.results, layout.annotations, protocol=protocol)
-    got, expected = evaluator.result().coco, scored.coco
-    assert list(got.values()) == pytest.approx(list(expected.values()), abs=1e-6, nan_ok=True)
+    actual, expected = evaluator.result().coco, scored.coco
+    assert list(actual.values()) == pytest.approx(list(expected.values()), abs=1e-6, nan_ok=True)
 
 
 # Images
@@ -199,7 +201,7 @@ def test_the_model_zoo_leaves_out_crowds_and_empty_images(layout):
         assert chosen.class_names == data.class_names
 
 
-def test_a_protocol_that_leaves_no_image_is_told(layout):
+def test_a_protocol_that_leaves_no_image_is_an_error(layout):
     protocol = find_protocol("modelzoo")
     data = read_coco(layout.annotations, layout.images)
     crowded = [r for r in data.records if r.image_id in layout.crowded]
@@ -309,15 +311,15 @@ def test_presets_detect_by_their_own_protocol(protocol, name):
 def test_a_network_under_a_protocol_differs_in_its_detections_alone():
     config = preset("refinedet_eighth_128")
     network = SimpleNamespace(config=config, scored_boxes=lambda x: ("scored", x), heads=len)
-    judged = with_protocol(find_protocol("caffe-coco"), network)
-    assert judged.config.detection.top == 500
-    assert dataclasses.replace(judged.config, detection=config.detection) == config
-    assert judged.scored_boxes(3) == ("scored", 3)
-    assert judged.heads([1, 2]) == 2
+    changed = with_protocol(find_protocol("caffe-coco"), network)
+    assert changed.config.detection.top == 500
+    assert dataclasses.replace(changed.config, detection=config.detection) == config
+    assert changed.scored_boxes(3) == ("scored", 3)
+    assert changed.heads([1, 2]) == 2
     assert network.config is config
 
 
-def test_a_setting_that_the_contract_lacks_is_told():
+def test_a_setting_that_the_specification_lacks_is_an_error():
     @dataclasses.dataclass(frozen=True)
     class Old:
         score: float = 0.5
@@ -381,8 +383,8 @@ def oracle(layout, tmp_path, monkeypatch):
         rows[e["image_id"]].append(row)
     for entries in rows.values():
         boxes, scores = np.zeros((40, 4), np.float32), np.zeros((40, 4), np.float32)
-        for place, (corners, score, label) in enumerate(entries):
-            boxes[place], scores[place, label] = corners, score
+        for row, (corners, score, label) in enumerate(entries):
+            boxes[row], scores[row, label] = corners, score
         known.append((boxes, scores))
     monkeypatch.setattr(Oracle, "known", known)
     monkeypatch.setitem(sys.modules, "oracle", SimpleNamespace(Oracle=Oracle))
@@ -392,7 +394,7 @@ def oracle(layout, tmp_path, monkeypatch):
 
 def zoo_detections(rows, score=0.1, iou=0.6, cap=100):
     """The model zoo's loops (src/eval_utils.py): pixels of the image, sides plus 1."""
-    found = []
+    detected = []
     for label in range(1, 4):
         kept = []
         mine = [(s, c.astype(np.float64).clip(0, 1) * SIDE) for c, s, k in rows if k == label]
@@ -405,8 +407,8 @@ def zoo_detections(rows, score=0.1, iou=0.6, cap=100):
                 overlaps.append(shared / (both - shared))
             if len(kept) < cap and all(x <= iou for x in overlaps):
                 kept.append(box)
-                found.append((label, s, box))
-    return found
+                detected.append((label, s, box))
+    return detected
 
 
 def test_a_model_under_the_model_zoos_protocol_is_the_zoos(run, layout, oracle, tmp_path):

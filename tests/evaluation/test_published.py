@@ -25,11 +25,11 @@ def test_the_model_zoos_metrics_are_those_of_its_readme(shared_data):
     means = [float(x) for x in re.findall(r"mAP: ?([.\d]+)", readme.read_text())]
     assert (len(lines), len(means)) == (36, 3)
     names = (ZOO, "modelzoo-gpu", "modelzoo-ascend310")
-    for place, name in enumerate(names):
+    for position, name in enumerate(names):
         metrics = find_published(name).metrics
         assert list(metrics) == list(COCO_METRICS)
-        assert metrics["AP"] == means[place]
-        printed = lines[12 * place : 12 * place + 12]
+        assert metrics["AP"] == means[position]
+        printed = lines[12 * position : 12 * position + 12]
         assert [round(x, 3) for x in metrics.values()] == printed
     assert find_published(ZOO).metrics["AP"] == 0.2885878918173237
     assert find_published("modelzoo-gpu").metrics["AP"] == 0.288743125771368
@@ -135,7 +135,7 @@ def test_the_table_shows_measured_published_and_difference():
     assert "expected: AP at least 0.2890" in text
 
 
-def test_the_error_says_how_many_metrics_are_outside():
+def test_the_error_counts_the_metrics_outside():
     row = find_published(ZOO)
     with pytest.raises(ExpectationError, match=r"\(and 11 more\)"):
         require_agreement(compare({}, row), row)

@@ -46,35 +46,35 @@ def same(a, b):
 @pytest.fixture
 def journal(tmp_path):
     """A journal of three images, closed."""
-    made = ResumeJournal(tmp_path / "journal.jsonl", SUBJECT)
+    opened = ResumeJournal(tmp_path / "journal.jsonl", SUBJECT)
     for image_id, count in ((7, 3), (2, 0), (9, 5)):
-        made.add(image_id, detections(count, image_id))
-    made.close()
-    return made.path
+        opened.add(image_id, detections(count, image_id))
+    opened.close()
+    return opened.path
 
 
 def finished(path, subject=SUBJECT):
     opened = ResumeJournal(path, subject, resume=True)
-    found = dict(opened.finished())
+    results = dict(opened.finished())
     opened.close()
-    return found
+    return results
 
 
 def test_what_was_added_is_read_back_bit_for_bit(journal):
-    found = finished(journal)
-    assert list(found) == [7, 2, 9]
+    results = finished(journal)
+    assert list(results) == [7, 2, 9]
     for image_id, count in ((7, 3), (2, 0), (9, 5)):
-        assert same(found[image_id], detections(count, image_id))
+        assert same(results[image_id], detections(count, image_id))
 
 
 def test_double_precision_is_kept(tmp_path):
-    made = ResumeJournal(tmp_path / "journal.jsonl", SUBJECT)
-    made.add(1, detections(4, dtype=np.float64))
-    made.close()
-    assert same(finished(made.path)[1], detections(4, dtype=np.float64))
+    opened = ResumeJournal(tmp_path / "journal.jsonl", SUBJECT)
+    opened.add(1, detections(4, dtype=np.float64))
+    opened.close()
+    assert same(finished(opened.path)[1], detections(4, dtype=np.float64))
 
 
-def test_a_journal_is_cut_off_where_it_is_not_whole(journal):
+def test_a_journal_is_truncated_where_it_is_incomplete(journal):
     content = journal.read_bytes()
     lines = content.splitlines(keepends=True)
     for size in range(len(content)):  # killed after any number of bytes
@@ -88,7 +88,7 @@ def test_a_journal_is_cut_off_where_it_is_not_whole(journal):
 @pytest.mark.parametrize(
     "line", [b"\0" * 50 + b"\n", b"{}\n", b"[]\n", b'{"image_id": 4, "boxes": 3}\n', b"\xff\n"]
 )
-def test_what_follows_a_damaged_line_runs_again(journal, line):
+def test_images_after_a_damaged_line_are_run_again(journal, line):
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join([*lines[:2], line, *lines[2:]]))
     assert list(finished(journal)) == [7]
@@ -114,7 +114,7 @@ def test_a_journal_of_something_else_is_refused(journal, name):
     assert journal.exists()
 
 
-def test_what_is_no_file_is_told(tmp_path):
+def test_what_is_not_a_file_is_an_error(tmp_path):
     with pytest.raises(DataError, match=f"{tmp_path.name}: not a file; remove it"):
         ResumeJournal(tmp_path, SUBJECT, resume=True)
     with pytest.raises(DataError, match="/dev/zero: not a file"):
@@ -130,17 +130,17 @@ def test_a_full_disk_is_one_line(journal):
     opened._file.raw.close()
 
 
-def test_the_digests_tell_models_settings_and_data_apart(tmp_path, noise):
+def test_the_digests_differ_by_model_settings_and_data(tmp_path, noise):
     weights = tmp_path / "weights"
     weights.write_bytes(b"1")
     config = preset("refinedet_eighth_128")
-    told = evaluation_subject(weights, config, "spec", noise)
-    assert evaluation_subject(weights, config, "spec", noise) == told
+    subject = evaluation_subject(weights, config, "spec", noise)
+    assert evaluation_subject(weights, config, "spec", noise) == subject
 
     def differing(**change):
         now = {"model": weights, "config": config, "backend": "spec", "dataset": noise} | change
         other = evaluation_subject(*now.values())
-        return {name for name in told if told[name] != other[name]}
+        return {name for name in subject if subject[name] != other[name]}
 
     (tmp_path / "same").write_bytes(b"1")
     (tmp_path / "other").write_bytes(b"2")
@@ -215,7 +215,7 @@ main()
 """
 
 
-def test_a_killed_evaluation_goes_on_where_it_was(evaluation, tmp_path, monkeypatch, capsys):
+def test_a_killed_evaluation_is_resumed_where_it_was(evaluation, tmp_path, monkeypatch, capsys):
     whole, output = tmp_path / "whole", tmp_path / "out"
     assert called(monkeypatch, capsys, [*evaluation, "--output", whole])[0] == 0
     program = [sys.executable, "-I", "-c", KILLED, *evaluation, "--output", str(output)]
@@ -277,21 +277,21 @@ def test_raw_outputs_are_not_kept(noise):
         def scored_boxes(self, images):
             rng = np.random.default_rng(len(most))
             boxes = np.sort(rng.random((len(images), 1008, 2, 2), np.float32), axis=2)
-            made = boxes.reshape(-1, 1008, 4), rng.random((len(images), 1008, 3), np.float32)
-            for array in (boxes, *made):
+            opened = boxes.reshape(-1, 1008, 4), rng.random((len(images), 1008, 3), np.float32)
+            for array in (boxes, *opened):
                 alive.add(id(array))
                 weakref.finalize(array, alive.discard, id(array))
             del boxes
             most.append(len(alive))
-            return made
+            return opened
 
     evaluator = evaluate(Network(), noise, batch_size=2)
     assert len(most) == 5
     assert max(most) <= 6  # of one batch before, at most, and of this one
-    assert all(array.base is None for found in evaluator.detections.values() for array in found)
+    assert all(array.base is None for results in evaluator.detections.values() for array in results)
 
 
-def test_data_digest_does_not_depend_on_the_place(noise, tmp_path):
+def test_data_digest_does_not_depend_on_paths(noise, tmp_path):
     moved = tmp_path / "moved"
     moved.mkdir()
     records = []

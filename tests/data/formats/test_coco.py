@@ -40,7 +40,7 @@ def test_an_area_that_no_object_has_is_a_finding(read, area):
 
 
 @pytest.mark.parametrize("area", [0, 7.5, 12])
-def test_an_area_is_kept_as_the_file_says(read, area):
+def test_an_area_is_kept_as_it_is_in_the_file(read, area):
     (record,) = read(area).records
     assert record.areas.tolist() == [area]
 

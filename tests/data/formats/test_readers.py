@@ -154,12 +154,12 @@ def test_images_are_decoded_on_request(coco, tmp_path):
 @settings(max_examples=150, deadline=None)
 @given(
     base=st.sampled_from(["coco", "voc"]),
-    place=st.floats(0, 1, exclude_max=True),
+    position=st.floats(0, 1, exclude_max=True),
     inserted=st.binary(max_size=4),
     cut=st.integers(0, 30),
 )
 def test_damaged_annotations_give_findings_or_one_line(
-    tmp_path_factory, base, place, inserted, cut
+    tmp_path_factory, base, position, inserted, cut
 ):
     folder = tmp_path_factory.mktemp("damaged")
     write_voc(folder, "all", {"a": xml(("cat", (1, 1, 20, 30), 0))})
@@ -171,7 +171,7 @@ def test_damaged_annotations_give_findings_or_one_line(
     (folder / "ground_truth.json").write_text(json.dumps(document))
     file = folder / ("ground_truth.json" if base == "coco" else "Annotations/a.xml")
     data = file.read_bytes()
-    start = int(place * len(data))
+    start = int(position * len(data))
     file.write_bytes(data[:start] + inserted + data[start + cut :])
     source = DataSource(
         base, folder, annotations="ground_truth.json", images="JPEGImages", split="all"
