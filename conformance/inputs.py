@@ -1,8 +1,8 @@
 """Inputs of the specification's domain, for Hypothesis.
 
-Coordinates, overlaps and scores are drawn on grids of powers of two: they are exact in
-float32, so that equality at a threshold and ties are met often, and must be decided as
-the specification says; and they shrink to short numbers. Images are never square.
+Coordinates, overlaps and scores are drawn on grids of powers of two. They are exact in float32,
+so that ties and equality with a threshold are frequent and must be decided as the specification
+defines; and they shrink to short numbers. Images are never square.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def boxes(
 
 @st.composite
 def wide_boxes(draw: st.DrawFn) -> Array:
-    """Boxes of which some reach outside the image."""
+    """Boxes, some of which extend beyond the image."""
     wide: Array = draw(boxes()) * np.float32(2) - np.float32(0.5)
     return wide
 
 
 def offsets(rows: int, dtype: type = np.float32) -> st.SearchStrategy[Array]:
-    """Offsets (rows, 4) of a size that training meets."""
+    """Offsets (rows, 4) of a size that occurs in training."""
     small = st.integers(-256, 256).map(lambda n: n / 64)
     return arrays(np.float32, (rows, 4), elements=small).map(lambda a: a.astype(dtype))
 
@@ -170,7 +170,7 @@ def target_cases(draw: st.DrawFn) -> tuple[Array, Array, Array, Config]:
 
 @st.composite
 def mining_cases(draw: st.DrawFn) -> tuple[Array, Array, Array, float]:
-    """Losses with ties, positives, eligible, ratio."""
+    """Losses with ties, positives, eligible anchors, ratio."""
     count = draw(st.integers(0, 12))
     flags = arrays(bool, count)
     ratio = draw(st.sampled_from([0.0, 0.5, 1.0, 1.5, 3.0]))
@@ -208,7 +208,7 @@ def module_cases(draw: st.DrawFn) -> tuple[Array, Array, Array, Array, Array, fl
 
 
 PIXELS = st.sampled_from([(0.0, 0.0), (0.125, 0.0625)])
-"""Added to sides where overlaps are measured."""
+"""Added to the sides of boxes when overlaps are computed."""
 
 
 @st.composite
@@ -269,7 +269,7 @@ def schedules(draw: st.DrawFn) -> tuple[int, ScheduleConfig]:
 
 @st.composite
 def eight_bit(draw: st.DrawFn) -> tuple[Array, ImageConfig]:
-    """An image (H, W, 3) uint8, RGB, and how it becomes the input."""
+    """An image (H, W, 3) uint8, RGB, and how it is normalised."""
     height = draw(st.integers(1, 4))
     width = draw(st.integers(1, 5).filter(lambda n: n != height))
     config = ImageConfig(
@@ -281,7 +281,7 @@ def eight_bit(draw: st.DrawFn) -> tuple[Array, ImageConfig]:
 
 
 def seeded_heads(config: Config, count: int, seed: int) -> Heads:
-    """Outputs of a network that has learnt a little, float32."""
+    """Heads as of a network after some training, float32."""
     rng = np.random.default_rng(seed)
     rows = len(anchors(config))
     shapes = Heads((4, 0.5), (2, 2.0), (4, 0.5), (config.num_classes, 2.0))  # type: ignore[arg-type]
@@ -289,22 +289,25 @@ def seeded_heads(config: Config, count: int, seed: int) -> Heads:
 
 
 def seeded_objects(config: Config, counts: tuple[int, ...], seed: int) -> tuple[list[Any], ...]:
-    """For each image so many objects: boxes (T, 4) float32, labels (T,) int64."""
+    """For each image its number of objects: boxes (T, 4) float32, labels (T,) int64."""
     rng = np.random.default_rng(seed)
     all_boxes, all_labels = [], []
     for count in counts:
         low = rng.uniform(0, 0.5, (count, 2))
-        high = low + rng.uniform(0.2, 0.5, (count, 2))  # smaller ones lie within equal anchors
+        high = low + rng.uniform(
+            0.2, 0.5, (count, 2)
+        )  # smaller ones overlap several anchors equally
         all_boxes.append(np.hstack([low, high]).astype(np.float32))
         all_labels.append(rng.integers(1, config.num_classes, count))
     return all_boxes, all_labels
 
 
 def seeded_parameters(config: Config, seed: int) -> Parameters:
-    """Fresh parameters, with everything that starts as a constant made to differ.
+    """Initial parameters, with noise added to all that are constant at first.
 
-    Weights are Xavier's whatever the config says: narrow detectors stay awake. What a
-    bottleneck adds is small: in a hundred layers nothing grows, and rounding neither.
+    Weights are Xavier's whatever the config is, because with others the activations of narrow
+    detectors vanish. The last scale of a bottleneck is small, so that neither activations nor
+    rounding errors grow over a hundred layers.
     """
     rng = np.random.default_rng([seed, 1])
     net = config.network

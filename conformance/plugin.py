@@ -1,8 +1,8 @@
-"""Lets ``pytest --pyargs refinedet.conformance`` take the suite's options.
+"""Lets ``pytest --pyargs refinedet.conformance`` accept the suite's options.
 
-pytest reads the ``conftest.py`` of a folder before the command line, but not that of a
-package named by ``--pyargs``. This plugin, which pytest finds through an entry point, gives
-it the folder instead. It does nothing else, and nothing in any other run.
+pytest reads the ``conftest.py`` of a folder before it parses the command line, but not that of a
+package named by ``--pyargs``. This plugin, which pytest loads through an entry point, replaces
+the package by its folder. It does nothing in other runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PACKAGE = "refinedet.conformance"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: Any) -> None:
-    """Before pytest itself looks for ``conftest.py`` files."""
+    """Replace the package by its folder, before pytest searches for ``conftest.py`` files."""
     known = early_config.known_args_namespace
     if known.pyargs:
         folder = str(Path(__file__).parent)

@@ -1,9 +1,8 @@
-"""Inputs as Python source: what a failure prints can be pasted and run."""
+"""Inputs as Python source, so that a printed failure can be pasted and run."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,11 @@ from refinedet.spec.types import Array
 
 
 def source(value: object, limit: int | None = None) -> str:
-    """Python source of arrays, numbers, paths, configurations, and what is nested of them.
+    """Python source of arrays, numbers, configurations, and nested tuples, lists and dicts of them.
 
     Args:
-        limit: characters; a longer array is described instead, and then the source
-            cannot be run.
+        limit: characters; a longer array is described by dtype and shape, and then the
+            source cannot be run.
     """
     if isinstance(value, np.ndarray):
         return _array_source(value, limit)
@@ -31,15 +30,13 @@ def source(value: object, limit: int | None = None) -> str:
         return f"[{', '.join(source(part, limit) for part in value)}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{k!r}: {source(v, limit)}' for k, v in value.items())}}}"
-    if isinstance(value, PurePath):
-        return f"Path({str(value)!r})"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _dataclass_source(value)
     return repr(value)
 
 
 def _dataclass_source(value: Any) -> str:
-    """The fields that differ from their defaults; all of those that have none."""
+    """The fields that differ from their defaults, and those without a default."""
     shown = []
     for field in dataclasses.fields(value):
         now = getattr(value, field.name)

@@ -1,18 +1,20 @@
-"""How far a backend may be from the specification: one table, by operation and dtype.
+"""The tolerances of all backends: one table, by operation and dtype.
 
-A number ``got`` agrees with ``expected`` if ``abs(got - expected) <= atol + rtol *
-abs(expected)``; of whole tensors (momentum_buffers, parameters), ``rtol`` is times the tensor's
-largest number. Whole numbers, ground truth values, shapes and dtypes agree exactly.
+A number ``actual`` agrees with ``expected`` if ``abs(actual - expected) <= atol + rtol *
+abs(expected)``. For whole tensors (momentum buffers, parameters), ``rtol`` is a fraction of the
+tensor's largest number. Integers, bools, shapes and dtypes agree exactly.
 
-``observed`` is the largest error that float32 arithmetic was seen to make, absolute below
-1 and relative above (of tensors, relative to the largest number): for operations, which
-the specification computes in float64, an independent NumPy backend that computes everything in
-float32, over eleven seeds; for the rest the specification itself, in float32 against float64. Of
-float16, which is a matter of training alone, it is that of the specification with every activation
-and its gradient rounded to float16, against float32.
-What is allowed leaves room for other orders of addition, for approximate exponentials
-and for fused kernels; where the reason names MindSpore, its 2.8.0 on a CPU was seen to use
-that much (default profile, seed 0).
+``observed`` is the largest error that was measured, absolute below 1 and relative above (for
+tensors, relative to the largest number):
+
+- of operations, which the specification computes in float64: an independent NumPy backend that
+  computes everything in float32, over eleven seeds;
+- of network, training and detections: the specification in float32 against itself in float64;
+- of training in float16: the specification with every activation and its gradient rounded to
+  float16, against itself in float32.
+
+The tolerances allow for other orders of addition, approximate exponentials and fused kernels.
+Where the reason names MindSpore, that is the error of its 2.8.0 on a CPU (default profile, seed 0).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import NamedTuple
 
 
 class Tolerance(NamedTuple):
-    """Allowed error, what float32 was seen to need, and why."""
+    """Absolute and relative tolerance, the largest error measured, and the reason."""
 
     atol: float
     rtol: float
@@ -68,7 +70,7 @@ FLOAT32: dict[str, Tolerance] = {
     "scored_boxes": Tolerance(
         6e-6, 6e-6, 3.6e-7, "as cascaded_decode, and softmax; MindSpore 1.5e-6"
     ),
-    "detect": Tolerance(1e-6, 1e-6, 0, "boxes and scores are handed through"),
+    "detect": Tolerance(1e-6, 1e-6, 0, "boxes and scores are copied"),
     "learning_rate": Tolerance(1e-6, 1e-6, 6.3e-8, "one number, perhaps held in float32"),
     "momentum_step": Tolerance(1e-6, 1e-6, 1.2e-7, "a norm over all gradients"),
     # Network
@@ -98,7 +100,7 @@ FLOAT32: dict[str, Tolerance] = {
     "detections": Tolerance(
         1e-4, 1e-5, 2.2e-6, "as scored_boxes, in pixels up to 150; MindSpore 4.1e-6"
     ),
-    "detections.map": Tolerance(1e-4, 0, 0, "the same detections; 1e-4 of mAP is promised"),
+    "detections.map": Tolerance(1e-4, 0, 0, "the same detections; the project guarantees 1e-4"),
 }
 FLOAT16: dict[str, Tolerance] = {
     # Training, of parameters in float32
@@ -118,4 +120,4 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
     for dtype, rows in (("float32", FLOAT32), ("float16", FLOAT16))
     for name, row in rows.items()
 }
-"""By operation (or what a check compares) and dtype."""
+"""By operation (or result of a check) and dtype."""

@@ -1,4 +1,4 @@
-"""Level *detections*: the same parameters and images give the same objects, and mAP."""
+"""Level *detections*: the same parameters and images give the same detections and mAP."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def eight_bit_images(seed: int) -> list[Array]:
 
 
 def expected_detections(seed: int) -> tuple[list[Detections], list[bool]]:
-    """The specification's, in pixels, and for which images the margin leaves none open."""
+    """The specification's detections in pixels, and for each image whether all are decided."""
     network = SpecNetwork(CONFIG, confident_parameters(seed))
     normalise = normaliser(CONFIG.image)
-    found, decided = [], []
+    expected, decided = [], []
     for image in eight_bit_images(seed):
         batch = normalise(resize_only(image, CONFIG.image_size))[None]
         boxes, scores = (part[0] for part in network.scored_boxes(batch))
@@ -60,8 +60,8 @@ def expected_detections(seed: int) -> tuple[list[Detections], list[bool]]:
         ]
         decided.append(all(_same_objects(one, other) for other in again))
         height, width = image.shape[:2]
-        found.append(one._replace(boxes=one.boxes * np.array([width, height] * 2, np.float32)))
-    return found, decided
+        expected.append(one._replace(boxes=one.boxes * np.array([width, height] * 2, np.float32)))
+    return expected, decided
 
 
 def _same_objects(one: Detections, other: Detections) -> bool:
@@ -72,7 +72,7 @@ def _same_objects(one: Detections, other: Detections) -> bool:
 
 @check("detections", "detections.objects", pinned=[0, 1, 2], max_undecided=0.5)
 def objects(backend: CheckedBackend, seed: int) -> None:
-    """In images of any size the same objects are found, in their pixels, in one order."""
+    """In images of any size the detections are the specification's, in pixels and in order."""
     expected, decided = expected_detections(seed)
     network = backend.network(CONFIG, confident_parameters(seed))
     predictor = Predictor(network, batch_size=3)
@@ -84,13 +84,13 @@ def objects(backend: CheckedBackend, seed: int) -> None:
         actual = predict(eight_bit_images(seed))
     except Exception as error:
         raise CheckFailedError(f"predicting raises {in_a_line(error)}") from error
-    for n, (one, other, sure) in enumerate(zip(actual, expected, decided, strict=True)):
+    for n, (one, other, is_decided) in enumerate(zip(actual, expected, decided, strict=True)):
         backend.compared += 1
-        backend.undecided += not sure
-        if sure:
+        backend.undecided += not is_decided
+        if is_decided:
             backend.require(
                 np.array_equal(one.labels, other.labels),
-                f"other objects in image {n}",
+                f"the labels in image {n} differ",
                 one,
                 other,
             )
@@ -99,18 +99,18 @@ def objects(backend: CheckedBackend, seed: int) -> None:
 
 @check("detections", "detections.map", pinned=[0])
 def mean_average_precision(backend: CheckedBackend, seed: int) -> None:
-    """COCO's mAP over a small data set is the specification's, to 1e-4.
+    """COCO's mAP on a small data set is the specification's, within 1e-4.
 
-    The ground truth is half of what the specification finds, perturbed a little, so that the mAP is
-    neither 0 nor 1.
+    The ground truth is half of the specification's detections, shifted a little, so that the mAP
+    is neither 0 nor 1.
     """
     expected, _ = expected_detections(seed)
     rng = np.random.default_rng(seed)
     records = []
-    for n, (size, found) in enumerate(zip(SIZES, expected, strict=True)):
+    for n, (size, one) in enumerate(zip(SIZES, expected, strict=True)):
         height, width = size
         ground_truth = []
-        for b, label in list(zip(found.boxes, found.labels, strict=True))[::2]:
+        for b, label in list(zip(one.boxes, one.labels, strict=True))[::2]:
             sides = np.tile(b[2:] - b[:2], 2)
             shifted = (b + rng.uniform(-0.12, 0.12, 4) * sides).clip(0, (width, height) * 2)
             x0, y0, x1, y1 = (float(x) for x in shifted)
@@ -120,9 +120,9 @@ def mean_average_precision(backend: CheckedBackend, seed: int) -> None:
     dataset = Dataset("conformance", names, records)
     predictor = Predictor(backend.network(CONFIG, confident_parameters(seed)))
     metrics = []
-    for found_by in (predictor.predict(eight_bit_images(seed)), iter(expected)):
+    for detections in (predictor.predict(eight_bit_images(seed)), iter(expected)):
         evaluator = Evaluator(dataset)
-        for record, one in zip(records, found_by, strict=True):
+        for record, one in zip(records, detections, strict=True):
             evaluator.add(record.image_id, one)
         metrics.append(evaluator.result().metrics["AP"])
     backend.require_near(metrics[0], metrics[1], "detections.map", "COCO mAP")

@@ -1,8 +1,7 @@
 """Level *network*: the same parameters and images give the same outputs.
 
-Small detectors differ in everything that a port can get wrong: size and shape of the
-image, width, batch normalisation or biases, classes, anchors a cell, and constants large
-enough to be seen.
+Small detectors vary everything that a port can get wrong: size and shape of the image, width,
+batch normalisation or biases, classes, anchors per cell, and constants large enough to matter.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ ZOO = {
     "anchors": {"square_sides": (8.0, 32.0, 64.0, 128.0), "refined": False},
     "loss": {"classes": "sigmoid", "objectness": 0.0, "arm_first_class": True},
 }
-"""What the model zoo's family has of its own in the network and around it."""
+"""Fields in which the model zoo's family differs."""
 LIKE_THE_ZOO = replace(
     replace(WITH_BATCH_NORM, network={"batch_norm": False, "width": 1 / 16}), **ZOO
 )
@@ -77,7 +76,7 @@ FULL_SIZE = (
 
 @st.composite
 def trunks(draw: st.DrawFn) -> dict[str, Any]:
-    """Fields that a VGG16 or a ResNet has of its own."""
+    """Fields of a VGG16 or of a ResNet."""
     if draw(st.booleans()):
         return {"backbone": "vgg16", "fc7_relu": draw(st.booleans())}
     return {
@@ -140,7 +139,7 @@ def cases() -> st.SearchStrategy[Case]:
     share=0.06,
 )
 def heads(backend: CheckedBackend, case: Case) -> None:
-    """The four outputs are the specification's."""
+    """The four raw outputs are the specification's."""
     parameters, images = build(case)
     expected = forward(parameters, images, case[0])[0]
     network = backend.network(case[0], parameters)
@@ -170,8 +169,8 @@ def blank(backend: CheckedBackend, config: Config) -> None:
 
 
 @check("network", "network.images_apart", pinned=[(WITH_BATCH_NORM, 0, 3)])
-def images_apart(backend: CheckedBackend, case: Case) -> None:
-    """What an image gives does not depend on the others of its batch."""
+def images_are_independent(backend: CheckedBackend, case: Case) -> None:
+    """The outputs for an image do not depend on the other images of its batch."""
     parameters, images = build(case)
     network = backend.network(case[0], parameters)
     expected = forward(parameters, images, case[0])[0]
@@ -191,7 +190,7 @@ def images_apart(backend: CheckedBackend, case: Case) -> None:
     max_undecided=0.02,
 )
 def scores(backend: CheckedBackend, case: Case) -> None:
-    """Boxes and scores are those of the specification's outputs."""
+    """Boxes and scores are the specification's."""
     config = case[0]
     parameters, images = build(case)
     outputs = forward(parameters, images, config)[0]

@@ -1,8 +1,8 @@
-"""Level *operations*: every function of the specification, alone.
+"""Level *operations*: every function of the specification by itself.
 
-Parity: the backend gives what the specification gives, for drawn inputs and for every edge of
-the specification, pinned. Laws: what must hold whatever the numbers, so that a failure says
-what is wrong and not only where.
+Parity: the backend's result is the specification's, for drawn inputs and for every edge case of
+the specification, which are pinned. Other laws hold for all numbers, so that a failure shows not
+only where a result is wrong, but what is wrong with it.
 """
 
 from __future__ import annotations
@@ -55,12 +55,15 @@ BESIDE = (1.5, -0.5, 2, 0.25)
 def parity(
     operation: str, draws: st.SearchStrategy[Any], pinned: Sequence[Any], share: float = 1.0
 ) -> None:
-    """Register: the operation gives what the specification gives. A case is its arguments."""
+    """Register the check that an operation's result is the specification's.
+
+    A case is the operation's arguments.
+    """
 
     def law(backend: CheckedBackend, case: Any) -> None:
         backend.require_agreement(operation, *case)
 
-    law.__doc__ = f"{operation} gives what the specification gives."
+    law.__doc__ = f"The result of {operation} is the specification's."
     check("operations", f"{operation}.parity", draws, pinned, share)(law)
 
 
@@ -89,11 +92,11 @@ parity(
 @check("operations", "anchors.first_cell", inputs.anchor_configs(), share=0.5)
 def first_cell(backend: CheckedBackend, config: Config) -> None:
     """The first anchor of a level is centred half a stride from the top and left edges."""
-    found = backend.call("anchors", config).astype(np.float64)
+    boxes = backend.call("anchors", config).astype(np.float64)
     start = 0
     height, width = config.image_size
     for (rows, columns), stride in zip(feature_sizes(config), config.anchors.strides, strict=True):
-        x, y = (found[start, :2] + found[start, 2:]) / 2 * (width, height)
+        x, y = (boxes[start, :2] + boxes[start, 2:]) / 2 * (width, height)
         backend.require_near(x, stride / 2, "pixels", f"x of the first centre at stride {stride}")
         backend.require_near(y, stride / 2, "pixels", f"y of the first centre at stride {stride}")
         start += rows * columns * len(config.anchors.aspect_ratios)
@@ -103,9 +106,9 @@ def first_cell(backend: CheckedBackend, config: Config) -> None:
 def equal_areas(backend: CheckedBackend, config: Config) -> None:
     """All anchors of a level have the area of its square one, in pixels."""
     config = replace(config, anchors={"square_sides": None})
-    found = backend.call("anchors", config).astype(np.float64)
+    boxes = backend.call("anchors", config).astype(np.float64)
     height, width = config.image_size
-    sizes = (found[:, 2:] - found[:, :2]) * (width, height)
+    sizes = (boxes[:, 2:] - boxes[:, :2]) * (width, height)
     start = 0
     for (rows, columns), side in zip(feature_sizes(config), config.anchors.sides, strict=True):
         count = rows * columns * len(config.anchors.aspect_ratios)
@@ -147,7 +150,7 @@ parity(
 
 @check("operations", "corners_to_centres.inverse", inputs.wide_boxes())
 def forms_invert(backend: CheckedBackend, boxes: Array) -> None:
-    """Corners to centres and back gives the box."""
+    """Converting corners to centres and back gives the original box."""
     centres = backend.call("corners_to_centres", boxes)
     backend.compare("corners_to_centres", backend.call("centres_to_corners", centres), boxes)
 
@@ -156,17 +159,19 @@ def forms_invert(backend: CheckedBackend, boxes: Array) -> None:
 def iou_symmetry(backend: CheckedBackend, pair: tuple[Array, Array]) -> None:
     """The overlap of a with b is that of b with a."""
     first, second = pair
-    there = backend.call("box_iou", first, second)
-    back = np.ascontiguousarray(backend.call("box_iou", second, first).T)
-    backend.compare("box_iou", there, back)
+    overlaps = backend.call("box_iou", first, second)
+    transposed = np.ascontiguousarray(backend.call("box_iou", second, first).T)
+    backend.compare("box_iou", overlaps, transposed)
 
 
 @check("operations", "box_iou.range", inputs.box_pairs())
 def iou_range(backend: CheckedBackend, pair: tuple[Array, Array]) -> None:
     """An overlap is from 0 to 1; that of a box with itself is 1, or 0 without area."""
     first, second = pair
-    found = backend.call("box_iou", first, second)
-    backend.require(bool(((found >= 0) & (found <= 1)).all()), "an overlap outside 0 to 1", found)
+    overlaps = backend.call("box_iou", first, second)
+    backend.require(
+        bool(((overlaps >= 0) & (overlaps <= 1)).all()), "an overlap outside 0 to 1", overlaps
+    )
     own = np.diagonal(backend.call("box_iou", first, first)).copy()
     size = first[:, 2:] - first[:, :2]
     expected = (size.prod(axis=1) > 0).astype(np.float32)
@@ -205,7 +210,7 @@ parity(
 
 @check("operations", "decode.inverts_encode", inputs.coded())
 def decode_inverts_encode(backend: CheckedBackend, case: tuple[Array, Array, Any]) -> None:
-    """Decoding what was encoded gives the box."""
+    """Decoding an encoded box gives the original box."""
     boxes, anchors, variances = case
     offsets = backend.call("encode", boxes, anchors, variances)
     backend.compare(
@@ -218,14 +223,14 @@ def decode_inverts_encode(backend: CheckedBackend, case: tuple[Array, Array, Any
 
 @check("operations", "decode.zeros", inputs.boxes())
 def decode_zeros(backend: CheckedBackend, anchors: Array) -> None:
-    """Offsets of zero lead to the anchor itself."""
-    found = backend.call("decode", np.zeros_like(anchors), anchors, (0.1, 0.2))
-    backend.compare("decode", found, anchors)
+    """Offsets of zero decode to the anchor."""
+    actual = backend.call("decode", np.zeros_like(anchors), anchors, (0.1, 0.2))
+    backend.compare("decode", actual, anchors)
 
 
 @check("operations", "cascaded_decode.two_steps", inputs.cascades())
 def cascade_is_two_steps(backend: CheckedBackend, case: tuple[Array, Array, Array, Any]) -> None:
-    """The cascade decodes against what the first step gives."""
+    """The second step of the cascade decodes against the result of the first."""
     arm, odm, anchors, variances = case
     refined = backend.call("decode", arm, anchors, variances)
     expected = backend.call("decode", odm, refined, variances)
@@ -242,7 +247,7 @@ parity(
     [
         (np.zeros((0, 3), np.float32), EIGHTHS),
         (np.zeros((4, 0), np.float32), EIGHTHS),
-        (np.zeros((4, 2), np.float32), EIGHTHS),  # nothing touches
+        (np.zeros((4, 2), np.float32), EIGHTHS),  # no overlap
         (numbers([0.5], [0.625], [0.375]), EIGHTHS),  # equality at the threshold
         (numbers([0.75, 0.875], [0.125, 0.25]), EIGHTHS),  # one anchor, two objects
         (numbers([0.25, 0.25], [0.25, 0.25], [0.25, 0.25]), EIGHTHS),  # all tie
@@ -270,23 +275,25 @@ def distinct_overlaps(draw: st.DrawFn) -> tuple[Array, list[int]]:
 
 @check("operations", "match.permutation", distinct_overlaps())
 def match_permutation(backend: CheckedBackend, case: tuple[Array, list[int]]) -> None:
-    """The order of the objects does not matter where no overlaps are equal."""
+    """The match does not depend on the order of the objects if no overlaps are equal."""
     iou, order = case
-    found = backend.call("match", iou, EIGHTHS)
+    match = backend.call("match", iou, EIGHTHS)
     again = backend.call("match", np.ascontiguousarray(iou[:, order]), EIGHTHS)
     back = np.where(again < 0, -1, np.array(order)[again])
-    backend.require(bool((back == found).all()), "another order, another match", back, found)
+    backend.require(
+        bool((back == match).all()), "the match depends on the order of the objects", back, match
+    )
 
 
 @check("operations", "match.every_object", inputs.overlaps())
-def match_serves(backend: CheckedBackend, case: tuple[Array, MatchingConfig]) -> None:
-    """An object that touches as many anchors as there are objects gets one of its own."""
+def every_object_is_matched(backend: CheckedBackend, case: tuple[Array, MatchingConfig]) -> None:
+    """An object that overlaps as many anchors as there are objects is matched to one."""
     iou, config = case
-    config = MatchingConfig(config.iou, config.lowest_iou)  # the other rule promises less
-    found = backend.call("match", iou, config)
+    config = MatchingConfig(config.iou, config.lowest_iou)  # the rule "in_order" guarantees less
+    match = backend.call("match", iou, config)
     touched = (iou > config.lowest_iou).sum(axis=0)
     for t in np.flatnonzero(touched >= max(1, iou.shape[1])):
-        backend.require(bool((found == t).any()), f"object {t} gets no anchor", found)
+        backend.require(bool((match == t).any()), f"object {t} is matched to no anchor", match)
 
 
 parity(
@@ -296,7 +303,7 @@ parity(
         (box(LEFT, RIGHT), NONE, np.zeros(0, np.int64), inputs.SMALL),
         (NONE, box(LEFT), np.array([1]), inputs.SMALL),
         (box(LEFT, WHOLE), box(LEFT), np.array([3]), inputs.SMALL),  # one exactly, one at 0.5
-        (box(LEFT), box(POINT), np.array([2]), inputs.SMALL),  # without area: unserved
+        (box(LEFT), box(POINT), np.array([2]), inputs.SMALL),  # without area: unmatched
         (box((0.125, 0.25, 0.5, 0.375)), box((0.25, 0.25, 0.5, 0.5)), np.array([1]), inputs.SMALL),
     ],
 )
@@ -417,41 +424,43 @@ parity(
 
 @check("operations", "softmax.sum", st.integers(1, 5).flatmap(lambda n: inputs.logits(n, 3)))
 def softmax_sums(backend: CheckedBackend, logits: Array) -> None:
-    """Probabilities of a row add up to 1."""
+    """The probabilities of a row sum to 1."""
     total = backend.call("softmax", logits).sum(axis=-1)
     backend.compare("sum of softmax", total, np.ones_like(total), "softmax")
 
 
 @check("operations", "cross_entropy.gradient_sum", inputs.labelled_logits())
 def cross_entropy_gradient_sums(backend: CheckedBackend, case: tuple[Array, Array]) -> None:
-    """The gradient of a row adds up to 0: a constant added to all logits changes nothing."""
+    """The gradient of a row sums to 0, as adding a constant to all logits changes nothing."""
     total = backend.call("cross_entropy", *case)[1].sum(axis=1)
     backend.compare("sum of the gradient", total, np.zeros_like(total), "cross_entropy")
 
 
 @check("operations", "hard_negatives.count", inputs.mining_cases(), MINING)
 def mining_counts(backend: CheckedBackend, case: tuple[Array, Array, Array, float]) -> None:
-    """As many negatives as ratio times positives, rounded down, or all; never a positive."""
+    """The number of negatives is ratio times positives, rounded down, or all; none is positive."""
     _, positive, eligible, ratio = case
-    found = backend.call("hard_negatives", *case)
-    there = int((eligible & ~positive).sum())
-    expected = min(there, int(ratio * positive.sum()))
-    backend.require(not (found & positive).any(), "a positive is chosen as negative", found)
-    backend.require(int(found.sum()) == expected, "another number of negatives", found, expected)
+    chosen = backend.call("hard_negatives", *case)
+    candidates = int((eligible & ~positive).sum())
+    expected = min(candidates, int(ratio * positive.sum()))
+    backend.require(not (chosen & positive).any(), "a positive is chosen as negative", chosen)
+    backend.require(
+        int(chosen.sum()) == expected, "the number of negatives differs", chosen, expected
+    )
 
 
 def is_loss_decided(
     heads: Heads, boxes: list[Array], labels: list[Array], config: Config, seed: int
 ) -> bool:
-    """Whether the loss reads the same of the heads if these, or the anchors, are perturbed."""
+    """Whether the loss uses the same offsets and logits for perturbed heads and anchors."""
 
-    def read(outputs: Heads) -> list[Array]:
+    def used(outputs: Heads) -> list[Array]:
         loss = detector_loss(outputs, boxes, labels, config)
         return [gradient != 0 for module in loss for gradient in module[2:]]
 
-    now, plain = read(heads), all_anchors(config)
+    expected, plain = used(heads), all_anchors(config)
     return all(is_match_decided(plain, b, config.matching, seed).all() for b in boxes) and all(
-        all(map(np.array_equal, now, read(other))) for other in perturbed(heads, seed)
+        all(map(np.array_equal, expected, used(other))) for other in perturbed(heads, seed)
     )
 
 
@@ -466,7 +475,7 @@ ZOO_LOSSY = replace(
 def loss_arguments(
     counts: list[int], seed: int, like_the_zoo: bool
 ) -> tuple[Heads, list[Array], list[Array], Config]:
-    """Arguments of ``detector_loss``, for so many objects in each image."""
+    """Arguments of ``detector_loss``, for these numbers of objects in the images."""
     config = ZOO_LOSSY if like_the_zoo else inputs.SMALL
     boxes, labels = inputs.seeded_objects(config, tuple(counts), seed)
     return inputs.seeded_heads(config, len(counts), seed), boxes, labels, config
@@ -484,7 +493,7 @@ COUNTS = st.lists(st.integers(0, 4), min_size=1, max_size=3)
     max_undecided=0.25,
 )
 def whole_loss(backend: CheckedBackend, case: tuple[list[int], int, bool]) -> None:
-    """The loss of both modules and its gradients by the heads are the specification's."""
+    """The loss of both modules and its gradients for the heads are the specification's."""
     heads, boxes, labels, config = loss_arguments(*case)
     seed = case[1]
     actual = backend.call("detector_loss", heads, boxes, labels, config)
@@ -507,7 +516,7 @@ def whole_loss(backend: CheckedBackend, case: tuple[list[int], int, bool]) -> No
     max_undecided=0.01,
 )
 def scoring(backend: CheckedBackend, case: tuple[int, int, bool]) -> None:
-    """Boxes, scores, and which anchors the ARM silences, are the specification's."""
+    """Boxes, scores, and which anchors the ARM filters out, are the specification's."""
     count, seed, like_the_zoo = case
     config = replace(ZOO_LOSSY if like_the_zoo else inputs.SMALL, loss={"objectness": 0.3})
     heads = inputs.seeded_heads(config, count, seed)
@@ -540,7 +549,7 @@ parity(
         (NONE, np.zeros((0, 2), np.float32), DetectionConfig()),
         (box(WHOLE), numbers([1, 0.25]), DetectionConfig(score=0.25)),  # equality: no detection
         (box(WHOLE), numbers([1, 0]), DetectionConfig(score=0)),  # background alone
-        (box(BESIDE), numbers([0, 0.5]), DetectionConfig()),  # beside: clipped, and stays
+        (box(BESIDE), numbers([0, 0.5]), DetectionConfig()),  # outside the image: clipped, and kept
         (box(BESIDE), numbers([0, 0.5]), DetectionConfig(clip=False)),
         (  # classes do not suppress each other
             box(LEFT, LEFT),
@@ -553,12 +562,12 @@ parity(
             DetectionConfig(nms_iou=0.08, pixel=1.0),
             (16, 8),
         ),
-        (  # clipped before: both are the same then
+        (  # clipped before: then both are the same
             box((-1, 0, 0.5, 1), (0, 0, 0.5, 1)),
             numbers([0, 0.5], [0, 0.75]),
             DetectionConfig(clip_first=True),
         ),
-        (  # the best candidate alone
+        (  # only the best candidate
             box(LEFT, RIGHT),
             numbers([0, 0.5], [0, 0.75]),
             DetectionConfig(top_before_nms=1),
@@ -579,28 +588,34 @@ parity(
 
 @check("operations", "nms.twice_is_once", inputs.suppressions())
 def nms_twice(backend: CheckedBackend, case: tuple[Array, Array, float, Any]) -> None:
-    """What survives once survives again."""
+    """Suppressing the kept boxes again keeps them all."""
     boxes, scores, iou, pixel = case
     kept = backend.call("nms", *case)
     again = backend.call("nms", boxes[kept], scores[kept], iou, pixel)
     expected = np.arange(len(kept))
-    backend.require(np.array_equal(again, expected), "a survivor is suppressed", again, expected)
+    backend.require(
+        np.array_equal(again, expected), "a kept box is suppressed the second time", again, expected
+    )
 
 
 @check(
     "operations",
     "nms.separation",
     inputs.suppressions(),
-    [(box(LEFT, RIGHT, LEFT), numbers(0.75, 0.5, 0.25), 0.5, (0.0, 0.0))],  # one stands between
+    [
+        (box(LEFT, RIGHT, LEFT), numbers(0.75, 0.5, 0.25), 0.5, (0.0, 0.0))
+    ],  # a box between them in rank
 )
 def nms_separates(backend: CheckedBackend, case: tuple[Array, Array, float, Any]) -> None:
-    """No two survivors overlap by more than the threshold; the best box survives."""
+    """No two kept boxes overlap by more than the threshold; the best box is kept first."""
     boxes, scores, iou, pixel = case
     kept = backend.call("nms", *case)
     longer = lengthened(boxes[kept], pixel)
     shared = box_iou(longer, longer).astype(np.float32)
     np.fill_diagonal(shared, 0)
-    backend.require(bool((shared <= iou).all()), "survivors overlap", kept)
+    backend.require(
+        bool((shared <= iou).all()), "kept boxes overlap by more than the threshold", kept
+    )
     best = [int(scores.argmax())] if len(scores) else []
     backend.require(kept[:1].tolist() == best, "the best box is not first", kept, best)
 
@@ -612,10 +627,10 @@ def nms_separates(backend: CheckedBackend, case: tuple[Array, Array, float, Any]
     [(box(LEFT, RIGHT), numbers([0, 0.5, 0.75], [0, 0.625, 0.875]), DetectionConfig())],
 )
 def detections_in_order(backend: CheckedBackend, case: tuple[Any, ...]) -> None:
-    """Detections are best first, above the threshold, and none is of the background."""
+    """Detections have falling scores above the threshold, and no background."""
     config = case[2]
     _, scores, labels = backend.call("detect", *case)
-    backend.require(bool((np.diff(scores) <= 0).all()), "scores rise", scores)
+    backend.require(bool((np.diff(scores) <= 0).all()), "scores increase", scores)
     backend.require(bool((scores > config.score).all()), "a score not above the threshold", scores)
     backend.require(bool((labels > 0).all()), "the background is detected", labels)
 
@@ -642,10 +657,10 @@ parity(
     inputs.schedules().filter(lambda case: case[1].steps > case[1].warmup_steps),
 )
 def full_rate(backend: CheckedBackend, case: tuple[int, ScheduleConfig]) -> None:
-    """The first step after the warm-up has the full rate."""
+    """The first step after the warm-up has the base rate."""
     config = case[1]
-    found = backend.call("learning_rate", config.warmup_steps, config)
-    backend.require_near(found, config.rate, "learning_rate", "the rate after the warm-up")
+    rate = backend.call("learning_rate", config.warmup_steps, config)
+    backend.require_near(rate, config.rate, "learning_rate", "the rate after the warm-up")
 
 
 @st.composite
@@ -685,7 +700,7 @@ PLAIN = replace(
     share=0.1,
 )
 def update(backend: CheckedBackend, case: tuple[int, Config]) -> None:
-    """New parameters and momentum buffers are the specification's, group by group."""
+    """The new parameters and momentum buffers of each group are the specification's."""
     seed, config = case
     rng = np.random.default_rng(seed)
     parameters = inputs.seeded_parameters(config, seed)

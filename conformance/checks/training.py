@@ -1,7 +1,7 @@
 """Level *training*: the same parameters and batch give the same loss and the same update.
 
-The step that a check judges starts where the specification's selection of anchors is decided
-(see ``margin``); elsewhere two right backends may part.
+A step is compared only where the specification's selection of anchors is decided (see
+``margin``); elsewhere the results of two correct backends may diverge.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ ZOO_TRAINING = {
 ZOO_LIKE = replace(LIKE_THE_ZOO, **ZOO_TRAINING)
 ZOO_RESIDUAL = replace(RESNET_OF_THE_ZOO, **ZOO_TRAINING)
 SLOTS = 6
-"""For objects in an image."""
+"""Slots for objects in an image."""
 
 Case = tuple[Config, int, tuple[int, ...]]
 """A detector, a seed, and for each image of the batch how many objects."""
 
 
 class BuiltCase(NamedTuple):
-    """A case made: parameters, batch, and the objects as the specification expected them."""
+    """A case: parameters, batch, and the objects as the specification takes them."""
 
     parameters: Parameters
     batch: Batch
@@ -101,10 +101,10 @@ def build(case: Case) -> BuiltCase:
 
 
 def is_decided(case: Case, built: BuiltCase) -> bool:
-    """Whether the specification takes the same step within the margin.
+    """Whether the specification computes the same step within the margin.
 
-    It must select the same anchors, and have the same gradient in float32 as in float64:
-    where a number lies at the kink of a ReLU or in a tie of a pooling, it has not.
+    It must select the same anchors, and have the same gradient in float32 as in float64, which
+    it has not where a number is at the kink of a ReLU or in a tie of a pooling.
     """
     config, seed, _ = case
     heads, _ = forward(built.parameters, built.batch.images, config, training=True)
@@ -128,14 +128,14 @@ def is_decided(case: Case, built: BuiltCase) -> bool:
 
 
 def take_step(backend: CheckedBackend, trainer: Any, batch: Batch) -> StepLosses:
-    """One step of the backend's trainer, its answer sound."""
+    """One step of the backend's trainer; its losses are valid."""
     kind = StepLosses(0.0, 0.0, 0.0, 0.0, 0.0)
     losses: StepLosses = backend.valid("step", trainer.step, kind, batch)
     return losses
 
 
 def expected_losses(loss: Loss) -> StepLosses:
-    """The specification's, in the backend's shape."""
+    """The specification's loss in the type that a backend returns."""
     arm, odm = loss
     return StepLosses(arm.offsets, arm.classes, odm.offsets, odm.classes, loss.total)
 
@@ -192,7 +192,7 @@ def loss(backend: CheckedBackend, case: Case) -> None:
     pinned=[(NORMALISED, 0, (0, 0)), (BIASED, 0, (0,)), (ZOO_LIKE, 1, (0,))],
 )
 def nothing(backend: CheckedBackend, case: Case) -> None:
-    """A batch without objects: the paper's loss is 0, the model zoo's pays for every class."""
+    """The update for a batch without objects, in both families, is the specification's."""
     update(backend, case)
 
 
@@ -217,10 +217,10 @@ def update(backend: CheckedBackend, case: Case) -> None:
 
 @check("training", "training.ten_steps", pinned=[(BIASED, 4, (2, 1))])
 def ten_steps(backend: CheckedBackend, case: Case) -> None:
-    """After ten steps on one batch, the drift from the specification is small.
+    """After ten steps on one batch the results are the specification's, within its tolerance.
 
-    Without batch normalisation: with few numbers a channel it makes a training so steep
-    that the specification in float32 leaves the specification in float64 within ten steps.
+    Without batch normalisation: with few numbers a channel it makes the loss so steep that
+    the specification in float32 diverges from itself in float64 within ten steps.
     """
     config = case[0]
     built = build(case)
@@ -245,7 +245,7 @@ def ten_steps(backend: CheckedBackend, case: Case) -> None:
 
 @check("training", "training.resume", pinned=[(NORMALISED, 0, (2, 1))])
 def resume(backend: CheckedBackend, case: Case) -> None:
-    """A training that is taken up goes on as if it had not been interrupted."""
+    """A resumed training continues as if it had not been interrupted."""
     config = case[0]
     built = build(case)
     whole = backend.trainer(config, built.parameters)
@@ -264,7 +264,7 @@ def resume(backend: CheckedBackend, case: Case) -> None:
 
 @check("training", "training.gradient", pinned=[*CASES[:2], CASES[3]])
 def gradient(backend: CheckedBackend, case: Case) -> None:
-    """In random directions of every group of parameters, the gradient is the loss's slope.
+    """In random directions of every group of parameters, the gradient is the slope of the loss.
 
     The slope is taken by central differences of the specification's loss in float64. The
     step is small: the network has many kinks, and none may lie within it.
@@ -296,8 +296,8 @@ def gradient(backend: CheckedBackend, case: Case) -> None:
     images = built.batch.images.astype(np.float64)
 
     def total(names: list[str], directions: dict[str, Array], step: float) -> float:
-        there = exact | {n: exact[n] + step * directions[n] for n in names}
-        outputs, _ = forward(there, images, config, training=True)
+        shifted = exact | {n: exact[n] + step * directions[n] for n in names}
+        outputs, _ = forward(shifted, images, config, training=True)
         return loss_on_targets(outputs, held, config).total
 
     rng, step = np.random.default_rng([seed, 4]), 1e-8
@@ -322,13 +322,13 @@ def _ordered(tensors: Parameters, table: list[Any]) -> list[Array]:
 
 @check("training", "training.names", pinned=[NORMALISED, BIASED])
 def names(backend: CheckedBackend, config: Config) -> None:
-    """A trainer holds all parameters of the specification's table, as it was given them."""
+    """A new trainer holds all parameters of the specification's table, unchanged."""
     parameters = inputs.seeded_parameters(config, 0)
     trainer = backend.trainer(config, parameters)
     actual = backend.valid("parameters", trainer.parameters, parameters)
     for entry in parameter_table(config):
         same = np.array_equal(actual[entry.name], parameters[entry.name])
-        backend.require(same, f"{entry.name} is not what it was given")
+        backend.require(same, f"{entry.name} differs from the parameter passed in")
 
 
 # In float16
@@ -338,7 +338,7 @@ HALF_BIASED = replace(BIASED, optimizer=HALF)
 HALF_CLIPPED = replace(HALF_BIASED, optimizer={"clip_norm": 0.5})
 HALF_ZOO = replace(ZOO_LIKE, optimizer=HALF)
 LARGEST_SCALE = 2.0**24
-"""With it the gradients by the heads alone are beyond float16."""
+"""With it the gradients of the heads alone overflow float16."""
 FALLING = {
     "optimizer": {"loss_scale": LARGEST_SCALE, "loss_scale_window": 40},
     "schedule": {
@@ -349,20 +349,20 @@ FALLING = {
         "milestones": (),
     },
 }
-"""The loss scale begins too large, and no two steps have the same rate."""
+"""The loss scale is too large at first, and no two steps have the same rate."""
 
 
 def first_step(
     config: Config, built: BuiltCase, momentum_buffers: Parameters | None = None
 ) -> Step:
-    """The specification's."""
+    """The specification's first step."""
     batch = built.batch.images, built.boxes, built.labels
     zeros = {p.name: np.zeros(p.shape, np.float32) for p in trained_parameters(config)}
     return training_step(built.parameters, momentum_buffers or zeros, *batch, 0, config)
 
 
 def require_scale(backend: CheckedBackend, trainer: Any, expected: LossScale) -> None:
-    """The trainer's loss scale is this one, and as old."""
+    """Raise unless the trainer's loss scale and its count of good steps are these."""
     want = astuple(expected)
     actual = backend.valid("loss_scale", lambda: astuple(trainer.loss_scale()), want)
     backend.require(actual == want, "the loss scale of the next step differs", actual, want)
@@ -374,9 +374,9 @@ def require_scale(backend: CheckedBackend, trainer: Any, expected: LossScale) ->
     pinned=[(HALF_BIASED, 5, (2, 1)), (HALF_CLIPPED, 5, (2, 1)), (HALF_ZOO, 1, (2, 1))],
 )
 def half_update(backend: CheckedBackend, case: Case) -> None:
-    """In float16 a step is the exact one's, but for what rounding to float16 costs.
+    """In float16 a step is the specification's, within the tolerances of float16.
 
-    Without batch normalisation of few numbers, which makes a training so steep that rounding
+    Without batch normalisation of few numbers, which makes the loss so steep that rounding
     decides the direction of a step.
     """
     built = build(case)
@@ -389,21 +389,21 @@ def half_update(backend: CheckedBackend, case: Case) -> None:
 
 @check("training", "training.float16_overflow", pinned=[(replace(HALF_ZOO, **FALLING), 1, (2, 1))])
 def overflow(backend: CheckedBackend, case: Case) -> None:
-    """A step whose gradient overflows halves the scale and trains nothing; the schedule goes on."""
+    """A step whose gradient overflows trains nothing, halves the scale, advances the schedule."""
     config = case[0]
     built = build(case)
-    begun = {p.name: built.parameters[p.name] / 64 for p in trained_parameters(config)}
-    trainer = backend.trainer(config, built.parameters, begun)
+    buffers = {p.name: built.parameters[p.name] / 64 for p in trained_parameters(config)}
+    trainer = backend.trainer(config, built.parameters, buffers)
     losses = take_step(backend, trainer, built.batch)
-    done = first_step(config, built, begun)
+    done = first_step(config, built, buffers)
     skipped = expected_losses(done.loss)._replace(skipped=True)
     backend.compare("step", losses, skipped, "training.loss")
     compare_state(backend, trainer, done.parameters, done.momentum_buffers, "one step")
     kept = trainer.parameters(), trainer.momentum_buffers()
     for entry in trained_parameters(config):
-        for now, before in zip(kept, (built.parameters, begun), strict=True):
+        for now, before in zip(kept, (built.parameters, buffers), strict=True):
             same = np.array_equal(now[entry.name], before[entry.name])
-            backend.require(same, f"{entry.name} is trained in a step that overflows")
+            backend.require(same, f"{entry.name} changes in a step that overflows")
     scale, step = LARGEST_SCALE / 2, 1
     require_scale(backend, trainer, LossScale(scale))
     while take_step(backend, trainer, built.batch).skipped:
@@ -422,7 +422,7 @@ def overflow(backend: CheckedBackend, case: Case) -> None:
             square += float(np.square(v).sum())
     rate = product / square
     holds = abs(rate - expected) < 1e-3 * expected
-    backend.require(holds, "the first step that trains has another rate", rate, expected)
+    backend.require(holds, "the first step that trains has the wrong rate", rate, expected)
 
 
 @check(
@@ -435,7 +435,7 @@ def overflow(backend: CheckedBackend, case: Case) -> None:
     ],
 )
 def half_scale(backend: CheckedBackend, case: tuple[int | None, float, int, float, int]) -> None:
-    """After a window of steps without overflow the scale doubles; without a window it stays."""
+    """A window of steps without overflow doubles the scale; without a window it stays."""
     window, scale, good, expected, expected_good = case
     config = replace(HALF_ZOO, optimizer={"loss_scale_window": window})
     built = build((config, 1, (2, 1)))
@@ -450,7 +450,7 @@ def half_scale(backend: CheckedBackend, case: tuple[int | None, float, int, floa
 
 @check("training", "training.float16_resume", pinned=[(HALF_ZOO, 1, (2, 1))])
 def half_resume(backend: CheckedBackend, case: Case) -> None:
-    """A training in float16 that is taken up goes on, its loss scale too."""
+    """A resumed training in float16 continues exactly, with its loss scale."""
     config = replace(case[0], optimizer={"loss_scale": 64.0, "loss_scale_window": 2})
     built = build((config, *case[1:]))
     whole = backend.trainer(config, built.parameters)

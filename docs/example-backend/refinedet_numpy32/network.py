@@ -1,7 +1,7 @@
 """The network in NumPy, all in float32: convolutions as products of two matrices.
 
-It is built from the parameters alone: their names say where each layer stands, their
-shapes how wide it is. Batch normalisation is folded into the convolution before it.
+It is built from the parameters: their names give the place of each layer, their shapes its
+width. Batch normalisation is folded into the convolution before it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def conv2d(
     sides: tuple[int, int] = (1, 1),
     dilation: int = 1,
 ) -> Array:
-    """Cross-correlation with zeros before and behind: im2col, then one product an image."""
+    """Cross-correlation with zero padding: im2col, then one matrix product for each image."""
     outputs, _, k, _ = weight.shape
     matrix = weight.reshape(outputs, -1)
     x = np.pad(x, ((0, 0), (0, 0), sides, sides))
@@ -139,32 +139,32 @@ class Float32Network:
         return normalised
 
     def _vgg16(self, x: Array) -> dict[str, Array]:
-        found = {}
+        features = {}
         for block, (_, count) in enumerate(VGG16_BLOCKS, start=1):
             for index in range(1, count + 1):
                 x = relu(self._conv(f"backbone.conv{block}_{index}", x))
-            found[f"backbone.conv{block}_{count}"] = x
+            features[f"backbone.conv{block}_{count}"] = x
             x = max_pool(x)
         x = relu(self._conv("backbone.fc6", x, dilation=3))
         fc7 = self._conv("backbone.fc7", x)
-        found["backbone.fc7"] = relu(fc7) if self.config.network.fc7_relu else fc7
+        features["backbone.fc7"] = relu(fc7) if self.config.network.fc7_relu else fc7
         x = relu(self._conv("backbone.conv6_1", relu(fc7)))
-        found["backbone.conv6_2"] = relu(self._conv("backbone.conv6_2", x, stride=2))
-        return dict(list(found.items())[-4:])
+        features["backbone.conv6_2"] = relu(self._conv("backbone.conv6_2", x, stride=2))
+        return dict(list(features.items())[-4:])
 
     def _resnet(self, x: Array) -> dict[str, Array]:
-        net, found = self.config.network, {}
+        net, features = self.config.network, {}
         x = relu(self._conv("backbone.conv1", x, stride=2, far=net.same_padding))
         x = max_pool_of_threes(x, net.pool_centred)
         for stage, count in enumerate((*net.blocks, 1), start=2):
             for index in range(1, count + 1):
                 name = f"backbone.res{stage}_{index}"
                 x = self._bottleneck(name, x, stride=2 if stage > 2 and index == 1 else 1)
-            found[name] = x
-        return dict(list(found.items())[-4:])
+            features[name] = x
+        return dict(list(features.items())[-4:])
 
     def sources(self, images: Array) -> tuple[list[Array], list[Array]]:
-        """What the ARM and what the transfer connection blocks read, finest first."""
+        """The inputs of the ARM and of the transfer connection blocks, finest first."""
         net = self.config.network
         plain = self._vgg16(images) if net.backbone == "vgg16" else self._resnet(images)
         normalised = {
@@ -175,26 +175,26 @@ class Float32Network:
         return list(for_arm.values()), list(normalised.values())
 
     def blocks(self, sources: list[Array]) -> list[Array]:
-        """What the ODM reads: each source, and what the next coarser block says of it."""
-        found: list[Array] = []
+        """The ODM's inputs: each source combined with the next coarser block."""
+        outputs: list[Array] = []
         for level in reversed(range(len(sources))):
             name = f"tcb.{level}"
             x = relu(self._conv(f"{name}.lateral1", sources[level]))
             x = self._conv(f"{name}.lateral2", x)
-            if not found:
+            if not outputs:
                 x = relu(x)
             else:
-                coarser = upsample(found[0], *self.layers[f"{name}.upsample"])
+                coarser = upsample(outputs[0], *self.layers[f"{name}.upsample"])
                 zoo = self.config.network.tcb == "relu_sum_conv_conv"
                 x = x + relu(coarser) if zoo else relu(x + coarser)
             for output in (f"{name}.output", f"{name}.output2"):
                 if output in self.layers:
                     x = relu(self._conv(output, x))
-            found.insert(0, x)
-        return found
+            outputs.insert(0, x)
+        return outputs
 
     def _rows(self, module: str, part: str, features: list[Array], per_anchor: int) -> Array:
-        """One kind of head at all levels as rows, one an anchor."""
+        """One kind of head at all levels, with a row for each anchor."""
         rows = []
         for level, x in enumerate(features):
             name = f"{module}.{level}.{part}"

@@ -1,8 +1,8 @@
 """The operations of the specification in NumPy, all in float32.
 
-What each must do is said by the function of that name in ``refinedet.spec``. Thresholds
-are rounded to float32 before anything is compared with them. Plain numbers become
-``np.float32`` as well: a Python float beside a NumPy number may turn it into float64.
+The function of the same name in ``refinedet.spec`` defines each. Thresholds are rounded to
+float32 before anything is compared with them, and plain numbers become ``np.float32``, because a
+Python float and a NumPy number together may give float64.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def cascaded_decode(
 
 
 def match(iou: Array, config: MatchingConfig) -> Array:
-    """The object for which each anchor answers, or -1."""
+    """The object that each anchor is matched to, or -1."""
     count, objects = iou.shape
     matched = np.full(count, -1, np.int64)
     if iou.size == 0:
@@ -128,12 +128,12 @@ def match(iou: Array, config: MatchingConfig) -> Array:
     touches = iou > F(config.lowest_iou)
     # All pairs, best first; a stable sort leaves ties to the lowest anchor, then object.
     pairs = np.argsort(-iou, axis=None, kind="stable")[: np.count_nonzero(touches)]
-    served = np.zeros(objects, bool)
+    is_matched = np.zeros(objects, bool)
     for pair in pairs:
         anchor, ground_truth = divmod(int(pair), objects)
-        if matched[anchor] < 0 and not served[ground_truth]:
-            matched[anchor], served[ground_truth] = ground_truth, True
-            if served.all():
+        if matched[anchor] < 0 and not is_matched[ground_truth]:
+            matched[anchor], is_matched[ground_truth] = ground_truth, True
+            if is_matched.all():
                 break
     best = iou.argmax(axis=1)
     enough = ((iou >= F(config.iou)) & touches).any(axis=1)
@@ -256,16 +256,16 @@ def focal_module_loss(
 def detector_loss(heads: Heads, boxes: list[Array], labels: list[Array], config: Config) -> Loss:
     """The whole loss of a batch, from the network's outputs."""
     base, options = anchors(config), config.loss
-    found = [targets(base, b, c, config) for b, c in zip(boxes, labels, strict=True)]
-    target, classes = (np.stack(part) for part in zip(*found, strict=True))
+    matches = [targets(base, b, c, config) for b, c in zip(boxes, labels, strict=True)]
+    target, classes = (np.stack(part) for part in zip(*matches, strict=True))
     objects = classes if options.arm_first_class else np.minimum(classes, 1)
     arm = heads.arm_offsets, heads.arm_logits, target, objects
     if config.anchors.refined:
-        found = [
+        matches = [
             targets(decode(offsets, base, config.anchors.variances), b, c, config)
             for offsets, b, c in zip(heads.arm_offsets, boxes, labels, strict=True)
         ]
-        target, classes = (np.stack(part) for part in zip(*found, strict=True))
+        target, classes = (np.stack(part) for part in zip(*matches, strict=True))
     odm = heads.odm_offsets, heads.odm_logits, target, classes
     if options.classes == "sigmoid":
         return Loss(focal_module_loss(*arm, options), focal_module_loss(*odm, options))
@@ -290,7 +290,7 @@ def scored_boxes(heads: Heads, config: Config) -> tuple[Array, Array]:
 
 
 def nms(boxes: Array, scores: Array, iou: float, pixel: tuple[float, float] = (0.0, 0.0)) -> Array:
-    """Rows that survive within one class, by falling score."""
+    """The boxes of one class that are kept, as rows by falling score."""
     order = np.argsort(-scores, kind="stable")
     longer = boxes[order] + np.array([0, 0, *pixel], F)
     suppresses = box_iou(longer, longer) > F(iou)
@@ -306,7 +306,7 @@ def detect(
     boxes: Array, scores: Array, config: DetectionConfig, size: tuple[int, int] | None = None
 ) -> Detections:
     """The detections of one image."""
-    height, width = size or (1, 1)  # without a size nothing is added
+    height, width = size or (1, 1)  # without a size no pixel is added
     pixel = (config.pixel / width, config.pixel / height)
     if config.clip_first:
         boxes = clip_boxes(boxes)
@@ -321,9 +321,9 @@ def detect(
         alive = nms(boxes[anchor[rows]], foreground[candidates[rows]], config.nms_iou, pixel)
         keep[rows[alive[: config.top_per_class]]] = True
     rows = np.flatnonzero(keep)[: config.top]
-    found = boxes[anchor[rows]]
+    kept = boxes[anchor[rows]]
     return Detections(
-        clip_boxes(found) if config.clip else found, foreground[candidates[rows]], label[rows] + 1
+        clip_boxes(kept) if config.clip else kept, foreground[candidates[rows]], label[rows] + 1
     )
 
 
