@@ -43,7 +43,7 @@ from refinedet.spec.config import (
 from refinedet.spec.detection import detections, scored_boxes
 from refinedet.spec.network import forward, trained_parameters
 from refinedet.spec.types import Array
-from refinedet.support.files import write_atomically, write_json
+from refinedet.support.files import require_regular_file, write_atomically, write_json
 
 FORMAT, VERSION = "refinedet vectors", 1
 MANIFEST = "manifest.json"
@@ -561,8 +561,7 @@ def _at(wrong: Array) -> tuple[str, tuple[int, ...]]:
 def _opened(path: Path) -> Iterator[Any]:
     """A safetensors file, with its faults as a ``DataError``."""
     try:
-        if path.exists() and not path.is_file():  # a pipe would wait for ever
-            raise DataError("not a file", path=path)
+        require_regular_file(path)
         stored = safe_open(path, "numpy")
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or f"damaged or cut off ({error})"

@@ -25,6 +25,7 @@ from refinedet.errors import SettingsError, UsageError
 from refinedet.spec.config import Config, preset
 from refinedet.spec.errors import SpecError
 from refinedet.spec.unread import RULES, Rule, Rules, unread, without_unread
+from refinedet.support.files import read_regular_file
 from refinedet.support.text import is_class_name, shown
 
 LARGEST_FILE = 1 << 20
@@ -420,10 +421,7 @@ def _mapping(text: str, file: Path | None = None) -> dict[str, Any]:
 
 def _load_file(file: Path) -> dict[str, Any]:
     try:
-        if file.exists() and not file.is_file():  # a pipe would wait for ever
-            raise SettingsError("not a file", path=file)
-        with file.open("rb") as stream:
-            data = stream.read(LARGEST_FILE + 1)
+        data = read_regular_file(file, LARGEST_FILE + 1)
         if len(data) > LARGEST_FILE:
             raise SettingsError(f"larger than {LARGEST_FILE} bytes; not a settings file", path=file)
         return _mapping(data.decode(), file)

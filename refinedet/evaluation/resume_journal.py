@@ -25,6 +25,7 @@ from refinedet.settings import Settings, to_yaml
 from refinedet.spec.config import Config
 from refinedet.spec.detection import Detections
 from refinedet.spec.fusion import FusionConfig
+from refinedet.support.files import require_regular_file
 
 FORMAT = "refinedet resume journal 1"
 
@@ -47,8 +48,11 @@ class ResumeJournal:
         self._done = 0
         header = {"format": FORMAT, "version": __version__, **subject}
         if path.exists():
-            if not path.is_file():  # a device could be read without end
-                raise DataError("not a file; remove it, or choose another folder", path=path)
+            try:
+                require_regular_file(path)
+            except OSError as error:
+                reason = f"{error.strerror}; remove it, or choose another folder"
+                raise DataError(reason, path=path) from error
             if not resume:
                 raise DataError(
                     "an evaluation was interrupted here; resume it, or remove the file", path=path

@@ -38,7 +38,7 @@ from refinedet.spec.errors import SpecError
 from refinedet.spec.network import Parameters, check_parameters, parameter_table
 from refinedet.spec.optimizer import LossScale
 from refinedet.spec.types import Array
-from refinedet.support.files import replacing
+from refinedet.support.files import open_regular_file, replacing
 from refinedet.support.text import shown
 
 FORMAT = "refinedet checkpoint 3"
@@ -176,9 +176,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             or corrupt.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe would wait for ever
-            raise CheckpointError("not a file", path=path)
-        with path.open("rb") as file:
+        with open_regular_file(path) as file:
             header = int.from_bytes(file.read(8), "little")
         size = path.stat().st_size
         if header > min(LARGEST_HEADER, size - 8):

@@ -30,16 +30,22 @@ ADVICE = {
 }
 
 
-def open_regular_file(path: Path) -> BinaryIO:
-    """Open a file for reading bytes; links are followed.
+def require_regular_file(path: Path) -> None:
+    """Refuse a folder, a named pipe or a device; links are followed, and no file is opened.
+
+    A reader might wait for a pipe, and read a device without end.
 
     Raises:
-        OSError: as ``open``; with the ``strerror`` "not a file" for a folder, and for a named
-            pipe or a device, which a reader might wait for or read without end.
+        OSError: with the ``strerror`` "not a file". A path where nothing is passes.
         ValueError: a path that no file can have.
     """
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "not a file", str(path))
+
+
+def open_regular_file(path: Path) -> BinaryIO:
+    """Open a file for reading bytes; as ``open`` and ``require_regular_file``."""
+    require_regular_file(path)
     return path.open("rb")
 
 

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from refinedet.errors import WriteError
-from refinedet.support.files import read_regular_file, replacing, write_atomically
+from refinedet.support.files import (
+    read_regular_file,
+    replacing,
+    require_regular_file,
+    write_atomically,
+)
 
 
 def names(folder):
@@ -143,5 +148,8 @@ def test_what_is_not_a_regular_file_is_refused_before_it_is_opened(tmp_path):
         with pytest.raises(OSError, match="not a file") as caught:
             read_regular_file(path)
         assert caught.value.strerror == "not a file"
+        with pytest.raises(OSError, match="not a file"):
+            require_regular_file(path)
+    require_regular_file(tmp_path / "none")
     with pytest.raises(FileNotFoundError):
         read_regular_file(tmp_path / "none")

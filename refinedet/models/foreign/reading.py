@@ -23,6 +23,7 @@ from refinedet.models.foreign.scheme import Scheme
 from refinedet.settings import Settings, from_yaml
 from refinedet.spec.network import Parameters
 from refinedet.spec.types import Array
+from refinedet.support.files import open_regular_file
 from refinedet.support.text import one_line
 
 LARGEST_FILE = 2 << 30
@@ -107,9 +108,7 @@ def read_weights(path: Path) -> WeightsFile:
 
 def _read(path: Path) -> tuple[str, dict[str, Array], Settings | None]:
     """Container, tensors, settings."""
-    if path.exists() and not path.is_file():  # a pipe would wait for ever
-        raise FormatError("not a file")
-    with path.open("rb") as file:
+    with open_regular_file(path) as file:
         size = path.stat().st_size
         if size > LARGEST_FILE:
             raise FormatError(f"larger than {LARGEST_FILE} bytes; not a file of weights")
