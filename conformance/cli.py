@@ -59,9 +59,9 @@ REPORTED_OPTIONS: dict[str, Any] = {
 def _typer_option(name: str, default: Any, metadata: Any) -> Any:
     """One of the suite's options for Typer; None stands for its default."""
     repeatable, choices = isinstance(default, tuple), metadata["choices"]
-    kind: Any = str if repeatable else type(default)
-    if choices:
-        kind = Enum(name, {choice: choice for choice in choices}, type=str)
+    names = {choice: choice for choice in choices}
+    single: Any = str if repeatable else type(default)
+    kind: Any = Enum(f"{name}s", names, type=str) if choices else single
     return Annotated[
         (list[kind] if repeatable else kind) | None,
         typer.Option(

@@ -49,7 +49,9 @@ class Report:
 
     def failed(self) -> bool:
         """Whether a check or an evaluation failed."""
-        return any(one.state == FAILED for one in (*self.outcomes, *self.reported.values()))
+        states = [outcome.state for outcome in self.outcomes]
+        states += [evaluation.state for evaluation in self.reported.values()]
+        return FAILED in states
 
 
 def environment() -> dict[str, str]:
