@@ -30,13 +30,13 @@ from refinedet.backends.registry import (
 from refinedet.benchmark.run import bench as run_bench
 from refinedet.benchmark.run import table as bench_table
 from refinedet.cli.backend_options import chooses_backend
-from refinedet.cli.data_options import PANEL, DataChoice, chooses_data, held_out
+from refinedet.cli.data_options import PANEL, DataOptions, with_data
 from refinedet.cli.demo import STEPS as DEMO_STEPS
 from refinedet.cli.demo import demo as run_demo
 from refinedet.data.dataset import Dataset
 from refinedet.data.images import IMAGE_SUFFIXES, read_image, write_image
 from refinedet.data.report import dataset_report
-from refinedet.data.source import read_dataset
+from refinedet.data.source import held_out, read_dataset
 from refinedet.errors import (
     BackendError,
     CheckpointError,
@@ -182,10 +182,10 @@ def demo_command(
 
 @app.command("train")
 @chooses_backend
-@chooses_data
+@with_data
 def train_command(
     backend: BackendChoice,
-    data: DataChoice,
+    data: DataOptions,
     run: Annotated[Path, typer.Option(help="Folder of the run; new, unless --resume.")],
     eval_annotations: Annotated[
         Path | None,
@@ -242,7 +242,7 @@ def train_command(
     group, copy = engine.group, None
     if train_url is not None and group.rank == 0:
         copy = RunCopy(train_url, run, resume=resume)
-    source = by_first(group, data.source)
+    source = by_first(group, lambda: data.source().fetched(typer.echo))
     training = _say_skips(read_dataset(source))
     training.require_usable()
     evaluation = None
@@ -301,10 +301,10 @@ def train_command(
 
 @app.command("eval")
 @chooses_backend
-@chooses_data
+@with_data
 def eval_command(
     backend: BackendChoice,
-    data: DataChoice,
+    data: DataOptions,
     model: Annotated[
         Path | None,
         typer.Option("--model", help="Folder of a run, a checkpoint, or an exported detector."),
@@ -375,7 +375,7 @@ def eval_command(
             raise DataError(
                 f"{other} is evaluated alone; leave out one of the two", key="--results-bin"
             )
-        judged = _say_skips(read_dataset(data.source()))
+        judged = _say_skips(read_dataset(data.source().fetched(typer.echo)))
         evaluation = evaluate_modelzoo_bins(
             results_bin, judged, preset_name or ZOO, protocol, output
         )
@@ -390,7 +390,7 @@ def eval_command(
         evaluation = evaluate_coco_results(results, ground_truth, scoring_bar, protocol)
     elif model is not None:
         engine = backend.find("network")
-        source = by_first(engine.group, data.source)
+        source = by_first(engine.group, lambda: data.source().fetched(typer.echo))
         evaluation = evaluate_model(
             engine, model, source, protocol, output, resume, batch_size, _say_skips
         )
@@ -491,12 +491,12 @@ def export_command(
 
 
 @data_app.command("check")
-@chooses_data
+@with_data
 def check_command(
-    data: DataChoice,
+    data: DataOptions,
 ) -> None:
     """List everything that is wrong with a data set; status 1 if training would refuse it."""
-    dataset = read_dataset(data.source(), check_images=True)
+    dataset = read_dataset(data.source().fetched(typer.echo), check_images=True)
     typer.echo(dataset_report(dataset))
     if dataset.refusals() or not dataset.records:
         raise typer.Exit(1)

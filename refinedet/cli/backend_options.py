@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from refinedet.backends.registry import DEFAULT, BackendChoice
-from refinedet.cli.option_groups import Command, gathered
+from refinedet.cli.option_groups import Command, option_group
 from refinedet.errors import BackendError
 
 PANEL = "Device"
@@ -91,4 +91,4 @@ def chooses_backend(command: Command) -> Command:
         return choices if several else choices[0]
 
     options = {"backend": asked, "target": TargetOption, **OPTIONS}
-    return gathered(command, "backends" if several else "backend", options, chosen)
+    return option_group(command, "backends" if several else "backend", options, chosen)

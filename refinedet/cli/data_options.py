@@ -1,18 +1,17 @@
-"""The options of the command line that choose a data set, the same for every command."""
+"""The options that choose a data set, the same for every command."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from refinedet.cli.option_groups import Command, gathered
-from refinedet.data.source import DataSource
-from refinedet.errors import DataError
-from refinedet.support.remote import CACHE, copy_data
+from refinedet.cli.option_groups import Command, option_group
+from refinedet.data.source import DataSource, held_out
+from refinedet.errors import UsageError
+from refinedet.support.remote import CACHE
 
 PANEL = "Data set"
 
@@ -25,103 +24,77 @@ class Layout(str, Enum):
     text = "text"
 
 
-class DataChoice(NamedTuple):
-    """What was given of the options below."""
+class DataOptions(NamedTuple):
+    """The values of the options below."""
 
     layout: Layout | None
     root: Path | None
     annotations: Path | None
     images: Path | None
     split: str | None
-    classes: str | None
+    class_names: str | None
     url: str | None
     cache: Path | None
 
     def source(self) -> DataSource:
-        """The data set, copied to this machine where that is asked for.
+        """The data set that they name.
 
         Raises:
-            DataError: options that are missing, or exclude one another.
-            RemoteError: it cannot be copied.
+            UsageError: options that are missing, or exclude one another.
         """
         if self.layout is None:
-            raise DataError(
-                "say how the data set lies on the disk: coco, voc or text", key="--layout"
+            raise UsageError(
+                "say how the data set lies on the disk: coco, voc or text", key="layout"
             )
-        _require_fit(self.layout.value, "--", self.annotations, self.images, self.split)
-        root = self.root
-        if self.url is not None:
-            if root is not None and (root.is_absolute() or ".." in root.parts):
-                raise DataError(
-                    f"{root} is outside the copy of --data-url; give a relative one", key="--root"
-                )
-            root = copy_data(self.url, self.cache or CACHE, typer.echo) / (root or Path())
-        elif self.cache is not None:
-            raise DataError("is for copies of --data-url; give that too", key="--data-cache")
-        names = tuple(name.strip() for name in self.classes.split(",")) if self.classes else ()
-        return DataSource(self.layout.value, root, self.annotations, self.images, self.split, names)
+        names = (
+            tuple(name.strip() for name in self.class_names.split(",")) if self.class_names else ()
+        )
+        source = DataSource(
+            self.layout.value,
+            self.root,
+            self.annotations,
+            self.images,
+            self.split,
+            names,
+            self.url,
+            self.cache,
+        )
+        source.check()
+        return source
 
     def ground_truth(self) -> Path:
-        """COCO's annotations alone, for ``--results``.
+        """COCO's annotation file alone, to score a results file against.
 
         Raises:
-            DataError: they are missing, or there are options that nobody would read.
+            UsageError: it is missing, or there are options that are not read then.
         """
-        if self.url is not None:
-            raise DataError(
-                "is for --model; --results takes files of this machine", key="--data-url"
-            )
         if self.annotations is None:
-            raise DataError(
-                "needs --annotations, the COCO JSON with the ground truth", key="--results"
-            )
+            raise UsageError("is needed to score results: the COCO JSON", key="annotations")
         if self.layout not in (None, Layout.coco):
-            raise DataError(
-                "--results is scored with COCO's JSON", key=f"--layout {self.layout.value}"
-            )
+            raise UsageError("results are scored with COCO's JSON alone", key="layout")
         for name, value in self._asdict().items():
             if value is not None and name not in ("layout", "annotations"):
-                option = "data-cache" if name == "cache" else name
-                raise DataError("is not for --results; leave it out", key=f"--{option}")
+                raise UsageError("is not read when results are scored; leave it out", key=name)
         return self.annotations
 
 
-def held_out(
-    source: DataSource, annotations: Path | None, images: Path | None, split: str | None
-) -> DataSource:
-    """The images to evaluate a training on: of ``source``, but for what is given.
+class HeldOutOptions(NamedTuple):
+    """What differs from the training data in the images to evaluate on."""
 
-    Raises:
-        DataError: options of another layout, or the annotations are missing.
-    """
-    _require_fit(source.layout, "--eval-", annotations, images, split)
-    if source.layout != "voc" and annotations is None:  # the training's would be judged
-        raise DataError(f"--layout {source.layout} needs it, to evaluate", key="--eval-annotations")
-    return replace(
-        source,
-        annotations=annotations or source.annotations,
-        images=images or source.images,
-        split=split or source.split,
-    )
+    eval_annotations: Path | None
+    eval_images: Path | None
+    eval_split: str | None
 
-
-def _require_fit(
-    layout: str, prefix: str, annotations: Path | None, images: Path | None, split: str | None
-) -> None:
-    """Refuse options of another layout: nobody reads them."""
-    of_others: dict[str, object] = {"split": split}
-    if layout == "voc":
-        of_others = {"annotations": annotations, "images": images}
-    for name, value in of_others.items():
-        if value is not None:
-            raise DataError(f"is not for --layout {layout}; leave it out", key=f"{prefix}{name}")
+    def source(self, training: DataSource) -> DataSource | None:
+        """The images to evaluate on; None if no option is given. Errors as ``held_out``."""
+        return held_out(training, *self) if any(self) else None
 
 
 def _option(kind: Any, name: str, text: str) -> Any:
     return Annotated[kind | None, typer.Option(name, help=text, rich_help_panel=PANEL)]
 
 
-OPTIONS: dict[str, Any] = {
+DATA: dict[str, Any] = {
     "layout": _option(Layout, "--layout", "Layout of the data set."),
     "root": _option(Path, "--root", "Folder of the data set."),
     "annotations": _option(Path, "--annotations", "COCO's JSON or the text list."),
@@ -131,19 +104,29 @@ OPTIONS: dict[str, Any] = {
         "--split",
         "VOC: names of lists in ImageSets/Main, with commas; YEAR:NAME joins years.",
     ),
-    "classes": _option(str, "--classes", "Class names with commas, in order."),
+    "class_names": _option(str, "--classes", "Class names with commas, in order."),
     "url": _option(
         str,
         "--data-url",
         "file://, s3:// or obs:// folder to copy first; --root and the others start in it.",
     ),
-    "cache": _option(
-        Path, "--data-cache", f"Folder for copies of --data-url; {CACHE} if not given."
-    ),
+    "cache": _option(Path, "--data-cache", f"Folder for copies of --data-url; default {CACHE}."),
 }
-"""By the field of ``DataChoice``."""
+"""By the field of ``DataOptions``."""
+
+HELD_OUT: dict[str, Any] = {
+    "eval_annotations": _option(Path, "--eval-annotations", "As --annotations, to evaluate on."),
+    "eval_images": _option(Path, "--eval-images", "As --images, to evaluate on."),
+    "eval_split": _option(str, "--eval-split", "As --split, to evaluate on."),
+}
+"""By the field of ``HeldOutOptions``."""
 
 
-def chooses_data(command: Command) -> Command:
-    """Give a command these options in place of its argument ``data``, a ``DataChoice``."""
-    return gathered(command, "data", OPTIONS, DataChoice)
+def with_data(command: Command) -> Command:
+    """Give a command these options in place of its argument ``data``, a ``DataOptions``."""
+    return option_group(command, "data", DATA, DataOptions)
+
+
+def with_held_out(command: Command) -> Command:
+    """Give a command these options in place of its argument ``held_out``."""
+    return option_group(command, "held_out", HELD_OUT, HeldOutOptions)

@@ -1,4 +1,4 @@
-"""Several options of the command line that together say one thing, for any command."""
+"""Groups of command-line options that are read together and shared by several commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 Command = Callable[..., None]
 
 
-def gathered(
+def option_group(
     command: Command, argument: str, options: Mapping[str, Any], make: Callable[..., Any]
 ) -> Command:
     """Give a command options in place of the argument that they make.

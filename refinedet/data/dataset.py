@@ -98,6 +98,10 @@ class Dataset:
         """The findings for which training must not start."""
         return [f for f in self.findings if f.level == "refuse"]
 
+    def skipped(self) -> list[Finding]:
+        """The findings about what was left out or clipped."""
+        return [f for f in self.findings if f.level == "skip"]
+
     def require_usable(self) -> None:
         """Raise a ``DataError`` naming the first refusal, or an empty data set."""
         if refusals := self.refusals():

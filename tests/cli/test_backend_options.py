@@ -4,6 +4,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from helpers import refused
 
 from refinedet.backends.interface import Backend
 from refinedet.backends.registry import BackendChoice, find_backend
@@ -28,13 +29,6 @@ class Many(Backend):
 @pytest.fixture(autouse=True)
 def backends(monkeypatch):
     monkeypatch.setitem(sys.modules, "many_backends", SimpleNamespace(Many=Many))
-
-
-def refused(result, message):
-    status, _, err = result
-    assert (status, err.count("\n")) == (1, 1), result
-    assert err.startswith("refinedet: error: ")
-    assert message in err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

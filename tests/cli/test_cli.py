@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from helpers import refused
 
 from refinedet.backends.reference import SpecBackend, SpecNetwork
 from refinedet.errors import DataError, WriteError
@@ -17,14 +18,6 @@ from refinedet.spec.config import preset, replace
 from refinedet.spec.network import initial_parameters
 
 SMALL = ["model.image_size=[64, 128]", "model.detection.score=0.3"]
-
-
-def refused(result, message):
-    status, _, err = result
-    assert status == 1, result
-    assert err.startswith("refinedet: error: "), err
-    assert err.count("\n") == 1, err
-    assert message in err
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+from helpers import refused
 
 from refinedet.backends.reference import SpecNetwork
 from refinedet.data.augment import normaliser, resize_only
@@ -92,13 +93,6 @@ def data(noise, tmp_path):
         *("--layout", "coco", "--annotations", tmp_path / "ground_truth.json"),
         *("--images", images),
     )
-
-
-def refused(result, message):
-    status, _, err = result
-    assert (status, err.count("\n")) == (1, 1), result
-    assert err.startswith("refinedet: error: "), err
-    assert message in err
 
 
 @pytest.mark.parametrize("protocol", [None, "modelzoo"])

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import refused
 
 from refinedet.backends.interface import Backend
 from refinedet.errors import TrainingError
@@ -31,14 +32,6 @@ def settings_of(*more):
     return resolve("refinedet_eighth_128", None, [*SET, *more], ("a", "b"))
 
 
-def refused(result, message):
-    status, _, err = result
-    assert status == 1, result
-    assert err.startswith("refinedet: error: "), err
-    assert err.count("\n") == 1, err
-    assert message in err
-
-
 def everything(folder):
     """Each file below, and when it was written."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -61,13 +54,15 @@ def command(noise, tmp_path, monkeypatch):
 def test_options_of_another_layout_are_refused(run, command, tmp_path):
     """The training set would be judged in the place of what was meant."""
     list_ = tmp_path / "list.txt"
-    said = "--eval-annotations: --layout text needs it, to evaluate"
+    said = "--eval-annotations: layout text needs it, to evaluate"
     refused(run(*command, "--eval-images", tmp_path), said)
-    refused(run(*command, "--eval-split", "test"), "--eval-split: is not for --layout text")
-    refused(run(*command, "--split", "test"), "--split: is not for --layout text; leave it out")
+    refused(run(*command, "--eval-split", "test"), "--eval-split: is not read with layout text")
+    refused(run(*command, "--split", "test"), "--split: is not read with layout text; leave it out")
     voc = ("train", "--run", tmp_path / "run", "--layout", "voc", "--root", tmp_path)
-    refused(run(*voc, "--annotations", list_), "--annotations: is not for --layout voc")
-    refused(run(*voc, "--split", "x", "--images", tmp_path), "--images: is not for --layout voc")
+    refused(run(*voc, "--annotations", list_), "--annotations: is not read with layout voc")
+    refused(
+        run(*voc, "--split", "x", "--images", tmp_path), "--images: is not read with layout voc"
+    )
 
 
 def test_a_dry_run_tells_the_run_and_writes_nothing(run, command, tmp_path):

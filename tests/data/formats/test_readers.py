@@ -23,6 +23,14 @@ WIDTH, HEIGHT = 60, 40
 BOMB = """<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><annotation>&b;</annotation>"""
 
 
+def source_of(layout, root, **files):
+    """A data set below ``root``; of ``files`` only what the layout reads, VOC's list "all"."""
+    if layout == "voc":
+        names = files.get("class_names", ())
+        return DataSource("voc", root, split="all", class_names=names)
+    return DataSource(layout, root, **files)
+
+
 def write_image(path, width=WIDTH, height=HEIGHT):
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), np.full((height, width, 3), 90, np.uint8))
@@ -173,9 +181,7 @@ def test_damaged_annotations_give_findings_or_one_line(
     data = file.read_bytes()
     start = int(position * len(data))
     file.write_bytes(data[:start] + inserted + data[start + cut :])
-    source = DataSource(
-        base, folder, annotations="ground_truth.json", images="JPEGImages", split="all"
-    )
+    source = source_of(base, folder, annotations="ground_truth.json", images="JPEGImages")
     try:
         dataset = read_dataset(source)
     except DataError as error:
@@ -228,12 +234,11 @@ def test_an_image_under_two_names_is_found_and_not_counted_twice(tmp_path, layou
         (tmp_path / "ImageSets/Main").mkdir(parents=True)
         (tmp_path / "ImageSets/Main/all.txt").write_text("\n".join(stems))
     dataset = read_dataset(
-        DataSource(
+        source_of(
             layout,
             tmp_path,
             annotations="list.txt" if layout == "text" else "ground_truth.json",
             class_names=("cat",),
-            split="all",
         )
     )
     assert len(dataset) == 1
@@ -337,8 +342,8 @@ def test_every_fault_of_a_text_list_names_its_line(tmp_path, line, finding):
 def test_chosen_classes_are_names_of_one_line(coco, tmp_path, layout, name):
     coco[1]()
     write_voc(tmp_path, "all", {"a": xml()})
-    source = DataSource(
-        layout, tmp_path, annotations="ground_truth.json", split="all", class_names=("early", name)
+    source = source_of(
+        layout, tmp_path, annotations="ground_truth.json", class_names=("early", name)
     )
     with pytest.raises(DataError, match=r"^class_names: .* is not a name of one line$"):
         read_dataset(source)
@@ -355,13 +360,13 @@ def test_readers_and_settings_take_the_same_class_names(name):
 
 
 def test_options_that_are_missing_are_named(tmp_path):
-    with pytest.raises(DataError, match="--root"):
+    with pytest.raises(UsageError, match=r"^root: "):
         read_dataset(DataSource("voc", split="x"))
-    with pytest.raises(DataError, match="--split"):
+    with pytest.raises(UsageError, match=r"^split: "):
         read_dataset(DataSource("voc", tmp_path))
-    with pytest.raises(DataError, match="--annotations"):
+    with pytest.raises(UsageError, match=r"^annotations: "):
         read_dataset(DataSource("coco", tmp_path))
-    with pytest.raises(DataError, match="--classes"):
+    with pytest.raises(UsageError, match=r"^class_names: "):
         read_dataset(DataSource("text", tmp_path, annotations="list.txt"))
 
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers import refused
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -31,14 +32,6 @@ from .writers import (
 )
 
 SET = [part for text in SMALL for part in ("--set", text)]
-
-
-def refused(result, message):
-    status, _, err = result
-    assert status == 1, result
-    assert err.startswith("refinedet: error: "), err
-    assert err.count("\n") == 1, err
-    assert message in err
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers import refused as refused_command
 from safetensors.numpy import load_file
 
 from refinedet.errors import CheckpointError
@@ -29,7 +30,6 @@ from .resnet import (
     zoo_state,
 )
 from .test_commands import Still
-from .test_commands import refused as refused_command
 from .test_damage import refused
 from .writers import SMALL, caffemodel, random_parameters, write_zip
 from .writers import caffe_layers as vgg_layers

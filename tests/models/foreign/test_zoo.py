@@ -4,6 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
+from helpers import refused as refused_command
 
 from refinedet.errors import CheckpointError
 from refinedet.models.checkpoint import load_checkpoint
@@ -16,7 +17,6 @@ from refinedet.settings import resolve
 from refinedet.spec.config import PRESETS, preset, replace
 from refinedet.spec.network import forward, initial_parameters, parameter_table
 
-from .test_commands import refused as refused_command
 from .test_damage import refused
 from .writers import SMALL, field, random_parameters, varint, write_safetensors
 from .zoo import CONFIG, ORDER, ckpt, proto, training, value, zoo_forward, zoo_state

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import refused
 
 from refinedet.backends.reference import SpecBackend, SpecTrainer
 from refinedet.data.batches import batches
@@ -77,14 +78,6 @@ def command(backend, monkeypatch, tmp_path):
         *("--eval-annotations", "list.txt", "--preset", "refinedet_eighth_128"),
         *(part for text in SET for part in ("--set", text)),
     )
-
-
-def refused(result, message):
-    status, _, err = result
-    assert status == 1, result
-    assert err.startswith("refinedet: error: "), err
-    assert err.count("\n") == 1, err
-    assert message in err
 
 
 def copied_out(place):
