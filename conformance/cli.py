@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from refinedet.backends.registry import BackendChoice
 from refinedet.cli.backend_options import chooses_backend
-from refinedet.cli.option_groups import Command, gathered
+from refinedet.cli.option_groups import Command, option_group
 from refinedet.conformance import reported
 from refinedet.conformance.options import SuiteOptions, suite_options
 from refinedet.conformance.registry import Check
@@ -77,8 +77,8 @@ def _takes_options(command: Command) -> Command:
     suite = {
         one.name: _typer_option(one.name, one.default, one.metadata) for one in fields(SuiteOptions)
     }
-    command = gathered(command, "options", suite, suite_options)
-    return gathered(command, "case", REPORTED_OPTIONS, reported_case)
+    command = option_group(command, "options", suite, suite_options)
+    return option_group(command, "case", REPORTED_OPTIONS, reported_case)
 
 
 @chooses_backend

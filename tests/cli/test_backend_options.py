@@ -90,7 +90,7 @@ def test_a_target_is_short_for_mindspores_backend(run, tmp_path):
     refused(run("export", *files, "--target", "npu"), "'npu' is not one of")
     refused(
         run("export", *files, "--target", "cpu", "--streams", 2),
-        "streams: backend mindspore-cpu does not take it",
+        "--streams: backend mindspore-cpu does not take it",
     )
     refused(run("conformance"), "--backend: say which backend to judge, or give --target")
 

@@ -150,8 +150,8 @@ def test_what_users_get_wrong_is_one_line(run, weights, tmp_path):
         *(("--root", empty), ("--images", empty), ("--split", "x"), ("--classes", "a,b")),
         *(("--data-cache", empty), ("--output", tmp_path / "o")),
     ):
-        refused(run(*scored, option, value), f"{option}: is not for --results; leave it out")
-    refused(run(*scored, "--layout", "voc"), "--layout voc: --results is scored with COCO's")
+        refused(run(*scored, option, value), f"{option}: is not read when results are scored")
+    refused(run(*scored, "--layout", "voc"), "--layout: results are scored with COCO")
     refused(run(*scored, "--backend", "spec"), "--backend: computes what --model finds")
     refused(run("eval"), "--model")
     refused(run(*train, "--root", tmp_path / "none", "--split", "x"), "no such list")
