@@ -80,7 +80,7 @@ def evaluate_model(
     if output is None or group.rank:
         return collect_detections(predict, dataset, group=group).result(scoring_bar)
     output.mkdir(parents=True, exist_ok=True)
-    subject = evaluation_subject(path, network.config, backend.name, dataset, fusion)
+    subject = evaluation_subject(model.digest(), network.config, backend.name, dataset, fusion)
     journal = ResumeJournal(output / run_folder.UNFINISHED, subject, resume)
     try:
         evaluator = collect_detections(

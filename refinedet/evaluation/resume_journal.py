@@ -19,13 +19,11 @@ import numpy as np
 from refinedet import __version__
 from refinedet.data.dataset import Dataset
 from refinedet.errors import DataError, WriteError
-from refinedet.models import run_folder
-from refinedet.models.checkpoint import checkpoints
 from refinedet.settings import Settings, to_yaml
 from refinedet.spec.config import Config
 from refinedet.spec.detection import Detections
 from refinedet.spec.fusion import FusionConfig
-from refinedet.support.files import require_regular_file
+from refinedet.support.files import file_digest, require_regular_file
 
 FORMAT = "refinedet resume journal 1"
 
@@ -152,7 +150,7 @@ def _detections(entry: Mapping[str, object]) -> tuple[int, Detections] | None:
 
 
 def evaluation_subject(
-    model: Path,
+    model: str,
     config: Config,
     backend: str,
     dataset: Dataset,
@@ -161,7 +159,7 @@ def evaluation_subject(
     """Digests that identify an evaluation.
 
     Args:
-        model: as ``refinedet.models.open.open_model`` takes it.
+        model: its digest, as ``refinedet.models.open.Model`` has it.
         config: of the network, with the detection settings that are used.
         backend: its name.
         fusion: of several views of an image; part of the digest of the settings.
@@ -170,22 +168,11 @@ def evaluation_subject(
     if fusion is not None:
         settings += repr(fusion)
     return {
-        "model": model_digest(model),
+        "model": model,
         "settings": hashlib.sha256(settings.encode()).hexdigest(),
         "backend": backend,
         "data set": data_digest(dataset),
     }
-
-
-def model_digest(path: Path) -> str:
-    """SHA-256 of a model's file (of a run, its newest checkpoint) and of settings beside it."""
-    if path.is_dir():
-        path = checkpoints(path / run_folder.CHECKPOINTS)[0]
-    digest = hashlib.sha256(_file_digest(path))
-    beside = path.with_name(path.name + ".yaml")
-    if beside.exists():
-        digest.update(_file_digest(beside))
-    return digest.hexdigest()
 
 
 def data_digest(dataset: Dataset) -> str:
@@ -195,15 +182,7 @@ def data_digest(dataset: Dataset) -> str:
     )
     for record in dataset.records:
         digest.update(f"{record.image_id} {record.width} {record.height}\0".encode())
-        digest.update(_file_digest(record.path))
+        digest.update(file_digest(record.path))
         for column in (record.boxes, record.labels, record.areas, record.crowd, record.difficult):
             digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()
-
-
-def _file_digest(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.digest()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from refinedet.backends.interface import Backend, Network
 from refinedet.errors import BackendError, CheckpointError
@@ -14,6 +17,8 @@ from refinedet.models.embedded_settings import HOLDING, is_exported, settings_fi
 from refinedet.models.foreign.loading import import_weights
 from refinedet.settings import Settings
 from refinedet.spec.config import Config
+from refinedet.spec.network import Parameters
+from refinedet.support.files import file_digest
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class Model:
 
     Raises BackendError for an exported detector, which has one size.
     """
+    digest: Callable[[], str]
+    """SHA-256 that identifies its parameters; computed from those in memory where they are."""
 
 
 def open_model(backend: Backend, path: Path) -> Model:
@@ -46,7 +53,12 @@ def open_model(backend: Backend, path: Path) -> Model:
     def rebuild(config: Config) -> Network:
         return backend.network(config, checkpoint.parameters)
 
-    return Model(rebuild(checkpoint.config), checkpoint.settings.class_names, rebuild)
+    return Model(
+        rebuild(checkpoint.config),
+        checkpoint.settings.class_names,
+        rebuild,
+        lambda: _parameters_digest(checkpoint.parameters),
+    )
 
 
 def model_settings(path: Path) -> Settings:
@@ -94,4 +106,21 @@ def _open_exported(backend: Backend, path: Path) -> Model:
             path=path,
         )
 
-    return Model(backend.load(path, settings), settings.class_names, fixed)
+    network = backend.load(path, settings)
+    return Model(network, settings.class_names, fixed, lambda: _exported_digest(path))
+
+
+def _parameters_digest(parameters: Parameters) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(parameters):
+        tensor = np.ascontiguousarray(parameters[name])
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}\0".encode())
+        digest.update(tensor.data)
+    return digest.hexdigest()
+
+
+def _exported_digest(path: Path) -> str:
+    """Of the file, and of the settings beside it if there are any."""
+    beside = settings_file(path)
+    files = [path, beside] if beside.exists() else [path]
+    return hashlib.sha256(b"".join(map(file_digest, files))).hexdigest()

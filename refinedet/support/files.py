@@ -9,6 +9,7 @@ a hidden file ``.NAME.TOKEN.SUFFIX``, which nothing reads.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -53,6 +54,15 @@ def read_regular_file(path: Path, limit: int | None = None) -> bytes:
     """The bytes of a file, the first ``limit`` of them if given; as ``open_regular_file``."""
     with open_regular_file(path) as file:
         return file.read(-1 if limit is None else limit)
+
+
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file's content, read in blocks; errors as ``open_regular_file``."""
+    digest = hashlib.sha256()
+    with open_regular_file(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
 
 
 @contextmanager

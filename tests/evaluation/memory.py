@@ -122,7 +122,7 @@ def evaluation(folder: Path, name: str, images: int, lite: str | None = None) ->
         predict = MultiScalePredictor(network, fusion, lambda _: network).predict
 
     def work() -> None:
-        subject = evaluation_subject(folder / "image.jpg", network.config, "fake", dataset, fusion)
+        subject = evaluation_subject("fake", network.config, "fake", dataset, fusion)
         journal = ResumeJournal(folder / "unfinished.jsonl", subject)
         evaluator = collect_detections(predict, dataset, journal)
         count = sum(len(one.labels) for one in evaluator.detections.values())

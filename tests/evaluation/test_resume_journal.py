@@ -7,12 +7,13 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
-from refinedet.backends.reference import SpecNetwork
+from refinedet.backends.reference import SpecBackend, SpecNetwork
 from refinedet.cli.app import main
 from refinedet.errors import DataError, WriteError
 from refinedet.evaluation.dataset_run import evaluate
@@ -20,10 +21,10 @@ from refinedet.evaluation.resume_journal import (
     ResumeJournal,
     data_digest,
     evaluation_subject,
-    model_digest,
 )
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
-from refinedet.settings import resolve
+from refinedet.models.open import open_model
+from refinedet.settings import resolve, to_yaml
 from refinedet.spec.config import preset
 from refinedet.spec.detection import Detections
 from refinedet.spec.fusion import FusionConfig
@@ -130,24 +131,17 @@ def test_a_full_disk_is_one_line(journal):
     opened._file.raw.close()
 
 
-def test_the_digests_differ_by_model_settings_and_data(tmp_path, noise):
-    weights = tmp_path / "weights"
-    weights.write_bytes(b"1")
+def test_the_digests_differ_by_model_settings_and_data(noise):
     config = preset("refinedet_eighth_128")
-    subject = evaluation_subject(weights, config, "spec", noise)
-    assert evaluation_subject(weights, config, "spec", noise) == subject
+    subject = evaluation_subject("1", config, "spec", noise)
+    assert evaluation_subject("1", config, "spec", noise) == subject
 
     def differing(**change):
-        now = {"model": weights, "config": config, "backend": "spec", "dataset": noise} | change
+        now = {"model": "1", "config": config, "backend": "spec", "dataset": noise} | change
         other = evaluation_subject(*now.values())
         return {name for name in subject if subject[name] != other[name]}
 
-    (tmp_path / "same").write_bytes(b"1")
-    (tmp_path / "other").write_bytes(b"2")
-    assert differing(model=tmp_path / "same") == set()
-    assert differing(model=tmp_path / "other") == {"model"}
-    (tmp_path / "same.yaml").write_text("x")
-    assert differing(model=tmp_path / "same") == {"model"}
+    assert differing(model="2") == {"model"}
     lower = dataclasses.replace(config, detection=dataclasses.replace(config.detection, score=0.1))
     assert differing(config=lower) == {"settings"}
     assert differing(fusion=FusionConfig()) == {"settings"}
@@ -160,15 +154,37 @@ def test_the_digests_differ_by_model_settings_and_data(tmp_path, noise):
     assert differing() == {"data set"}
 
 
-def test_the_model_of_a_run_is_its_newest_checkpoint(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    for step in (5, 10):
-        (tmp_path / "checkpoints" / f"step-{step:08d}.safetensors").write_bytes(b"%d" % step)
-    newest = tmp_path / "checkpoints" / "step-00000010.safetensors"
-    digest = model_digest(newest)
-    assert model_digest(tmp_path) == digest
-    newest.unlink()
-    assert model_digest(tmp_path) != digest
+def test_the_digest_of_a_run_is_that_of_its_newest_checkpoint_read_once(tmp_path):
+    settings = resolve("refinedet_eighth_128", None, (), ("a", "b"))
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    paths = [folder / f"step-{step:08d}.safetensors" for step in (5, 10)]
+    for seed, path in enumerate(paths):
+        parameters = initial_parameters(settings.model, seed)
+        write_checkpoint(path, Checkpoint(settings, parameters, None, 0))
+    older, newest = (open_model(SpecBackend(), path).digest() for path in paths)
+    assert older != newest
+    run = open_model(SpecBackend(), tmp_path)
+    for path in paths:
+        path.unlink()
+    assert run.digest() == newest
+
+
+def test_the_digest_of_an_exported_detector_covers_the_settings_beside_it(tmp_path):
+    settings = to_yaml(resolve("refinedet_eighth_128", None, (), ("a", "b")))
+    backend = SimpleNamespace(
+        name="reader", capabilities={"load"}, load=lambda path, settings: None
+    )
+
+    def digest(name, content, beside):
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / f"{name}.yaml").write_text(beside)
+        return open_model(backend, tmp_path / name).digest()
+
+    first = digest("a.mindir", b"1", settings)
+    assert digest("b.mindir", b"1", settings) == first
+    assert digest("c.mindir", b"2", settings) != first
+    assert digest("d.mindir", b"1", settings + "\n") != first
 
 
 # The program

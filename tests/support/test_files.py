@@ -1,6 +1,7 @@
 """Files are either whole or not there."""
 
 import errno
+import hashlib
 import os
 import resource
 import stat
@@ -10,6 +11,7 @@ import pytest
 
 from refinedet.errors import WriteError
 from refinedet.support.files import (
+    file_digest,
     read_regular_file,
     replacing,
     require_regular_file,
@@ -153,3 +155,9 @@ def test_what_is_not_a_regular_file_is_refused_before_it_is_opened(tmp_path):
     require_regular_file(tmp_path / "none")
     with pytest.raises(FileNotFoundError):
         read_regular_file(tmp_path / "none")
+
+
+def test_a_digest_is_that_of_the_whole_content(tmp_path):
+    for content in (b"", b"a", b"\0" * (1 << 20), bytes(range(256)) * 9000):
+        (tmp_path / "a").write_bytes(content)
+        assert file_digest(tmp_path / "a") == hashlib.sha256(content).digest()
