@@ -14,7 +14,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,7 @@ def resolve(
     file: Path | None,
     assignments: Sequence[str],
     class_names: tuple[str, ...] = (),
+    defaults: Mapping[str, Any] | None = None,
 ) -> Settings:
     """The settings of a preset, changed by a YAML file, then by assignments.
 
@@ -177,6 +178,8 @@ def resolve(
         assignments: each ``KEY=VALUE``, the value read as YAML.
         class_names: of the data set; set unless empty, and ``model.num_classes`` with
             them.
+        defaults: values by dotted key that replace the preset's. Like those of a preset, they
+            give way where they are not read.
     Raises:
         SettingsError: unknown keys, wrong types, values out of range or not read, classes
             that are not the data set's; names the file, if it is the file's value, and the key.
@@ -191,7 +194,7 @@ def resolve(
         layers = _Layers(Settings(model=preset(name)))
     except SpecError as error:
         raise SettingsError(error.reason, key=error.key) from error
-    layers.add(PRESET_DEFAULTS.get(name, {}))
+    layers.add_defaults({**PRESET_DEFAULTS.get(name, {}), **(defaults or {})})
     if class_names:
         classes = {"class_names": list(class_names), "model.num_classes": len(class_names) + 1}
         layers.add(classes)
@@ -290,6 +293,11 @@ class _Layers:
         self.files: dict[str, Path | None] = {}
         parts = [key.split(".") for key in self.kinds]
         self.sections = {".".join(p[:n]) for p in parts for n in range(1, len(p))}
+
+    def add_defaults(self, values: Mapping[str, Any]) -> None:
+        """Lay values, by dotted key, over the base; they are no more explicit than its own."""
+        for key, value in values.items():
+            self.values[key] = _convert(self.kinds[key], value, None, key)
 
     def add(self, content: dict[str, Any], file: Path | None = None) -> None:
         """Lay ``content``, nested or with dotted keys, over the present values."""

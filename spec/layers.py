@@ -323,7 +323,7 @@ GRADIENTS: dict[Callable[..., Array], Callable[..., tuple[Array, ...]]] = {
 
 
 class Tape:
-    """Runs layers, remembers each, and finds the way back through all of them."""
+    """Calls layers and records each call, for the backward pass through all of them."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[Array, Callable[..., Array], tuple[Array, ...], Any]] = []
@@ -334,12 +334,12 @@ class Tape:
         self._steps.append((out, layer, arrays, options))
         return out
 
-    def back(
+    def backward(
         self, outputs: list[tuple[Array, Array]], expected: dict[str, Array]
     ) -> dict[str, Array]:
-        """Gradients by the ``expected`` arrays, given those by some outputs.
+        """The gradients of the ``expected`` arrays, from the upstream gradients of some outputs.
 
-        An array that several layers read gets the sum of what they say; one that
+        An array that several layers read gets the sum of their gradients; one that
         none reads gets zeros.
         """
         gradients: dict[int, Array] = {id(out): d for out, d in outputs}
@@ -353,6 +353,6 @@ class Tape:
         return {n: gradients.get(id(a), np.zeros_like(a)) for n, a in expected.items()}
 
 
-def plainly(layer: Callable[..., Array], *arrays: Array, **options: Any) -> Array:
-    """The layer's output, with nothing remembered."""
+def without_tape(layer: Callable[..., Array], *arrays: Array, **options: Any) -> Array:
+    """The layer's output; no backward pass will follow."""
     return layer(*arrays, **options)

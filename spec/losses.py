@@ -196,7 +196,7 @@ def _check_module(offsets: Array, logits: Array, target: Array, labels: Array) -
     check_shape(logits, "logits", None, None, None)
     images, anchors, _ = logits.shape
     if images == 0:
-        raise SpecError("want at least one image", key="logits")
+        raise SpecError("expected at least one image, got none", key="logits")
     check_shape(offsets, "offsets", images, anchors, 4)
     check_shape(target, "target", images, anchors, 4)
     check_shape(labels, "labels", images, anchors)

@@ -47,10 +47,10 @@ from refinedet.spec.layers import (
     l2_normalise,
     max_pool2x2,
     max_pool3x3,
-    plainly,
     relu,
     relu6,
     upsample2x2,
+    without_tape,
 )
 from refinedet.spec.types import Array
 
@@ -214,47 +214,140 @@ def forward(
             another shape or dtype.
     Source: batch normalisation, arXiv:1502.03167, algorithms 1 and 2.
     """
-    return _run(plainly, parameters, images, config, training)
+    _check_inputs(parameters, images, config)
+    network = _Network(without_tape, parameters, config, training)
+    return network.heads(images), network.statistics
 
 
-def forward_and_back(
+def forward_and_backward(
     parameters: Parameters, images: Array, config: Config
 ) -> tuple[Heads, Parameters, Callable[[Heads], Parameters]]:
-    """``forward`` in training, and the way back.
+    """``forward`` in training, and its backward pass.
 
     Returns:
-        Heads and statistics as ``forward``; and a function from the loss's gradients
-        by the four heads to those by every trained parameter, in their dtype.
+        Heads and statistics as ``forward``; and a function from the gradients of the loss
+        with respect to the four heads to those with respect to every trained parameter, in
+        the parameters' dtype.
     """
+    _check_inputs(parameters, images, config)
     tape = Tape()
-    heads, statistics = _run(tape, parameters, images, config, training=True)
+    network = _Network(tape, parameters, config, training=True)
+    heads = network.heads(images)
     trained = {p.name: parameters[p.name] for p in trained_parameters(config)}
 
-    def back(gradients: Heads) -> Parameters:
-        return tape.back(list(zip(heads, gradients, strict=True)), trained)
+    def backward(gradients: Heads) -> Parameters:
+        return tape.backward(list(zip(heads, gradients, strict=True)), trained)
 
-    return heads, statistics, back
+    return heads, network.statistics, backward
 
 
-def _run(
-    run: Callable[..., Array],
-    parameters: Parameters,
-    images: Array,
-    config: Config,
-    training: bool,
-) -> tuple[Heads, Parameters]:
-    """The network, each layer called through ``run``."""
+def _check_inputs(parameters: Parameters, images: Array, config: Config) -> None:
     check_parameters(parameters, config)
     first = backbone_convs(config)[0].name
     check_float(images=images, weight=parameters[f"{first}.weight"])
     check_shape(images, "images", None, 3, *config.image_size)
     if len(images) == 0:
-        raise SpecError("want at least one", key="images")
-    statistics: Parameters = {}
-    net = config.network
+        raise SpecError("expected at least one, got none", key="images")
 
-    def apply(conv: Conv, x: Array) -> Array:
-        weight = parameters[f"{conv.name}.weight"]
+
+class _Network:
+    """The network's parts, from its outputs down to a single convolution.
+
+    Every layer is called through ``run``: plainly, or by a ``Tape`` that remembers it for
+    the backward pass. In training, ``statistics`` receives the new running statistics.
+    """
+
+    def __init__(
+        self, run: Callable[..., Array], parameters: Parameters, config: Config, training: bool
+    ) -> None:
+        self.run = run
+        self.parameters = parameters
+        self.config = config
+        self.training = training
+        self.statistics: Parameters = {}
+
+    def heads(self, images: Array) -> Heads:
+        """The raw outputs: sources, transfer connection blocks, then both modules."""
+        for_arm, for_tcb = self.sources(images)
+        blocks = self.transfer_connection_blocks(for_tcb)
+        return Heads(*self.module("arm", for_arm), *self.module("odm", blocks))
+
+    def sources(self, images: Array) -> tuple[list[Array], list[Array]]:
+        """The trunk's feature maps for the ARM and for the TCBs, finest first."""
+        run, config, net = self.run, self.config, self.config.network
+        to_normalise, before_relu = normalised_sources(config), sources_before_relu(config)
+        for_arm: list[Array] = []
+        for_tcb: list[Array] = []
+        x = images
+        for stage, source in zip(trunk(config), sources(config), strict=True):
+            for step in stage:
+                if isinstance(step, Pool):
+                    x = self.pool(step, x)
+                    continue
+                plain = self.conv(step, x) if isinstance(step, Conv) else self.bottleneck(step, x)
+                x = run(relu, plain)
+            feature = plain if source.name in before_relu else x
+            normalised = feature
+            if source.name in to_normalise:
+                scale = self.parameters[f"{source.name}.l2_scale"]
+                normalised = run(l2_normalise, feature, scale, eps=net.l2_eps, floor=net.l2_floor)
+            for_tcb.append(normalised)
+            for_arm.append(normalised if net.l2_in_arm else feature)
+        return for_arm, for_tcb
+
+    def transfer_connection_blocks(self, features: list[Array]) -> list[Array]:
+        """The outputs of all TCBs, finest first; each adds the next coarser one, upsampled."""
+        run, conv, config = self.run, self.conv, self.config
+        blocks: list[Array] = []
+        for level in reversed(range(LEVELS)):
+            lateral1, lateral2, *outputs = tcb_convs(level, config)
+            x = conv(lateral2, run(relu, conv(lateral1, features[level])))
+            if not blocks:
+                x = run(relu, x)
+            elif config.network.tcb == "sum_relu_conv":
+                x = run(relu, run(add, x, conv(upsampling(level, config), blocks[0])))
+            else:
+                x = run(add, x, run(relu, conv(upsampling(level, config), blocks[0])))
+            for output in outputs:
+                x = run(relu, conv(output, x))
+            blocks.insert(0, x)
+        return blocks
+
+    def module(self, name: str, features: list[Array]) -> tuple[Array, Array]:
+        """Offsets and logits of one module, ``arm`` or ``odm``: (N, A, 4) and (N, A, K)."""
+        run = self.run
+        offsets: list[Array] = []
+        logits: list[Array] = []
+        for level, feature in enumerate(features):
+            layers = head(name, level, self.config)
+            if layers.shared:
+                feature = run(relu, self.bottleneck(layers.shared, feature))
+            for convs, outputs in ((layers.offsets, offsets), (layers.logits, logits)):
+                *before, last = convs
+                y = feature
+                for conv in before:
+                    y = run(relu6, self.conv(conv, y))
+                outputs.append(self.conv(last, y))
+        classes = last.outputs // len(self.config.anchors.aspect_ratios)
+        rows = run(anchor_rows, *offsets, per_anchor=4)
+        return rows, run(anchor_rows, *logits, per_anchor=classes)
+
+    def bottleneck(self, block: Bottleneck, x: Array) -> Array:
+        """Three convolutions and the shortcut, without the last ReLU."""
+        run, conv = self.run, self.conv
+        first, middle, last = block.convs
+        y = run(relu, conv(middle, run(relu, conv(first, x))))
+        return run(add, conv(last, y), conv(block.projection, x) if block.projection else x)
+
+    def pool(self, step: Pool, x: Array) -> Array:
+        """Max pooling with stride 2."""
+        if step.kernel == 2:
+            return self.run(max_pool2x2, x)
+        return self.run(max_pool3x3, x, before=step.before)
+
+    def conv(self, conv: Conv, x: Array) -> Array:
+        """A convolution, then its batch normalisation or its bias, without the ReLU."""
+        run, weight = self.run, self.parameters[f"{conv.name}.weight"]
         if conv.transposed:
             x = run(upsample2x2, x, weight)
         elif conv.depthwise:
@@ -262,79 +355,24 @@ def _run(
         else:
             shape = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
             x = run(conv2d, x, weight, **shape, far=conv.far)
-        if not conv.batch_norm:
-            return run(add_bias, x, parameters[f"{conv.name}.bias"]) if conv.bias else x
+        if conv.batch_norm:
+            return self.batch_norm(conv, x)
+        return run(add_bias, x, self.parameters[f"{conv.name}.bias"]) if conv.bias else x
+
+    def batch_norm(self, conv: Conv, x: Array) -> Array:
+        """Batch normalisation; in training by the batch, whose statistics are recorded."""
         gamma, beta, mean, variance = (
-            parameters[f"{conv.name}.{part}"]
+            self.parameters[f"{conv.name}.{part}"]
             for part in ("gamma", "beta", "moving_mean", "moving_variance")
         )
-        if training:
+        if self.training:
             old, count = (mean, variance), x.size // x.shape[1]
             mean, variance = x.mean(axis=(0, 2, 3)), x.var(axis=(0, 2, 3))
             keep = x.dtype.type(conv.momentum)
             unbiased = variance * x.dtype.type(count / max(1, count - 1))
-            statistics[f"{conv.name}.moving_mean"] = keep * old[0] + (1 - keep) * mean
-            statistics[f"{conv.name}.moving_variance"] = keep * old[1] + (1 - keep) * unbiased
-        return run(batch_normalise, x, gamma, beta, mean, variance, eps=net.batch_norm_eps)
-
-    def bottleneck(block: Bottleneck, x: Array) -> Array:
-        first, middle, last = block.convs
-        y = run(relu, apply(middle, run(relu, apply(first, x))))
-        return run(add, apply(last, y), apply(block.projection, x) if block.projection else x)
-
-    def pool(step: Pool, x: Array) -> Array:
-        if step.kernel == 2:
-            return run(max_pool2x2, x)
-        return run(max_pool3x3, x, before=step.before)
-
-    for_arm: list[Array] = []
-    for_tcb: list[Array] = []
-    to_normalise, before_relu = normalised_sources(config), sources_before_relu(config)
-    x = images
-    for stage, source in zip(trunk(config), sources(config), strict=True):
-        for step in stage:
-            if isinstance(step, Pool):
-                x = pool(step, x)
-            else:
-                plain = apply(step, x) if isinstance(step, Conv) else bottleneck(step, x)
-                x = run(relu, plain)
-        seen = plain if source.name in before_relu else x
-        normalised = seen
-        if source.name in to_normalise:
-            scale = parameters[f"{source.name}.l2_scale"]
-            normalised = run(l2_normalise, seen, scale, eps=net.l2_eps, floor=net.l2_floor)
-        for_tcb.append(normalised)
-        for_arm.append(normalised if net.l2_in_arm else seen)
-
-    blocks: list[Array] = []
-    for level in reversed(range(LEVELS)):
-        lateral1, lateral2, *outputs = tcb_convs(level, config)
-        x = apply(lateral2, run(relu, apply(lateral1, for_tcb[level])))
-        if not blocks:
-            x = run(relu, x)
-        elif net.tcb == "sum_relu_conv":
-            x = run(relu, run(add, x, apply(upsampling(level, config), blocks[0])))
-        else:
-            x = run(add, x, run(relu, apply(upsampling(level, config), blocks[0])))
-        for conv in outputs:
-            x = run(relu, apply(conv, x))
-        blocks.insert(0, x)
-
-    def outputs_of(module: str, features: list[Array]) -> tuple[Array, Array]:
-        offsets: list[Array] = []
-        logits: list[Array] = []
-        for level, feature in enumerate(features):
-            layers = head(module, level, config)
-            if layers.shared:
-                feature = run(relu, bottleneck(layers.shared, feature))
-            for convs, found in ((layers.offsets, offsets), (layers.logits, logits)):
-                *before, last = convs
-                y = feature
-                for conv in before:
-                    y = run(relu6, apply(conv, y))
-                found.append(apply(last, y))
-        classes = last.outputs // len(config.anchors.aspect_ratios)
-        rows = run(anchor_rows, *offsets, per_anchor=4)
-        return rows, run(anchor_rows, *logits, per_anchor=classes)
-
-    return Heads(*outputs_of("arm", for_arm), *outputs_of("odm", blocks)), statistics
+            self.statistics |= {
+                f"{conv.name}.moving_mean": keep * old[0] + (1 - keep) * mean,
+                f"{conv.name}.moving_variance": keep * old[1] + (1 - keep) * unbiased,
+            }
+        eps = self.config.network.batch_norm_eps
+        return self.run(batch_normalise, x, gamma, beta, mean, variance, eps=eps)

@@ -21,7 +21,7 @@ import numpy as np
 
 from refinedet.spec.config import Config
 from refinedet.spec.losses import Loss, detector_loss
-from refinedet.spec.network import Heads, Parameters, forward_and_back, trained_parameters
+from refinedet.spec.network import Heads, Parameters, forward_and_backward, trained_parameters
 from refinedet.spec.optimizer import LossScale, momentum_step, next_loss_scale
 from refinedet.spec.schedule import learning_rate
 from refinedet.spec.types import Array
@@ -63,7 +63,7 @@ def loss_gradients(
         boxes, labels: as ``spec.losses.detector_loss``.
         scale: the loss scale; None is the config's.
     """
-    heads, statistics, back = forward_and_back(parameters, images, config)
+    heads, statistics, backward = forward_and_backward(parameters, images, config)
     loss = detector_loss(heads, boxes, labels, config)
     factor = images.dtype.type(config.optimizer.scale if scale is None else scale)
     by_heads = (
@@ -77,7 +77,7 @@ def loss_gradients(
     if config.optimizer.precision == "float16" and largest > LARGEST_FLOAT16:
         trained = trained_parameters(config)
         return loss, {p.name: np.full(p.shape, np.inf, factor.dtype) for p in trained}, statistics
-    return loss, back(scaled), statistics
+    return loss, backward(scaled), statistics
 
 
 def training_step(

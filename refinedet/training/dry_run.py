@@ -16,7 +16,7 @@ from refinedet.errors import TrainingError
 from refinedet.models.checkpoint import Checkpoint
 from refinedet.settings import Settings
 from refinedet.spec.config import NETWORK_STRIDES, Config, ScheduleConfig, replace
-from refinedet.spec.network import Parameters, forward_and_back, parameter_count
+from refinedet.spec.network import Parameters, forward_and_backward, parameter_count
 from refinedet.spec.schedule import learning_rate
 from refinedet.training.loop import starting_point
 
@@ -135,7 +135,7 @@ def activation_bytes(config: Config, parameters: Parameters) -> int:
     image = np.zeros((1, 3, side, side), np.float32)
     tracemalloc.start()
     try:
-        kept = forward_and_back(parameters, image, small)
+        kept = forward_and_backward(parameters, image, small)
         counted = tracemalloc.get_traced_memory()[0]
         del kept
     finally:

@@ -723,19 +723,19 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         (
             "the ARM reads what is normalised",
-            "normalised if net.l2_in_arm else seen",
+            "normalised if net.l2_in_arm else feature",
             "normalised",
         ),
         (
             "no ReLU on what is upsampled",
-            "run(add, x, run(relu, apply(upsampling(level, config), blocks[0])))",
-            "run(add, x, apply(upsampling(level, config), blocks[0]))",
+            "run(add, x, run(relu, conv(upsampling(level, config), blocks[0])))",
+            "run(add, x, conv(upsampling(level, config), blocks[0]))",
         ),
-        ("no ReLU6 in the heads", "y = run(relu6, apply(conv, y))", "y = apply(conv, y)"),
+        ("no ReLU6 in the heads", "y = run(relu6, self.conv(conv, y))", "y = self.conv(conv, y)"),
         (
             "a bottleneck adds what has passed a ReLU",
-            "return run(add, apply(last, y),",
-            "return run(add, run(relu, apply(last, y)),",
+            "return run(add, conv(last, y),",
+            "return run(add, run(relu, conv(last, y)),",
         ),
         (
             "a bottleneck without its input",
@@ -744,32 +744,32 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         (
             "no ReLU inside a bottleneck",
-            "apply(middle, run(relu, apply(first, x)))",
-            "apply(middle, apply(first, x))",
+            "conv(middle, run(relu, conv(first, x)))",
+            "conv(middle, conv(first, x))",
         ),
         (
             "no ReLU behind the bottleneck of a head",
-            "feature = run(relu, bottleneck(layers.shared, feature))",
-            "feature = bottleneck(layers.shared, feature)",
+            "feature = run(relu, self.bottleneck(layers.shared, feature))",
+            "feature = self.bottleneck(layers.shared, feature)",
         ),
         (
             "ReLU before the sum",
-            "x = apply(lateral2, run(relu, apply(lateral1, for_tcb[level])))",
-            "x = run(relu, apply(lateral2, run(relu, apply(lateral1, for_tcb[level]))))",
+            "x = conv(lateral2, run(relu, conv(lateral1, features[level])))",
+            "x = run(relu, conv(lateral2, run(relu, conv(lateral1, features[level]))))",
         ),
         (
             "no ReLU after the sum",
-            "x = run(relu, run(add, x, apply(upsampling(level, config), blocks[0])))",
-            "x = run(add, x, apply(upsampling(level, config), blocks[0]))",
+            "x = run(relu, run(add, x, conv(upsampling(level, config), blocks[0])))",
+            "x = run(add, x, conv(upsampling(level, config), blocks[0]))",
         ),
         (
             "no ReLU after a block",
-            "        for conv in outputs:\n            x = run(relu, apply(conv, x))",
-            "        for conv in outputs:\n            x = apply(conv, x)",
+            "            for output in outputs:\n                x = run(relu, conv(output, x))",
+            "            for output in outputs:\n                x = conv(output, x)",
         ),
         (
             "the coarser block is not added",
-            "x = run(relu, run(add, x, apply(upsampling(level, config), blocks[0])))",
+            "x = run(relu, run(add, x, conv(upsampling(level, config), blocks[0])))",
             "x = run(relu, x)",
         ),
     ],
@@ -854,7 +854,7 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         (
             "one momentum for all batch normalisation",
             "x.dtype.type(conv.momentum)",
-            "x.dtype.type(net.batch_norm_momentum)",
+            "x.dtype.type(self.config.network.batch_norm_momentum)",
         ),
         (
             "running variance of the batch alone",

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from refinedet.spec.config import Config, preset, replace
 from refinedet.spec.errors import SpecError
-from refinedet.spec.network import Heads, Parameters, forward, forward_and_back
+from refinedet.spec.network import Heads, Parameters, forward, forward_and_backward
 from refinedet.spec.types import Array
 
 # The same examples on every run, and no database left behind.
@@ -41,9 +41,9 @@ def slopes(
     def drawn(seed: int, like: Array) -> Array:
         return np.random.default_rng([18, seed]).normal(size=like.shape)
 
-    heads, _, back = forward_and_back(parameters, images, config)
+    heads, _, backward = forward_and_backward(parameters, images, config)
     weights = Heads(*(drawn(i, head) for i, head in enumerate(heads)))
-    gradients = back(weights)
+    gradients = backward(weights)
     direction = {n: drawn(9 + i, g) for i, (n, g) in enumerate(gradients.items())}
 
     def total(names: list[str], step: float) -> float:

@@ -251,7 +251,9 @@ def test_a_tape_adds_up_what_several_readers_say():
     y = tape(relu, x)
     z = tape(add, tape(add, x, y), x)
     assert z.tolist() == [3, -4]
-    got = tape.back([(z, np.float64([1, 10])), (y, np.float64([100, 100]))], {"x": x, "u": unused})
+    got = tape.backward(
+        [(z, np.float64([1, 10])), (y, np.float64([100, 100]))], {"x": x, "u": unused}
+    )
     assert got["x"].tolist() == [103, 20]
     assert got["u"].tolist() == [0]
 
@@ -275,5 +277,5 @@ def test_what_no_output_depends_on_does_not_end_the_way_back():
     tape, x = Tape(), np.float64([1, -2])
     y = tape(relu, x)
     tape(relu, y)  # nobody asks for this
-    gradients = tape.back([(y, np.ones(2))], {"x": x})
+    gradients = tape.backward([(y, np.ones(2))], {"x": x})
     assert gradients["x"].tolist() == [1, 0]

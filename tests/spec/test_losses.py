@@ -422,7 +422,7 @@ def test_what_a_module_refuses():
         module_loss(offsets, logits.astype(np.float32), expected, labels, eligible, 3)
     with refused("offsets: not finite at (0, 0, 0)"):
         module_loss(offsets * np.inf, logits, expected, labels, eligible, 3)
-    with refused("logits: want at least one image"):
+    with refused("logits: expected at least one image, got none"):
         module_loss(offsets[:0], logits[:0], expected[:0], labels[:0], eligible[:0], 3)
 
 

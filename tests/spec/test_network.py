@@ -12,7 +12,7 @@ from refinedet.spec.network import (
     Parameter,
     check_parameters,
     forward,
-    forward_and_back,
+    forward_and_backward,
     initial_parameters,
     parameter_count,
     parameter_table,
@@ -445,7 +445,7 @@ def test_what_the_network_refuses():
         forward(parameters, images.transpose(0, 1, 3, 2), config)
     with refused("images: expected shape (any, 3, 64, 128), got (3, 64, 128)"):
         forward(parameters, images[0], config)
-    with refused("images: want at least one"):
+    with refused("images: expected at least one, got none"):
         forward(parameters, images[:0], config)
     with refused("images, weight: expected one dtype, got ['float32', 'float64']"):
         forward(parameters, images.astype(np.float64), config)
@@ -463,14 +463,14 @@ def test_the_way_back_is_the_slope_of_the_way_there(batch_norm):
     config = tiny(network={"width": 1 / 64, "batch_norm": batch_norm})
     parameters = lively(config, 0)
     images = numbers(1, 2, 3, 64, 128)
-    heads, statistics, back = forward_and_back(parameters, images, config)
+    heads, statistics, backward = forward_and_backward(parameters, images, config)
     want, running = forward(parameters, images, config, training=True)
     for got, expected in zip(heads, want, strict=True):
         assert_array_equal(got, expected)
     assert {n: a.tolist() for n, a in statistics.items()} == {
         n: a.tolist() for n, a in running.items()
     }
-    assert list(back(heads)) == [p.name for p in trained_parameters(config)]
+    assert list(backward(heads)) == [p.name for p in trained_parameters(config)]
     for part, slope, expected in slopes(parameters, images, config):
         assert abs(slope - expected) < 1e-4 * (abs(expected) + 1), part
 
@@ -479,5 +479,5 @@ def test_the_way_back_keeps_float32():
     config = tiny(network={"width": 1 / 64, "batch_norm": True})
     parameters = {name: p.astype(np.float32) for name, p in lively(config, 0).items()}
     images = numbers(1, 1, 3, 64, 128).astype(np.float32)
-    heads, _, back = forward_and_back(parameters, images, config)
-    assert {g.dtype for g in back(heads).values()} == {np.dtype(np.float32)}
+    heads, _, backward = forward_and_backward(parameters, images, config)
+    assert {g.dtype for g in backward(heads).values()} == {np.dtype(np.float32)}

@@ -10,7 +10,7 @@ from refinedet.spec.losses import detector_loss
 from refinedet.spec.network import (
     Heads,
     forward,
-    forward_and_back,
+    forward_and_backward,
     initial_parameters,
     trained_parameters,
 )
@@ -42,7 +42,7 @@ def start():
 def test_a_step_is_loss_gradient_and_update_in_this_order():
     parameters, momentum_buffers, images = start()
     before = {name: p.copy() for name, p in parameters.items()}
-    heads, statistics, back = forward_and_back(parameters, images, CONFIG)
+    heads, statistics, backward = forward_and_backward(parameters, images, CONFIG)
     loss = detector_loss(heads, BOXES, LABELS, CONFIG)
     arm, odm = loss
     by_heads = Heads(
@@ -52,7 +52,7 @@ def test_a_step_is_loss_gradient_and_update_in_this_order():
         8 * odm.logits_gradient,
     )
     want, moved = momentum_step(
-        parameters, back(by_heads), momentum_buffers, learning_rate(1, CONFIG.schedule), CONFIG
+        parameters, backward(by_heads), momentum_buffers, learning_rate(1, CONFIG.schedule), CONFIG
     )
     got = training_step(parameters, momentum_buffers, images, BOXES, LABELS, 1, CONFIG)
     assert got.loss.total == loss.total

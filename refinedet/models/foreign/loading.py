@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,9 +15,10 @@ from refinedet.models.checkpoint import Checkpoint
 from refinedet.models.foreign.mapping import for_export
 from refinedet.models.foreign.reading import WeightsFile, read_weights
 from refinedet.models.foreign.scheme import classifier_layers, trunk_fields
-from refinedet.settings import Settings, resolve
-from refinedet.spec.config import Config, ImageConfig, preset
+from refinedet.settings import Settings, plain, resolve
+from refinedet.spec.config import Config, ImageConfig, NetworkConfig, preset
 from refinedet.spec.network import Parameters, initial_parameters
+from refinedet.spec.unread import without_unread
 from refinedet.support.text import one_line
 
 FIRST = 5
@@ -165,27 +167,29 @@ def _settings_note(file: WeightsFile, settings: Settings) -> str:
     if file.settings:
         image = file.settings.model.image
         network = trunk_fields(file.settings.model.network)
-    now = trunk_fields(settings.model.network)
+    now = settings.model.network
+    trained = without_unread(NetworkConfig, {**vars(now), **network}, ())
     told = _assignments(
         None if image == settings.model.image else image,
-        {name: value for name, value in network.items() if value != now[name]},
+        {name: trained[name] for name in network if trained[name] != getattr(now, name)},
     )
     return f"; they were trained with other settings: {' '.join(told)}" if told else ""
 
 
 def _assignments(image: ImageConfig | None, network: Mapping[str, object]) -> list[str]:
-    """As ``--set`` takes them."""
-    told = []
-    if image is not None:
-        told += [
-            f"model.image.channels={image.channels}",
-            f"model.image.mean=[{', '.join(map(str, image.mean))}]",
-            f"model.image.std=[{', '.join(map(str, image.std))}]",
-        ]
-    for name, value in network.items():
-        text = str(value).lower() if isinstance(value, bool) else value
-        told.append(f"model.network.{name}={text}")
-    return told
+    """``KEY=VALUE`` of settings."""
+    values = _required_settings(image, network)
+    return [f"{key}={json.dumps(value).replace(chr(34), '')}" for key, value in values.items()]
+
+
+def _required_settings(
+    image: ImageConfig | None, network: Mapping[str, object]
+) -> dict[str, object]:
+    """The settings, by dotted key, with which a file's network computes."""
+    fields = plain(image) if image is not None else {}
+    return {f"model.image.{name}": value for name, value in fields.items()} | {
+        f"model.network.{name}": value for name, value in network.items()
+    }
 
 
 def import_weights(
@@ -230,8 +234,8 @@ def import_weights(
             raise SettingsError(
                 f"{path} detects {count - 1} classes, got {len(names)}", key="--classes"
             )
-        about = _assignments(file.scheme.image, file.scheme.network)
-        settings = resolve(chosen, None, [*about, *assignments], names)
+        defaults = _required_settings(file.scheme.image, file.scheme.network)
+        settings = resolve(chosen, None, assignments, names, defaults)
     fresh = initial_parameters(settings.model, settings.input.seed)
     taken = fit(file, fresh, list(fresh), partial)
     height, width = settings.model.image_size
