@@ -20,10 +20,10 @@ from refinedet.spec.config import (
     ImageConfig,
     MatchingConfig,
     ScheduleConfig,
-    preset,
     replace,
 )
 from refinedet.spec.network import Heads, Parameters, initial_parameters, parameter_table
+from refinedet.spec.presets import preset
 from refinedet.spec.types import Array
 from refinedet.spec.unread import without_unread
 

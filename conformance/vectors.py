@@ -33,15 +33,10 @@ from refinedet.conformance.tolerances import TOLERANCES
 from refinedet.errors import DataError
 from refinedet.spec.anchors import anchors
 from refinedet.spec.boxes import box_iou, corners_to_centres
-from refinedet.spec.config import (
-    Config,
-    DetectionConfig,
-    ImageConfig,
-    preset,
-    replace,
-)
+from refinedet.spec.config import Config, DetectionConfig, ImageConfig, replace
 from refinedet.spec.detection import detections, scored_boxes
 from refinedet.spec.network import forward, trained_parameters
+from refinedet.spec.presets import preset
 from refinedet.spec.types import Array
 from refinedet.support.files import require_regular_file, write_atomically, write_json
 

@@ -22,8 +22,9 @@ from typing import Any
 import yaml
 
 from refinedet.errors import SettingsError, UsageError
-from refinedet.spec.config import Config, preset
+from refinedet.spec.config import Config
 from refinedet.spec.errors import SpecError
+from refinedet.spec.presets import preset
 from refinedet.spec.unread import RULES, Rule, Rules, unread, without_unread
 from refinedet.support.files import read_regular_file
 from refinedet.support.text import is_class_name, shown
@@ -158,7 +159,7 @@ PRESET_DEFAULTS: dict[str, dict[str, Any]] = {
     "refinedet_eighth_128": {"input.batch_size": 16},
     "modelzoo_eighth_128": {"input.batch_size": 16},
 }
-"""What a preset of ``spec.config`` changes outside the detector's own config."""
+"""What a preset of ``spec.presets`` changes outside the detector's own config."""
 
 
 def resolve(

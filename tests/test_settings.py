@@ -16,7 +16,8 @@ from refinedet.settings import (
     resolve,
     to_yaml,
 )
-from refinedet.spec.config import PRESETS, NetworkConfig
+from refinedet.spec.config import NetworkConfig
+from refinedet.spec.presets import PRESETS
 
 
 def refused(message):

@@ -15,9 +15,10 @@ from refinedet.conformance import inputs
 from refinedet.conformance.comparison import CheckedBackend
 from refinedet.conformance.margin import is_arm_filter_decided
 from refinedet.conformance.registry import check
-from refinedet.spec.config import NETWORK_CHOICES, Config, preset, replace
+from refinedet.spec.config import NETWORK_CHOICES, Config, replace
 from refinedet.spec.detection import scored_boxes
 from refinedet.spec.network import forward
+from refinedet.spec.presets import preset
 from refinedet.spec.types import Array
 
 WITH_BATCH_NORM = replace(

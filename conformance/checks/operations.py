@@ -26,13 +26,13 @@ from refinedet.spec.config import (
     MatchingConfig,
     ScheduleConfig,
     feature_sizes,
-    preset,
     replace,
 )
 from refinedet.spec.detection import scored_boxes
 from refinedet.spec.losses import detector_loss
 from refinedet.spec.matching import targets
 from refinedet.spec.network import Heads, trained_parameters
+from refinedet.spec.presets import preset
 from refinedet.spec.types import Array
 
 

@@ -66,9 +66,9 @@ from refinedet.models.export import export_model
 from refinedet.models.foreign.loading import patterns, with_backbone, with_detector
 from refinedet.models.open import open_model
 from refinedet.settings import resolve, to_yaml
-from refinedet.spec.config import PRESETS, preset
 from refinedet.spec.errors import SpecError
 from refinedet.spec.network import parameter_count
+from refinedet.spec.presets import PRESETS, preset
 from refinedet.spec.types import Array
 from refinedet.support.files import write_json
 from refinedet.support.remote import RunCopy

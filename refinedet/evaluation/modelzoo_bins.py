@@ -31,8 +31,9 @@ from refinedet.inference.postprocessing import postprocess
 from refinedet.inference.predictor import in_pixels
 from refinedet.models import run_folder
 from refinedet.spec.anchors import anchors
-from refinedet.spec.config import preset, replace
+from refinedet.spec.config import replace
 from refinedet.spec.errors import SpecError
+from refinedet.spec.presets import preset
 from refinedet.spec.types import Array
 
 ZOO = "modelzoo_vgg16_320"

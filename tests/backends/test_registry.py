@@ -17,7 +17,8 @@ from refinedet.backends.registry import (
     require_precision,
 )
 from refinedet.errors import BackendError, UsageError
-from refinedet.spec.config import preset, replace
+from refinedet.spec.config import replace
+from refinedet.spec.presets import preset
 
 
 class Least(Backend):

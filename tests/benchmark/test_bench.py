@@ -9,7 +9,8 @@ from types import SimpleNamespace
 from refinedet.backends.interface import Backend
 from refinedet.backends.registry import BackendChoice
 from refinedet.benchmark.run import Row, bench, detection_rows, input_rows, table
-from refinedet.spec.config import preset, replace
+from refinedet.spec.config import replace
+from refinedet.spec.presets import preset
 
 CONFIG = replace(preset("refinedet_eighth_128"), image_size=(64, 128), num_classes=4)
 

@@ -14,8 +14,9 @@ from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.models.export import export_model
 from refinedet.models.open import Model
 from refinedet.settings import from_yaml, resolve
-from refinedet.spec.config import preset, replace
+from refinedet.spec.config import replace
 from refinedet.spec.network import initial_parameters
+from refinedet.spec.presets import preset
 
 SMALL = ["model.image_size=[64, 128]", "model.detection.score=0.3"]
 

@@ -28,8 +28,9 @@ from refinedet.conformance.runner import (
     outcome_of,
     select,
 )
-from refinedet.spec.config import PRECISIONS, preset, replace
+from refinedet.spec.config import PRECISIONS, replace
 from refinedet.spec.network import initial_parameters
+from refinedet.spec.presets import preset
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs/example-backend"

@@ -13,7 +13,8 @@ from refinedet.data.dataset import Dataset, make_record
 from refinedet.data.samples import SampleMaker, reading_order
 from refinedet.errors import DataError
 from refinedet.settings import InputSettings
-from refinedet.spec.config import preset, replace
+from refinedet.spec.config import replace
+from refinedet.spec.presets import preset
 
 CONFIG = replace(
     preset("refinedet_eighth_128"),

@@ -12,9 +12,10 @@ from hypothesis.extra.numpy import arrays
 
 from refinedet.data.targets import ArmTargets
 from refinedet.spec.anchors import anchors
-from refinedet.spec.config import PRESETS, Config, replace
+from refinedet.spec.config import Config, replace
 from refinedet.spec.errors import SpecError
 from refinedet.spec.matching import targets
+from refinedet.spec.presets import PRESETS
 from refinedet.spec.types import Array
 
 TINY = replace(PRESETS["refinedet_eighth_128"], image_size=(64, 64))  # 255 anchors

@@ -12,8 +12,9 @@ from safetensors.numpy import save_file
 
 from refinedet.models.foreign.loading import COCO_CLASSES
 from refinedet.settings import Settings, resolve
-from refinedet.spec.config import preset, replace
+from refinedet.spec.config import replace
 from refinedet.spec.network import parameter_table
+from refinedet.spec.presets import preset
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "recipes.md").read_text()

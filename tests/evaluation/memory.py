@@ -40,8 +40,8 @@ from refinedet.evaluation.resume_journal import ResumeJournal, evaluation_subjec
 from refinedet.inference.multiscale import MultiScalePredictor
 from refinedet.inference.predictor import Predictor
 from refinedet.spec.anchors import anchors
-from refinedet.spec.config import preset
 from refinedet.spec.network import initial_parameters
+from refinedet.spec.presets import preset
 from refinedet.support.files import write_json
 
 OBJECTS = 7

@@ -22,10 +22,11 @@ from refinedet.evaluation.metrics import Evaluator
 from refinedet.evaluation.protocols import PROTOCOLS, counted_images, find_protocol, with_protocol
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.settings import resolve
-from refinedet.spec.config import DetectionConfig, preset
+from refinedet.spec.config import DetectionConfig
 from refinedet.spec.detection import Detections
 from refinedet.spec.fusion import FusionConfig, View
 from refinedet.spec.network import initial_parameters
+from refinedet.spec.presets import preset
 
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 90, "name": "cow"}]
 """With gaps, as COCO's."""

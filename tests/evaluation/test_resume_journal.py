@@ -25,10 +25,10 @@ from refinedet.evaluation.resume_journal import (
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.models.open import open_model
 from refinedet.settings import resolve, to_yaml
-from refinedet.spec.config import preset
 from refinedet.spec.detection import Detections
 from refinedet.spec.fusion import FusionConfig
 from refinedet.spec.network import initial_parameters
+from refinedet.spec.presets import preset
 
 SUBJECT = {"model": "1", "settings": "2", "data set": "3"}
 

@@ -18,11 +18,12 @@ from refinedet.inference.predictor import Predictor
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.models.open import open_model
 from refinedet.settings import Settings, resolve, to_yaml
-from refinedet.spec.config import preset, replace
+from refinedet.spec.config import replace
 from refinedet.spec.detection import detections
 from refinedet.spec.fusion import FusionConfig, View, fuse
 from refinedet.spec.images import normalise
 from refinedet.spec.network import initial_parameters
+from refinedet.spec.presets import preset
 
 HEIGHT, WIDTH = 64, 128
 CONFIG = replace(preset("refinedet_eighth_128"), image_size=(HEIGHT, WIDTH), num_classes=2)

@@ -9,9 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from refinedet.spec.config import Config, preset, replace
+from refinedet.spec.config import Config, replace
 from refinedet.spec.errors import SpecError
 from refinedet.spec.network import Heads, Parameters, forward, forward_and_backward
+from refinedet.spec.presets import preset
 from refinedet.spec.types import Array
 
 # The same examples on every run, and no database left behind.

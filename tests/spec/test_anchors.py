@@ -6,7 +6,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from refinedet.spec.anchors import anchors, level_anchors
 from refinedet.spec.boxes import area, corners_to_centres
-from refinedet.spec.config import feature_sizes, preset, replace
+from refinedet.spec.config import feature_sizes, replace
+from refinedet.spec.presets import preset
 
 from .strategies import tiny
 

@@ -12,8 +12,9 @@ import pytest
 from numpy.testing import assert_allclose
 
 from refinedet.spec.architecture import Conv, Pool, trunk, upsampling
-from refinedet.spec.config import preset, replace
+from refinedet.spec.config import replace
 from refinedet.spec.network import initial_parameters, parameter_count, parameter_table
+from refinedet.spec.presets import preset
 
 from .strategies import tiny
 

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from refinedet.spec.config import ImageConfig, preset
+from refinedet.spec.config import ImageConfig
 from refinedet.spec.images import normalise
+from refinedet.spec.presets import preset
 
 from .strategies import refused
 

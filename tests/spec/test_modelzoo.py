@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from refinedet.spec.anchors import anchors
 from refinedet.spec.boxes import box_iou, corners_to_centres, lengthened
-from refinedet.spec.config import DetectionConfig, MatchingConfig, preset, replace
+from refinedet.spec.config import DetectionConfig, MatchingConfig, replace
 from refinedet.spec.detection import detect, nms, scored_boxes
 from refinedet.spec.layers import (
     depthwise_conv2d,
@@ -40,6 +40,7 @@ from refinedet.spec.network import (
     trained_parameters,
 )
 from refinedet.spec.optimizer import momentum_step
+from refinedet.spec.presets import preset
 from refinedet.spec.schedule import learning_rate
 
 from .strategies import refused, slopes, tiny

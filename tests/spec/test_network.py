@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from refinedet.spec.architecture import sources
-from refinedet.spec.config import preset, replace
+from refinedet.spec.config import replace
 from refinedet.spec.network import (
     Parameter,
     check_parameters,
@@ -18,6 +18,7 @@ from refinedet.spec.network import (
     parameter_table,
     trained_parameters,
 )
+from refinedet.spec.presets import preset
 
 from .strategies import refused, slopes, tiny
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refinedet.spec.config import ScheduleConfig, preset
+from refinedet.spec.config import ScheduleConfig
+from refinedet.spec.presets import preset
 from refinedet.spec.schedule import learning_rate
 from refinedet.spec.unread import without_unread
 

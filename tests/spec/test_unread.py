@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from refinedet.spec.anchors import anchors
-from refinedet.spec.config import PRESETS, Config, NetworkConfig, ScheduleConfig, replace
+from refinedet.spec.config import Config, NetworkConfig, ScheduleConfig, replace
 from refinedet.spec.detection import detections
 from refinedet.spec.errors import SpecError
 from refinedet.spec.images import normalise
 from refinedet.spec.network import Heads, initial_parameters, trained_parameters
 from refinedet.spec.optimizer import LossScale, next_loss_scale
+from refinedet.spec.presets import PRESETS
 from refinedet.spec.schedule import learning_rate
 from refinedet.spec.training import training_step
 from refinedet.spec.unread import RULES, unread

@@ -11,8 +11,9 @@ from refinedet.backends.interface import Backend
 from refinedet.errors import TrainingError
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.settings import resolve, to_yaml
-from refinedet.spec.config import ScheduleConfig, preset, replace
+from refinedet.spec.config import ScheduleConfig, replace
 from refinedet.spec.network import initial_parameters
+from refinedet.spec.presets import preset
 from refinedet.training.dry_run import activation_bytes, plan, turning_points
 
 SET = ["model.image_size=[64, 128]", "input.batch_size=4", "model.schedule.steps=30"]

@@ -16,8 +16,9 @@ from refinedet.models.foreign.mapping import for_export
 from refinedet.models.foreign.reading import WeightsFile, read_weights
 from refinedet.models.foreign.scheme import classifier_layers, trunk_fields
 from refinedet.settings import Settings, plain, resolve
-from refinedet.spec.config import Config, ImageConfig, NetworkConfig, preset
+from refinedet.spec.config import Config, ImageConfig, NetworkConfig
 from refinedet.spec.network import Parameters, initial_parameters
+from refinedet.spec.presets import preset
 from refinedet.spec.unread import without_unread
 from refinedet.support.text import one_line
 

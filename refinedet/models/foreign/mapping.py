@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from refinedet.models.foreign import modelzoo, resnet, vgg16
 from refinedet.models.foreign.scheme import BGR, Scheme
-from refinedet.spec.config import PRESETS
 from refinedet.spec.network import parameter_table
+from refinedet.spec.presets import PRESETS
 
 CANONICAL = Scheme(
     "RefineDet, canonical names",

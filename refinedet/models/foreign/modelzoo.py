@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from refinedet.models.foreign.resnet import torch_layers
 from refinedet.models.foreign.scheme import Scheme, trunk_fields
 from refinedet.spec.architecture import LEVELS, NORMALISED, backbone_convs, normalised_sources
-from refinedet.spec.config import PRESETS, VGG16_BLOCKS, Config
+from refinedet.spec.config import VGG16_BLOCKS, Config
+from refinedet.spec.presets import PRESETS
 from refinedet.spec.types import Array
 
 VGG16_PRESET = "modelzoo_vgg16_320"

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from refinedet.models.foreign.scheme import BGR, IMAGENET, Scheme, classifier_layers, trunk_fields
 from refinedet.models.foreign.vgg16 import levels
 from refinedet.spec.architecture import sources
-from refinedet.spec.config import PRESETS, replace
+from refinedet.spec.config import replace
 from refinedet.spec.network import parameter_table
+from refinedet.spec.presets import PRESETS
 
 PRESET = "refinedet_resnet101_320"
 CONFIG = PRESETS[PRESET]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from refinedet.models.foreign.scheme import BGR, IMAGENET, RGB, Scheme, classifier_layers
 from refinedet.spec.architecture import NORMALISED, sources
-from refinedet.spec.config import PRESETS
+from refinedet.spec.presets import PRESETS
 from refinedet.spec.types import Array
 
 CONFIG = PRESETS["refinedet_vgg16_320"]

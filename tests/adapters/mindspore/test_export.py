@@ -13,10 +13,11 @@ from refinedet.models.embedded_settings import with_settings
 from refinedet.models.foreign.protobuf import fields, written_field
 from refinedet.models.open import open_model
 from refinedet.settings import Settings, from_yaml, to_yaml
-from refinedet.spec.config import preset, replace
+from refinedet.spec.config import replace
 from refinedet.spec.detection import scored_boxes
 from refinedet.spec.errors import SpecError
 from refinedet.spec.network import initial_parameters
+from refinedet.spec.presets import preset
 
 CONFIG = replace(preset("modelzoo_eighth_128"), image_size=(64, 128), num_classes=3)
 SETTINGS = Settings(model=CONFIG, class_names=("a", "b"))

@@ -15,11 +15,12 @@ from refinedet.data.batch import Batch
 from refinedet.spec import losses as spec_losses
 from refinedet.spec import network as spec
 from refinedet.spec.anchors import anchors
-from refinedet.spec.config import preset, replace
+from refinedet.spec.config import replace
 from refinedet.spec.detection import scored_boxes
 from refinedet.spec.matching import match as spec_match
 from refinedet.spec.matching import targets
 from refinedet.spec.optimizer import momentum_step
+from refinedet.spec.presets import preset
 from refinedet.spec.schedule import learning_rate
 
 BASE = replace(

@@ -10,8 +10,8 @@ from refinedet.backends.registry import profiler_of
 from refinedet.data.batches import batches
 from refinedet.errors import UsageError
 from refinedet.settings import resolve
-from refinedet.spec.config import preset
 from refinedet.spec.network import trained_parameters
+from refinedet.spec.presets import preset
 from refinedet.training.loop import train
 
 LIST = ("--layout", "text", "--annotations", "list.txt", "--images", "images", "--classes", "a")

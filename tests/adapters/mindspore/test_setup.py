@@ -17,8 +17,8 @@ from refinedet.adapters.mindspore.setup import CAP, Setup, decide
 from refinedet.backends.registry import find_backend
 from refinedet.errors import BackendError
 from refinedet.settings import Settings
-from refinedet.spec.config import preset
 from refinedet.spec.network import initial_parameters
+from refinedet.spec.presets import preset
 
 WORKER = {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "8", "RANK_ID": "11", "DEVICE_ID": "3"}
 BACKENDS = {"GPU": MindSporeGPU, "Ascend": MindSporeAscend}

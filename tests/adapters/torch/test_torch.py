@@ -21,9 +21,10 @@ from refinedet.spec import layers
 from refinedet.spec import losses as spec_losses
 from refinedet.spec.anchors import anchors
 from refinedet.spec.architecture import Pool
-from refinedet.spec.config import MatchingConfig, preset, replace
+from refinedet.spec.config import MatchingConfig, replace
 from refinedet.spec.matching import match, targets
 from refinedet.spec.network import initial_parameters
+from refinedet.spec.presets import preset
 from refinedet.spec.training import training_step
 from refinedet.training.loop import train
 

@@ -6,7 +6,7 @@ zoo's ``resnet101_for_refinedet.py`` give; each network is run by its own names.
 
 import numpy as np
 
-from refinedet.spec.config import preset, replace
+from refinedet.spec.config import replace
 from refinedet.spec.layers import (
     add_bias,
     anchor_rows,
@@ -17,6 +17,7 @@ from refinedet.spec.layers import (
     upsample2x2,
 )
 from refinedet.spec.network import parameter_table
+from refinedet.spec.presets import preset
 
 from .zoo import upper_forward, upper_state
 

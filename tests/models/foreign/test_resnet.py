@@ -14,8 +14,9 @@ from refinedet.models.foreign.loading import import_weights, renamed, with_backb
 from refinedet.models.foreign.mindspore_ckpt import read_ckpt
 from refinedet.models.foreign.reading import read_weights
 from refinedet.settings import resolve
-from refinedet.spec.config import preset, replace
+from refinedet.spec.config import replace
 from refinedet.spec.network import forward, initial_parameters, parameter_table
+from refinedet.spec.presets import preset
 
 from . import zoo
 from .resnet import (

@@ -14,8 +14,9 @@ from refinedet.models.foreign.modelzoo import VGG16 as ZOO
 from refinedet.models.foreign.reading import read_weights
 from refinedet.models.open import open_model
 from refinedet.settings import resolve
-from refinedet.spec.config import PRESETS, preset, replace
+from refinedet.spec.config import replace
 from refinedet.spec.network import forward, initial_parameters, parameter_table
+from refinedet.spec.presets import PRESETS, preset
 
 from .test_damage import refused
 from .writers import SMALL, field, random_parameters, varint, write_safetensors

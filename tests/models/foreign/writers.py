@@ -12,7 +12,7 @@ import zipfile
 
 import numpy as np
 
-from refinedet.spec.config import preset, replace
+from refinedet.spec.config import replace
 from refinedet.spec.layers import (
     add,
     add_bias,
@@ -24,6 +24,7 @@ from refinedet.spec.layers import (
     upsample2x2,
 )
 from refinedet.spec.network import parameter_table
+from refinedet.spec.presets import preset
 
 SMALL = ["model.network.width=0.015625", "model.image_size=[64, 64]"]
 CONFIG = replace(

@@ -6,7 +6,7 @@ run by the zoo's own names and with its own order of offsets.
 
 import numpy as np
 
-from refinedet.spec.config import preset, replace
+from refinedet.spec.config import replace
 from refinedet.spec.layers import (
     add_bias,
     anchor_rows,
@@ -19,6 +19,7 @@ from refinedet.spec.layers import (
     relu6,
     upsample2x2,
 )
+from refinedet.spec.presets import preset
 
 from .writers import field
 
