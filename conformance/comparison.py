@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from refinedet.backends.interface import Backend
 from refinedet.backends.operations import OPERATIONS
 from refinedet.conformance.tolerances import TOLERANCES, Tolerance
 from refinedet.spec.types import Array
@@ -82,7 +83,7 @@ def _require_valid_leaf(name: str, actual: Any, expected: Any) -> None:
 class CheckedBackend:
     """A backend in one check, and the errors measured there."""
 
-    backend: Any
+    backend: Backend
     worst: float = 0.0
     """Largest error as a fraction of its tolerance."""
     compared: int = 0

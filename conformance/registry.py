@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis.strategies import SearchStrategy, just
 
-from refinedet.backends.interface import Limitation
+from refinedet.backends.interface import Backend, Limitation
 from refinedet.conformance.comparison import CheckedBackend
 from refinedet.errors import BackendError
 
@@ -64,7 +64,7 @@ def check(
     return register
 
 
-def declared_limitations(backend: Any) -> dict[str, Limitation]:
+def declared_limitations(backend: Backend) -> dict[str, Limitation]:
     """The limitations that a backend declares, by the name of the check.
 
     Raises:

@@ -11,8 +11,8 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from refinedet.backends.interface import Backend
 from refinedet.backends.registry import BackendChoice
 from refinedet.conformance.comparison import in_a_line
 from refinedet.conformance.options import LIMIT
@@ -91,7 +91,7 @@ def run_reported(
             process.close()
 
 
-def evaluate_reported(backend: Any, case: Reported) -> ReportedOutcome:
+def evaluate_reported(backend: Backend, case: Reported) -> ReportedOutcome:
     """Evaluate a detector by the protocol of its published row, and compare the metrics.
 
     Whatever the evaluation raises is a failure.

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Flaky
 
 import refinedet.conformance.checks  # noqa: F401 - fills the registry
+from refinedet.backends.interface import Backend
 from refinedet.backends.registry import BackendChoice
 from refinedet.conformance.comparison import (
     CheckedBackend,
@@ -151,7 +152,7 @@ def _run_case(check: Check, backend: CheckedBackend, case: Any) -> None:
 
 
 def outcome_of(
-    backend: Any,
+    backend: Backend,
     check: Check,
     profile: str = "default",
     seed: int = 0,
@@ -285,7 +286,7 @@ class SuiteProcess:
         self._process.close()
 
 
-def _outcome_by_name(backend: Any, check: str, profile: str, seed: int, name: str) -> Outcome:
+def _outcome_by_name(backend: Backend, check: str, profile: str, seed: int, name: str) -> Outcome:
     return outcome_of(backend, CHECKS[check], profile, seed, name)
 
 
