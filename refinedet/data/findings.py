@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from refinedet.data.dataset import Finding, Location
-from refinedet.errors import DataError
+from refinedet.errors import UsageError
 from refinedet.support.text import is_class_name, one_line
 
 POLICY: dict[str, Literal["refuse", "skip"]] = {
@@ -101,15 +101,15 @@ class Findings:
 
 
 def require_names(class_names: Sequence[str]) -> None:
-    """Raise a ``DataError`` unless the names are there, distinct and of one line each."""
+    """Raise a ``UsageError`` unless the names are there, distinct and of one line each."""
     if not class_names:
-        raise DataError("names no class", key="class_names")
+        raise UsageError("names no class", key="class_names")
     name, times = Counter(class_names).most_common(1)[0]
     if times > 1:
-        raise DataError(f"names {name!r} {times} times", key="class_names")
+        raise UsageError(f"names {name!r} {times} times", key="class_names")
     for name in class_names:
         if not is_class_name(name):
-            raise DataError(f"{name!r:.40} is not a name of one line", key="class_names")
+            raise UsageError(f"{name!r:.40} is not a name of one line", key="class_names")
 
 
 def size_disagrees(annotated: tuple[int, int], actual: tuple[int, int]) -> str:

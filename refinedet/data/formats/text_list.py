@@ -27,7 +27,8 @@ def read_text_list(file: Path, image_folder: Path, class_names: tuple[str, ...])
         image_folder: the folder that the paths are relative to.
         class_names: name of class 1, 2, ...
     Raises:
-        DataError: no such file or folder, or no class names.
+        UsageError: no class names.
+        DataError: no such file or folder.
     """
     require_names(class_names)
     findings = Findings()

@@ -21,7 +21,7 @@ from refinedet.data.dataset import Dataset, Location, Object, Record, make_recor
 from refinedet.data.files import FileFinder, ImageFinder, parse_float, read_file, read_lines
 from refinedet.data.findings import Findings, require_names, size_disagrees
 from refinedet.data.images import IMAGE_SUFFIXES, image_size
-from refinedet.errors import DataError
+from refinedet.errors import DataError, UsageError
 from refinedet.support.text import is_class_name
 
 CLASSES = (
@@ -46,6 +46,7 @@ def read_voc(root: Path, split: str, class_names: tuple[str, ...] | None = None)
         The images in the order of the lists, with ids 1, 2 and so on. Each image's
         size is read from its file; another size in the annotation is a finding.
     Raises:
+        UsageError: a name in ``split`` is missing.
         DataError: no such folder or list.
     """
     findings = Findings()
@@ -78,7 +79,7 @@ def _listed(
     year, colon, name = part.rpartition(":")
     folder = root / f"VOC{year.removeprefix('VOC')}" if colon else root
     if not name:
-        raise DataError("expected the name of a list in ImageSets/Main", path=root, key="split")
+        raise UsageError("expected the names of lists in ImageSets/Main", key="split")
     path = folder / "ImageSets" / "Main" / f"{name}.txt"
     if not path.is_file():
         have = sorted(p.stem for p in path.parent.glob("*.txt")) if path.parent.is_dir() else []

@@ -345,7 +345,7 @@ def test_chosen_classes_are_names_of_one_line(coco, tmp_path, layout, name):
     source = source_of(
         layout, tmp_path, annotations="ground_truth.json", class_names=("early", name)
     )
-    with pytest.raises(DataError, match=r"^class_names: .* is not a name of one line$"):
+    with pytest.raises(UsageError, match=r"^class_names: .* is not a name of one line$"):
         read_dataset(source)
 
 
