@@ -10,7 +10,7 @@ batches.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, SupportsInt
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class SampleMaker:
         self.targets = ArmTargets(config)
 
     def __call__(
-        self, encoded: Array, boxes: Array, labels: Array, position: Array
+        self, encoded: Array, boxes: Array, labels: Array, position: SupportsInt
     ) -> tuple[Array, Array, Array, Array, Array]:
         """The rows of a ``refinedet.data.batch.Batch`` for one position.
 
@@ -65,7 +65,7 @@ class SampleMaker:
             encoded: the image's file, bytes.
             boxes: (T, 4) float32, pixels, corner form.
             labels: (T,) int32.
-            position: () int64.
+            position: from 0; an integer or a () int64 array.
         """
         rng = np.random.default_rng((self.settings.seed, int(position), 1))
         image = decode_image(encoded.tobytes(), f"image at position {int(position)}")

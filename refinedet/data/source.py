@@ -54,7 +54,7 @@ class DataSource:
         if self.layout not in LAYOUTS:
             raise UsageError(f"no {self.layout!r}; there are {', '.join(LAYOUTS)}", key="layout")
         self._refuse_unread()
-        needed = ("root", "split") if self.layout == "voc" else ("annotations",)
+        needed: tuple[str, ...] = ("root", "split") if self.layout == "voc" else ("annotations",)
         if self.layout != "voc" and self.root is None and self.url is None:
             needed += ("images",)
         for name in needed:

@@ -1,4 +1,4 @@
-"""Published metrics, and whether what was measured agrees with them.
+"""Published metrics, and their comparison with measured ones.
 
 The metrics are the JSON files of ``published_tables``: each a table with its source, what
 it was measured on and by which protocol (``refinedet.evaluation.protocols``), and rows by name. A
@@ -19,8 +19,8 @@ from refinedet.errors import ExpectationError, UsageError
 from refinedet.evaluation.metrics import aligned
 
 TOLERANCE = 0.0015
-"""Between a metric of the published detector and one measured here. Half a thousandth of
-it is the rounding of what was printed."""
+"""Largest difference between a published metric and the measured one. Half a thousandth of
+it is the rounding of the published value."""
 
 RETRAINED = 0.005
 """By how much a retrained detector may be below the published main metric."""
@@ -35,9 +35,9 @@ class Published:
 
     name: str
     what: str
-    """The detector, in words."""
+    """Description of the detector."""
     metrics: Mapping[str, float]
-    """Some of ``evaluation.metrics.COCO_METRICS``, VOC07 and VOC12; the first is the main one."""
+    """Some of ``coco_metrics.COCO_METRICS``, VOC07 and VOC12; the first is the main one."""
     unverified: frozenset[str]
     """Metrics that were recalled from memory."""
     retrained_at_least: float
@@ -126,7 +126,7 @@ def _compared(
 
 
 def comparison_table(compared: list[Comparison], row: Published, retrained: bool = False) -> str:
-    """The comparison as lines of text: what is published, then a row for every metric."""
+    """The comparison as lines of text: the published row, then one line for every metric."""
     allowed = (
         f"{row.main} at least {row.retrained_at_least:.4f}"
         if retrained
