@@ -442,7 +442,7 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "every = labels > 0",
         ),
         (
-            "the ARM tells classes apart",
+            "the ARM distinguishes classes",
             "arm_labels.clip(0, 1)",
             "(arm_labels == 1).astype(np.int64)",
         ),
@@ -922,7 +922,7 @@ _TABLE: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "Step(loss, parameters | statistics, momentum_buffers,",
             "Step(loss, parameters | statistics, {n: 0 * v for n, v in momentum_buffers.items()},",
         ),
-        ("a skipped step is not told", "skipped=True", "skipped=False"),
+        ("a skipped step is not reported", "skipped=True", "skipped=False"),
     ],
     ("training.float16_overflow", "reference"): [
         (

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import refused
 
 BACKENDS = """
 from types import SimpleNamespace
@@ -104,12 +105,7 @@ def test_a_level_alone(run, tmp_path):
     ],
 )
 def test_a_user_error_is_one_line(run, arguments, message):
-    status, out, err = run("conformance", *arguments)
-    assert status == 1
-    assert out == ""
-    assert err.startswith("refinedet: error: ")
-    assert err.count("\n") == 1, err
-    assert message in err
+    refused(run("conformance", *arguments), message)
 
 
 def under_pytest(folder, *arguments):

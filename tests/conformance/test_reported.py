@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from helpers import refused
 from safetensors.numpy import save_file
 
 from refinedet.backends.reference import SpecBackend, SpecNetwork
@@ -265,14 +266,6 @@ def test_without_data_the_command_reports_the_level_as_not_run(run, tmp_path):
 def without(options, name):
     at = options.index(name)
     return (*options[:at], *options[at + 2 :])
-
-
-def refused(result, message):
-    status, out, err = result
-    assert (status, out) == (1, "")
-    assert err.startswith("refinedet: error: "), err
-    assert err.count("\n") == 1, err
-    assert message in err
 
 
 @pytest.mark.parametrize("name", OPTIONS)
