@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from refinedet.models.foreign.loading import COCO_CLASSES
+from refinedet.data.formats.coco import COCO_CLASSES
 from refinedet.settings import Settings, resolve
 from refinedet.spec.config import replace
 from refinedet.spec.network import parameter_table

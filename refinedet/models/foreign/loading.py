@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from refinedet.data.formats.coco import COCO_CLASSES
 from refinedet.data.formats.voc import CLASSES as VOC_CLASSES
 from refinedet.errors import CheckpointError, SettingsError
 from refinedet.models.checkpoint import Checkpoint
@@ -24,19 +25,6 @@ from refinedet.support.text import one_line
 
 FIRST = 5
 """So many misfits are told; the others are counted."""
-COCO_CLASSES = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
-    "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog",
-    "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella",
-    "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite",
-    "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
-    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich",
-    "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
-    "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote",
-    "keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book",
-    "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
-)  # fmt: skip
-"""COCO's 80 categories in the order of their ids, as in the authors' labelmap_coco."""
 
 
 def _under(name: str, pattern: str) -> bool:
