@@ -27,7 +27,7 @@ from refinedet.evaluation.published import (
     find_published,
     require_agreement,
 )
-from refinedet.models.embedded_settings import is_exported
+from refinedet.models.open import read_model
 
 LEVEL = "reported mAP"
 NOT_RUN = "not run"
@@ -97,11 +97,11 @@ def evaluate_reported(backend: Backend, case: Reported) -> ReportedOutcome:
     Whatever the evaluation raises is a failure.
     """
     began = time.perf_counter()
-    needed = "load" if is_exported(case.model) else "network"
-    if needed not in backend.capabilities:
-        return ReportedOutcome(NOT_IMPLEMENTED, needed)
     try:
-        metrics = case.evaluate(backend).metrics
+        model = read_model(case.model)
+        if model.capability not in backend.capabilities:
+            return ReportedOutcome(NOT_IMPLEMENTED, model.capability)
+        metrics = case.evaluate(backend, model).metrics
     except Exception as error:
         traceback.print_exc()
         return ReportedOutcome(FAILED, f"the evaluation raises {in_a_line(error)}")

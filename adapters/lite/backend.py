@@ -17,7 +17,7 @@ from pathlib import Path
 
 from refinedet.adapters.devices import lacks_ascend
 from refinedet.adapters.lite import engine
-from refinedet.backends.interface import Backend, Limitation, Network
+from refinedet.backends.interface import Backend, ExportedFile, Limitation, Network
 from refinedet.errors import UsageError
 from refinedet.settings import Settings
 from refinedet.spec.config import Config
@@ -91,11 +91,11 @@ class LiteBackend(Backend):
 
         export(network, path, settings)
 
-    def load(self, path: Path, settings: Settings) -> Network:
+    def load(self, file: ExportedFile) -> Network:
         """Read a MindIR; see ``Backend``."""
         from refinedet.adapters.lite.network import load
 
-        return load(self, path, settings)
+        return load(self, file)
 
 
 class MindSporeLite(LiteBackend):

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refinedet.adapters.lite.engine import THIS, InProcess, Remote, Runner, Worker
-from refinedet.backends.interface import Network
+from refinedet.backends.interface import ExportedFile, Network
 from refinedet.errors import BackendError
-from refinedet.models.embedded_settings import require_own_settings, settings_in, with_settings
+from refinedet.models.embedded_settings import with_settings
 from refinedet.settings import Settings
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import Config
@@ -123,12 +123,9 @@ def export(network: Network, path: Path, settings: Settings) -> None:
     write_atomically(path, with_settings(network.mindir, settings))
 
 
-def load(backend: LiteBackend, path: Path, settings: Settings) -> LiteNetwork:
+def load(backend: LiteBackend, file: ExportedFile) -> LiteNetwork:
     """The detector in a MindIR."""
-    own = settings_in(path)
-    if own is not None:
-        require_own_settings(path, own, settings)
-    return _opened(backend, path, settings.model)
+    return _opened(backend, file.path, file.settings.model)
 
 
 def _opened(backend: LiteBackend, path: Path, config: Config) -> LiteNetwork:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from refinedet.adapters.mindspore.setup import Setup, apply, attached, decide, lacks
-from refinedet.backends.interface import CAPABILITIES, Backend, Network, Trainer
+from refinedet.backends.interface import CAPABILITIES, Backend, ExportedFile, Network, Trainer
 from refinedet.backends.process_group import ALONE, Group
 from refinedet.data.batch import Batch
 from refinedet.data.dataset import Dataset
@@ -164,13 +164,13 @@ class MindSporeBackend(Backend):
         """Write a MindIR that holds its settings, or an AIR; see ``Backend``."""
         self._engine().export(network, path, settings, heads, self.device)
 
-    def load(self, path: Path, settings: Settings) -> Network:
+    def load(self, file: ExportedFile) -> Network:
         """Read a MindIR; see ``Backend``."""
-        if path.suffix == ".onnx":
+        if file.path.suffix == ".onnx":
             raise BackendError(
-                "is no MindIR; an ONNX file runs with the backend onnxruntime", path=path
+                "is no MindIR; an ONNX file runs with the backend onnxruntime", path=file.path
             )
-        network: Network = self._engine().MindIRNetwork(path, settings)
+        network: Network = self._engine().MindIRNetwork(file)
         return network
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from mindspore import nn
 
 from refinedet.adapters.mindspore.network import Detector, ScoredBoxes, load_parameters
+from refinedet.backends.interface import ExportedFile
 from refinedet.errors import BackendError
-from refinedet.models.embedded_settings import require_own_settings, settings_in, with_settings
+from refinedet.models.embedded_settings import with_settings
 from refinedet.settings import Settings
 from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.config import Config
@@ -61,17 +62,17 @@ class MindSporeNetwork:
 class MindIRNetwork:
     """An exported detector, run from its file, which holds its settings."""
 
-    def __init__(self, path: Path, settings: Settings) -> None:
+    def __init__(self, file: ExportedFile) -> None:
+        path = file.path
         if path.suffix == AIR:
             raise BackendError(
                 "AIR is for CANN's own compiler; give the .mindir, or the run", path=path
             )
-        if (own := settings_in(path)) is None:
+        if not file.embedded:
             raise BackendError(
                 "holds no settings; it was not written by refinedet export", path=path
             )
-        require_own_settings(path, own, settings)
-        self.config = config = settings.model
+        self.config = config = file.settings.model
         try:
             self.graph = nn.GraphCell(ms.load(str(path)))
             found = self._run(np.zeros((1, 3, *config.image_size), np.float32))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from refinedet.backends.interface import Backend, Network
+from refinedet.backends.interface import Backend, ExportedFile, Network
 from refinedet.settings import Settings
 from refinedet.spec.config import Config
 from refinedet.spec.network import Parameters
@@ -49,8 +49,8 @@ class OnnxRuntime(Backend):
 
         export(network, path, settings, heads)
 
-    def load(self, path: Path, settings: Settings) -> Network:
+    def load(self, file: ExportedFile) -> Network:
         """Read an ONNX file; see ``Backend``."""
         from refinedet.adapters.onnx.network import OnnxFile
 
-        return OnnxFile(path, settings)
+        return OnnxFile(file)

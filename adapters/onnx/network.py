@@ -8,9 +8,9 @@ from pathlib import Path
 import onnxruntime
 
 from refinedet.adapters.onnx.export import HEADS, SCORED_BOXES, detector
-from refinedet.backends.interface import Network
+from refinedet.backends.interface import ExportedFile, Network
 from refinedet.errors import BackendError
-from refinedet.models.embedded_settings import require_own_settings
+from refinedet.models.embedded_settings import KEY
 from refinedet.settings import Settings, to_yaml
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import Config
@@ -19,9 +19,6 @@ from refinedet.spec.errors import check_shape
 from refinedet.spec.network import Heads, Parameters
 from refinedet.spec.types import Array
 from refinedet.support.files import write_atomically
-
-SETTINGS = "settings"
-"""Under this key the metadata of a file hold its settings, as YAML."""
 
 
 def session_of(model: bytes | Path) -> onnxruntime.InferenceSession:
@@ -66,18 +63,17 @@ class OnnxNetwork(_Runs):
 class OnnxFile(_Runs):
     """An exported detector, run from its file."""
 
-    def __init__(self, path: Path, settings: Settings) -> None:
-        try:
-            session = session_of(path)
-            kept = session.get_modelmeta().custom_metadata_map.get(SETTINGS)
-        except Exception as error:  # those of ONNX Runtime have no other class in common
-            reason = " ".join(str(error).split())
-            raise BackendError(f"not an ONNX file that can be run: {reason}", path=path) from error
-        if kept is None:
+    def __init__(self, file: ExportedFile) -> None:
+        path, settings = file.path, file.settings
+        if not file.embedded:
             raise BackendError(
                 "holds no settings; it was not written by refinedet export", path=path
             )
-        require_own_settings(path, kept, settings)
+        try:
+            session = session_of(path)
+        except Exception as error:  # those of ONNX Runtime have no other class in common
+            reason = " ".join(str(error).split())
+            raise BackendError(f"not an ONNX file that can be run: {reason}", path=path) from error
         self.raw = HEADS[0] in {output.name for output in session.get_outputs()}
         _require_tensors(path, session, settings.model, raw=self.raw)
         super().__init__(settings.model, session)
@@ -100,7 +96,7 @@ def export(network: Network, path: Path, settings: Settings, heads: bool) -> Non
     if not isinstance(network, OnnxNetwork):
         raise BackendError("the model is exported already; copy its file, and its .yaml", path=path)
     model = detector(network.config, network.parameters, HEADS if heads else SCORED_BOXES)
-    model.metadata_props.add(key=SETTINGS, value=to_yaml(settings))
+    model.metadata_props.add(key=KEY, value=to_yaml(settings))
     write_atomically(path, model.SerializeToString())
 
 

@@ -71,6 +71,17 @@ class StepLosses(NamedTuple):
     """The gradient overflowed float16: parameters and momentum buffers stayed."""
 
 
+class ExportedFile(NamedTuple):
+    """An exported detector on the disk, read and verified before a backend loads it."""
+
+    path: Path
+    settings: Settings
+    embedded: bool
+    """Whether the file itself holds these settings, not the file beside it alone."""
+    digest: str
+    """SHA-256 of the file and its settings, in hexadecimal."""
+
+
 class Network(Protocol):
     """The detector with its parameters, for inference. Any N from 1."""
 
@@ -213,14 +224,14 @@ class Backend(ABC):
         """
         raise self._has_no("export")
 
-    def load(self, path: Path, settings: Settings) -> Network:
-        """Read what ``export`` wrote with these settings.
+    def load(self, file: ExportedFile) -> Network:
+        """The detector that ``export`` wrote; its settings are checked already.
 
         ``heads`` may be missing from such a network. ``scored_boxes`` of raw outputs are made by
         ``spec.detection.scored_boxes``.
 
         Raises:
-            BackendError: not such a file, or one of other settings where the file shows them.
+            BackendError: not such a file, or its tensors are not those of its settings.
         """
         raise self._has_no("load")
 

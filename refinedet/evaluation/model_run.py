@@ -29,7 +29,7 @@ from refinedet.evaluation.resume_journal import ResumeJournal, evaluation_subjec
 from refinedet.inference.multiscale import MultiScalePredictor
 from refinedet.inference.predictor import Predictor
 from refinedet.models import run_folder
-from refinedet.models.open import model_settings, open_model
+from refinedet.models.open import ModelFile, open_network, read_model
 
 INCOMPLETE = ("missing image", "unreadable image")
 """Findings by which a data set is not the one that published metrics were measured on."""
@@ -37,7 +37,7 @@ INCOMPLETE = ("missing image", "unreadable image")
 
 def evaluate_model(
     backend: Backend,
-    path: Path,
+    model: Path | ModelFile,
     source: DataSource,
     protocol: Protocol | None = None,
     output: Path | None = None,
@@ -48,7 +48,7 @@ def evaluate_model(
     """Evaluate a model; write metrics and detections if an output folder is given.
 
     Args:
-        path: as ``open_model`` takes it.
+        model: what ``read_model`` returned, or the path that it takes.
         protocol: None takes all images, and the model's own detection settings.
         output: gets ``results.json``, ``evaluation.json``, ``evaluation.txt``,
             ``detections.png``, and until it is complete a journal to resume from.
@@ -57,18 +57,19 @@ def evaluate_model(
         on_dataset: called with the data set once it is read.
     Raises:
         UsageError: ``resume`` with several ranks; a data set of other classes.
-        BackendError, CheckpointError, DataError, SettingsError: see ``open_model``; data
+        BackendError, CheckpointError, DataError, SettingsError: see ``read_model``; data
             that cannot be used; another evaluation in ``output``.
     """
     group = backend.group
     if group.size > 1 and resume:
         raise UsageError("an evaluation on several ranks cannot be resumed", key="resume")
-    model = open_model(backend, path)
-    dataset = _read_data(path, model.class_names, source)
+    file = read_model(model) if isinstance(model, Path) else model
+    opened = open_network(backend, file)
+    dataset = _read_data(file, source)
     if on_dataset is not None:
         on_dataset(dataset)
     dataset.require_usable()
-    network, fusion = model.network, None
+    network, fusion = opened.network, None
     if protocol is not None:
         network, dataset = with_protocol(protocol, network), counted_images(protocol, dataset)
         fusion = protocol.fusion(network.config)
@@ -76,11 +77,11 @@ def evaluate_model(
     if fusion is None:
         predict = Predictor(network, count).predict
     else:
-        predict = MultiScalePredictor(network, fusion, model.remade, count).predict
+        predict = MultiScalePredictor(network, fusion, opened.rebuild, count).predict
     if output is None or group.rank:
         return collect_detections(predict, dataset, group=group).result(scoring_bar)
     output.mkdir(parents=True, exist_ok=True)
-    subject = evaluation_subject(model.digest(), network.config, backend.name, dataset, fusion)
+    subject = evaluation_subject(file.digest, network.config, backend.name, dataset, fusion)
     journal = ResumeJournal(output / run_folder.UNFINISHED, subject, resume)
     try:
         evaluator = collect_detections(
@@ -94,8 +95,9 @@ def evaluate_model(
     return evaluation
 
 
-def _read_data(path: Path, class_names: tuple[str, ...], source: DataSource) -> Dataset:
-    """The data set with the classes of the model in ``path``, every image decoded."""
+def _read_data(model: ModelFile, source: DataSource) -> Dataset:
+    """The data set with the classes of the model, every image decoded."""
+    path, class_names = model.path, model.class_names
     source = replace(source, class_names=source.class_names or class_names)
     model_classes = ", ".join(class_names)
     try:
@@ -117,7 +119,7 @@ class Reported:
     """Published metrics, and the model and data set whose evaluation should agree with them."""
 
     model: Path
-    """As ``open_model`` takes it."""
+    """As ``read_model`` takes it."""
     annotations: Path
     """COCO's JSON file."""
     images: Path
@@ -149,14 +151,13 @@ class Reported:
                 f"{self.row.name} has {self.row.main}; give a row with COCO's metrics",
                 key="expect",
             )
-        class_names = model_settings(self.model).class_names
-        dataset = _read_data(self.model, class_names, self.source)
+        dataset = _read_data(read_model(self.model), self.source)
         dataset.require_usable()
         for finding in dataset.findings:
             if finding.kind in INCOMPLETE:
                 raise finding.as_error("; the published metrics are of all images")
         counted_images(self.protocol, dataset)
 
-    def evaluate(self, backend: Backend) -> Evaluation:
-        """Evaluate the model by the row's protocol."""
-        return evaluate_model(backend, self.model, self.source, self.protocol)
+    def evaluate(self, backend: Backend, model: ModelFile) -> Evaluation:
+        """Evaluate the model, which ``read_model`` read, by the row's protocol."""
+        return evaluate_model(backend, model, self.source, self.protocol)

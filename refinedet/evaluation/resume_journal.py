@@ -159,7 +159,7 @@ def evaluation_subject(
     """Digests that identify an evaluation.
 
     Args:
-        model: its digest, as ``refinedet.models.open.Model`` has it.
+        model: ``refinedet.models.open.ModelFile.digest``.
         config: of the network, with the detection settings that are used.
         backend: its name.
         fusion: of several views of an image; part of the digest of the settings.

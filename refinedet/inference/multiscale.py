@@ -31,18 +31,18 @@ class MultiScalePredictor:
         self,
         network: Network,
         fusion: FusionConfig,
-        remade: Callable[[Config], Network],
+        rebuild: Callable[[Config], Network],
         batch_size: int = 8,
     ) -> None:
         """Look with this network, and with its likes for other sizes of input.
 
         Args:
-            remade: the same detector for a config with another ``image_size``; called once
+            rebuild: the same detector for a config with another ``image_size``; called once
                 for each size. What it raises is raised here.
         """
         self.config = network.config
         self.fusion = fusion
-        self.remade = remade
+        self.rebuild = rebuild
         self.batch_size = batch_size
         self._predictors = {self.config.image_size: Predictor(network, batch_size)}
         for view in fusion.views:  # now, not when half of the images are done
@@ -77,6 +77,6 @@ class MultiScalePredictor:
 
     def _predictor(self, size: tuple[int, int]) -> Predictor:
         if size not in self._predictors:
-            network = self.remade(replace(self.config, image_size=size))
+            network = self.rebuild(replace(self.config, image_size=size))
             self._predictors[size] = Predictor(network, self.batch_size)
         return self._predictors[size]

@@ -22,7 +22,8 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata as installed
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,19 @@ class Checkpoint:
     steps_done: int
     loss_scale: LossScale | None = None
     """Of the next step of a training in float16; None at the start."""
+    stored_digest: str | None = field(default=None, compare=False, repr=False)
+    """The digest in the file that it was read from, which was verified."""
 
     @property
     def config(self) -> Config:
         """The detector's own part of the settings."""
         return self.settings.model
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of its content in hexadecimal: the file's own, if it was read from one."""
+        settings = {"settings": to_yaml(self.settings)}
+        return self.stored_digest or _digest(settings, sorted(self.parameters.items()))
 
 
 def _digest(metadata: dict[str, str], tensors: Iterable[tuple[str, Array]]) -> str:
@@ -200,6 +209,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             _part(tensors, "momentum_buffer/") or None,
             int(metadata["steps_done"]),
             _loss_scale(metadata),
+            metadata["sha256"],
         )
         _check(checkpoint)
     except KeyError as error:

@@ -1,13 +1,13 @@
 """Settings inside and beside exported files.
 
-An export has its settings beside it, as ``NAME.yaml``: classes, preparation of images
-and all else that not every backend's kind of file has a place for. MindIR and ONNX hold them
-too, and are refused beside others; a file that stands alone is run by those in it.
+An exported detector has its settings beside it, as ``NAME.yaml``, because not every kind of
+file can hold them. MindIR and ONNX files also hold them inside: such a file is refused if
+different settings are beside it, and can be used without any beside it.
 
-Both kinds are protobuf messages. Of ONNX, the metadata hold the settings under a key. MindIR has
-no such place, but its readers pass over fields that they do not know: the settings are in a field
-of our own at its end, this program's version is in another, and a third has the digest of all
-before them. (Other programs may work on an ONNX file, so that has no digest.)
+Both kinds are protobuf messages. ONNX has the settings in its metadata, under a key. MindIR has
+no metadata, but its readers ignore unknown fields: three fields of our own at the end of the file
+hold the settings, this program's version, and a digest of everything before them. (An ONNX file
+has no digest, since other programs may modify it.)
 """
 
 from __future__ import annotations
@@ -17,35 +17,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from refinedet import __version__
+from refinedet.backends.interface import ExportedFile
 from refinedet.errors import BackendError, FormatError, SettingsError
 from refinedet.models.foreign.protobuf import fields, message, written_field
 from refinedet.settings import Settings, differences, from_yaml, to_yaml
 from refinedet.support.text import shown
 
 HOLDING = (".mindir", ".onnx")
-"""Kinds of files that hold their settings."""
+"""Suffixes of files that hold their settings."""
 SETTINGS, VERSION, DIGEST = 1000, 1001, 1002
-"""Numbers of the fields of our own in a MindIR; its own go up to about 20."""
+"""Field numbers of our own in a MindIR; those of MindSpore go up to about 20."""
 METADATA, KEY = 14, "settings"
-"""The field with the metadata of an ONNX file, and under what the settings are in them."""
+"""Field number of an ONNX file's metadata, and the key of the settings in them."""
 
 
 def settings_file(path: Path) -> Path:
     """Where the settings beside an exported file are."""
     return path.with_name(path.name + ".yaml")
-
-
-def is_exported(path: Path) -> bool:
-    """Whether this is what ``export_model`` wrote, by the settings beside it or in it.
-
-    Raises:
-        BackendError: a file of the kind that holds settings, and not a whole one.
-    """
-    if not path.is_file() or path.suffix == ".safetensors":
-        return False
-    if settings_file(path).exists():
-        return True
-    return path.suffix in HOLDING and settings_in(path) is not None
 
 
 def with_settings(mindir: bytes, settings: Settings) -> bytes:
@@ -60,30 +48,64 @@ def _own_fields(digest: bytes, version: bytes, settings: bytes) -> bytes:
     return b"".join(written_field(number, value) for number, value in numbered)
 
 
-def settings_in(path: Path) -> str | None:
-    """The settings that a MindIR or an ONNX file holds, as YAML.
+def read_exported(path: Path) -> ExportedFile | None:
+    """Read and verify an exported detector; None for a file that is none.
+
+    A file is one if its settings are beside it, or in it. The file is read once.
 
     Raises:
-        BackendError: cannot be read, or is not a whole file of such a kind; a MindIR that was
-            changed after it was exported.
+        BackendError: cannot be read; of a kind that holds settings, and not a whole file; a
+            MindIR that was changed after it was exported; settings in it that cannot be used,
+            or that differ from those beside it.
+        SettingsError: settings beside it that cannot be used.
     """
+    beside = settings_file(path)
+    has_beside = beside.exists()
+    if path.suffix == ".safetensors" or not path.is_file():
+        return None
+    if not has_beside and path.suffix not in HOLDING:
+        return None
     try:
         content = memoryview(path.read_bytes())
-        if path.suffix == ".onnx":
-            found = list(_onnx_settings(content))
-            return str(found[-1], "utf-8") if found else None
-        own = {number: message(v) for number, v in fields(content) if number >= SETTINGS}
-        if DIGEST in own:
-            parts = [bytes(own.get(number, b"")) for number in (DIGEST, VERSION, SETTINGS)]
-            body = content[: len(content) - len(_own_fields(*parts))]
-            if hashlib.sha256(body).digest() != parts[0]:
-                raise BackendError("was damaged after it was exported; export again", path=path)
-        return str(own[SETTINGS], "utf-8") if SETTINGS in own else None
+        text, digest = _verified(path, content)
     except OSError as error:
         raise BackendError(f"cannot read: {error.strerror}", path=path) from error
     except (FormatError, UnicodeDecodeError) as error:
         kind = "ONNX file" if path.suffix == ".onnx" else "MindIR"
         raise BackendError(f"not a whole {kind}: {error}", path=path) from error
+    if text is None and not has_beside:
+        return None
+    settings = from_yaml(beside) if has_beside else None
+    if text is not None:
+        embedded = _usable(path, text)
+        settings = settings or embedded
+        _require_same(path, embedded, settings)
+    assert settings is not None
+    digest.update(to_yaml(settings).encode())
+    return ExportedFile(path, settings, text is not None, digest.hexdigest())
+
+
+def _verified(path: Path, content: memoryview) -> tuple[str | None, hashlib._Hash]:
+    """The settings in a file, as YAML, and the SHA-256 of its content without them.
+
+    Raises:
+        BackendError: a MindIR that was changed after it was exported.
+        FormatError, UnicodeDecodeError: not a whole file.
+    """
+    if path.suffix == ".onnx":
+        entries = list(_onnx_settings(content))
+        return str(entries[-1], "utf-8") if entries else None, hashlib.sha256(content)
+    if path.suffix != ".mindir":
+        return None, hashlib.sha256(content)
+    own = {number: message(v) for number, v in fields(content) if number >= SETTINGS}
+    text = str(own[SETTINGS], "utf-8") if SETTINGS in own else None
+    if DIGEST not in own:
+        return text, hashlib.sha256(content)
+    parts = [bytes(own.get(number, b"")) for number in (DIGEST, VERSION, SETTINGS)]
+    digest = hashlib.sha256(content[: len(content) - len(_own_fields(*parts))])
+    if digest.digest() != parts[0]:
+        raise BackendError("was damaged after it was exported; export again", path=path)
+    return text, digest
 
 
 def _onnx_settings(content: memoryview) -> Iterator[memoryview]:
@@ -94,33 +116,19 @@ def _onnx_settings(content: memoryview) -> Iterator[memoryview]:
                 yield message(entry[2])
 
 
-def settings_of(path: Path) -> Settings:
-    """Those beside a file, or else in it."""
-    if (beside := settings_file(path)).exists():
-        return from_yaml(beside)
+def _usable(path: Path, text: str) -> Settings:
+    """The settings that stand in a file as YAML."""
     try:
-        return from_yaml(settings_in(path) or "")
+        return from_yaml(text)
     except SettingsError as error:
         raise BackendError(f"its settings are not usable here: {error}", path=path) from error
 
 
-def require_own_settings(path: Path, text: str, settings: Settings) -> None:
-    """An exported file that holds settings was exported with these.
-
-    Args:
-        path: the file.
-        text: the settings in it, as YAML.
-        settings: those beside it.
-    Raises:
-        BackendError: others, or none that can be used here.
-    """
-    try:
-        own = from_yaml(text)
-    except SettingsError as error:
-        raise BackendError(f"its settings are not usable here: {error}", path=path) from error
-    for key, inside, beside in differences(own, settings):
+def _require_same(path: Path, embedded: Settings, beside: Settings) -> None:
+    """Raise a ``BackendError`` where the settings in a file differ from those beside it."""
+    for key, inside, outside in differences(embedded, beside):
         raise BackendError(
-            f"{key} is {shown(inside)} in it, and {shown(beside)} in {path.name}.yaml, "
+            f"{key} is {shown(inside)} in it, and {shown(outside)} in {path.name}.yaml, "
             "which belongs to another file; export again",
             path=path,
         )

@@ -1,126 +1,143 @@
-"""Trained detectors, opened from a run, a checkpoint, weights, or an export of a backend."""
+"""Trained detectors: read from a run, a checkpoint, weights or an exported file, then run.
+
+``read_model`` reads and verifies a file once and needs no backend; ``open_network`` hands what
+was read to a backend. ``open_model`` does both.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from refinedet.backends.interface import Backend, Network
+from refinedet.backends.interface import Backend, ExportedFile, Network
 from refinedet.errors import BackendError, CheckpointError
 from refinedet.models import run_folder
 from refinedet.models.checkpoint import Checkpoint, newest_checkpoint
-from refinedet.models.embedded_settings import HOLDING, is_exported, settings_file, settings_of
+from refinedet.models.embedded_settings import HOLDING, read_exported, settings_file
 from refinedet.models.foreign.loading import import_weights
 from refinedet.settings import Settings
 from refinedet.spec.config import Config
-from refinedet.spec.network import Parameters
-from refinedet.support.files import file_digest
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A trained detector as it is on the disk, read and verified."""
+
+    path: Path
+    """As it was given to ``read_model``."""
+    content: Checkpoint | ExportedFile
+
+    @property
+    def settings(self) -> Settings:
+        """The detector's settings; its class names are among them."""
+        return self.content.settings
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Without the background: label 1 is the first."""
+        return self.settings.class_names
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that identifies the detector, in hexadecimal; the file is not read again."""
+        return self.content.digest
+
+    @property
+    def capability(self) -> str:
+        """The capability that a backend needs to run it: ``load`` or ``network``."""
+        return "load" if isinstance(self.content, ExportedFile) else "network"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A detector ready to run, and what its labels mean."""
+    """A detector that a backend runs."""
 
     network: Network
-    class_names: tuple[str, ...]
-    remade: Callable[[Config], Network]
-    """The same parameters under a config with another ``image_size``.
+    file: ModelFile
+    rebuild: Callable[[Config], Network]
+    """The network with the same parameters under a config with another ``image_size``.
 
     Raises BackendError for an exported detector, which has one size.
     """
-    digest: Callable[[], str]
-    """SHA-256 that identifies its parameters; computed from those in memory where they are."""
+
+    @property
+    def settings(self) -> Settings:
+        """See ``ModelFile``."""
+        return self.file.settings
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """See ``ModelFile``."""
+        return self.file.class_names
+
+    @property
+    def digest(self) -> str:
+        """See ``ModelFile``."""
+        return self.file.digest
 
 
-def open_model(backend: Backend, path: Path) -> Model:
-    """The detector in a file or a run.
+def read_model(path: Path) -> ModelFile:
+    """Read and verify the detector in a file or a run.
 
     Args:
         path: folder of a run (its newest checkpoint), what ``export_model`` wrote, or a
-            checkpoint or weights as ``import_weights`` takes them without more words.
+            checkpoint or weights that ``import_weights`` takes without further arguments.
     Raises:
         BackendError, CheckpointError, DataError, SettingsError: nothing there, or not
             such a file.
     """
-    checkpoint = _checkpoint(path)
-    if checkpoint is None:
-        return _open_exported(backend, path)
-
-    def rebuild(config: Config) -> Network:
-        return backend.network(config, checkpoint.parameters)
-
-    return Model(
-        rebuild(checkpoint.config),
-        checkpoint.settings.class_names,
-        rebuild,
-        lambda: _parameters_digest(checkpoint.parameters),
-    )
-
-
-def model_settings(path: Path) -> Settings:
-    """The settings of the detector that ``open_model`` would open; needs no backend.
-
-    Raises:
-        CheckpointError, DataError, SettingsError: as ``open_model``.
-    """
-    checkpoint = _checkpoint(path)
-    return settings_of(path) if checkpoint is None else checkpoint.settings
-
-
-def _checkpoint(path: Path) -> Checkpoint | None:
-    """The checkpoint in a file or a run; None for an exported detector."""
     if path.is_dir():
         checkpoint = newest_checkpoint(path / run_folder.CHECKPOINTS)
         if checkpoint is None:
             raise CheckpointError(
                 "no checkpoint in it; it is not a run, or has none yet", path=path
             )
-        return checkpoint
-    if is_exported(path):
-        return None
+        return ModelFile(path, checkpoint)
+    if exported := read_exported(path):
+        return ModelFile(path, exported)
     try:
-        return import_weights(path)[0]
+        return ModelFile(path, import_weights(path)[0])
     except CheckpointError as error:
         if path.suffix == ".safetensors" or not path.exists():
             raise
-        beside = f"nor an exported detector: there is no {settings_file(path).name} beside it"
+        reason = (
+            f"{error.reason}; nor an exported detector: "
+            f"there is no {settings_file(path).name} beside it"
+        )
         if path.suffix in HOLDING:
-            beside += ", and no settings are in it"
-        raise CheckpointError(f"{error}; {beside}") from error
+            reason += ", and no settings are in it"
+        raise CheckpointError(reason, path=error.path, key=error.key) from error
 
 
-def _open_exported(backend: Backend, path: Path) -> Model:
-    if "load" not in backend.capabilities:
-        raise BackendError(f"backend {backend.name} reads no exported detectors", path=path)
-    settings = settings_of(path)
-    height, width = settings.model.image_size
+def open_network(backend: Backend, file: ModelFile) -> Model:
+    """A detector that was read, on a backend.
 
-    def fixed(config: Config) -> Network:
+    Raises:
+        BackendError: the backend cannot run such a file.
+    """
+    content = file.content
+    if isinstance(content, Checkpoint):
+        parameters = content.parameters
+
+        def rebuild(config: Config) -> Network:
+            return backend.network(config, parameters)
+
+        return Model(rebuild(content.config), file, rebuild)
+    if file.capability not in backend.capabilities:
+        raise BackendError(f"backend {backend.name} reads no exported detectors", path=file.path)
+    height, width = content.settings.model.image_size
+
+    def refuse(config: Config) -> Network:
         raise BackendError(
             f"an exported detector, which takes {height}x{width} pixels alone; for "
             "other sizes give the run or checkpoint that it was exported from",
-            path=path,
+            path=file.path,
         )
 
-    network = backend.load(path, settings)
-    return Model(network, settings.class_names, fixed, lambda: _exported_digest(path))
+    return Model(backend.load(content), file, refuse)
 
 
-def _parameters_digest(parameters: Parameters) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(parameters):
-        tensor = np.ascontiguousarray(parameters[name])
-        digest.update(f"{name} {tensor.dtype} {tensor.shape}\0".encode())
-        digest.update(tensor.data)
-    return digest.hexdigest()
-
-
-def _exported_digest(path: Path) -> str:
-    """Of the file, and of the settings beside it if there are any."""
-    beside = settings_file(path)
-    files = [path, beside] if beside.exists() else [path]
-    return hashlib.sha256(b"".join(map(file_digest, files))).hexdigest()
+def open_model(backend: Backend, path: Path) -> Model:
+    """The detector in a file or a run, on a backend; see ``read_model``, ``open_network``."""
+    return open_network(backend, read_model(path))

@@ -7,13 +7,12 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
-from refinedet.backends.reference import SpecBackend, SpecNetwork
+from refinedet.backends.reference import SpecNetwork
 from refinedet.cli.app import main
 from refinedet.errors import DataError, WriteError
 from refinedet.evaluation.dataset_run import evaluate
@@ -23,8 +22,7 @@ from refinedet.evaluation.resume_journal import (
     evaluation_subject,
 )
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
-from refinedet.models.open import open_model
-from refinedet.settings import resolve, to_yaml
+from refinedet.settings import resolve
 from refinedet.spec.detection import Detections
 from refinedet.spec.fusion import FusionConfig
 from refinedet.spec.network import initial_parameters
@@ -152,39 +150,6 @@ def test_the_digests_differ_by_model_settings_and_data(noise):
     image = noise.records[4].path
     image.write_bytes(image.read_bytes() + b"0")
     assert differing() == {"data set"}
-
-
-def test_the_digest_of_a_run_is_that_of_its_newest_checkpoint_read_once(tmp_path):
-    settings = resolve("refinedet_eighth_128", None, (), ("a", "b"))
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    paths = [folder / f"step-{step:08d}.safetensors" for step in (5, 10)]
-    for seed, path in enumerate(paths):
-        parameters = initial_parameters(settings.model, seed)
-        write_checkpoint(path, Checkpoint(settings, parameters, None, 0))
-    older, newest = (open_model(SpecBackend(), path).digest() for path in paths)
-    assert older != newest
-    run = open_model(SpecBackend(), tmp_path)
-    for path in paths:
-        path.unlink()
-    assert run.digest() == newest
-
-
-def test_the_digest_of_an_exported_detector_covers_the_settings_beside_it(tmp_path):
-    settings = to_yaml(resolve("refinedet_eighth_128", None, (), ("a", "b")))
-    backend = SimpleNamespace(
-        name="reader", capabilities={"load"}, load=lambda path, settings: None
-    )
-
-    def digest(name, content, beside):
-        (tmp_path / name).write_bytes(content)
-        (tmp_path / f"{name}.yaml").write_text(beside)
-        return open_model(backend, tmp_path / name).digest()
-
-    first = digest("a.mindir", b"1", settings)
-    assert digest("b.mindir", b"1", settings) == first
-    assert digest("c.mindir", b"2", settings) != first
-    assert digest("d.mindir", b"1", settings + "\n") != first
 
 
 # The program

@@ -221,8 +221,8 @@ class Seers(Backend):
         self.asked.append((config.image_size, sum(float(x.sum()) for x in parameters.values())))
         return Seer(config, 20)
 
-    def load(self, path, settings):
-        return Seer(settings.model, 20)
+    def load(self, file):
+        return Seer(file.settings.model, 20)
 
 
 @pytest.fixture
@@ -321,7 +321,7 @@ def test_a_model_is_remade_with_its_own_parameters(tmp_path, small):
     path = tmp_path / "weights.safetensors"
     write_checkpoint(path, Checkpoint(settings, network.tensors, None, 0))
     model = open_model(SpecBackend(), path)
-    other = model.remade(replace(network.config, image_size=(64, 128)))
+    other = model.rebuild(replace(network.config, image_size=(64, 128)))
     assert other.config.image_size == (64, 128)
     for name, tensor in network.tensors.items():
         assert_array_equal(other.tensors[name], tensor)

@@ -234,7 +234,9 @@ def import_weights(
     )
     if dropped := file.dropped():
         said += f"; {dropped} others, which a detector does not need, are dropped"
-    return Checkpoint(settings, {**fresh, **taken}, None, 0), said
+    digest = None if partial else file.digest
+    parameters = {**fresh, **taken}
+    return Checkpoint(settings, parameters, None, 0, stored_digest=digest), said
 
 
 def _classes(file: WeightsFile, config: Config) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -38,7 +39,8 @@ class WeightsFile:
         container: the file's format, for messages.
         tensors: by the file's own names, of any dtype that the format has, read-only.
         scheme: how it names them.
-        settings: those that this program left in it, if it wrote it.
+        settings: those in it, if this program wrote it.
+        digest: that in it, verified, of a checkpoint of this program.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class WeightsFile:
     tensors: dict[str, Array]
     scheme: Scheme
     settings: Settings | None = None
+    digest: str | None = None
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -85,16 +88,17 @@ def read_weights(path: Path) -> WeightsFile:
             not known here.
     """
     try:
-        container, tensors, settings = _read(path)
+        content = _read(path)
     except OSError as error:
         raise CheckpointError(f"cannot read: {error.strerror}", path=path) from error
     except (FormatError, SettingsError) as error:
-        raise CheckpointError(f"{one_line(str(error), 300)}", path=path) from error
+        raise CheckpointError(one_line(error.reason), path=path, key=error.key) from error
+    tensors = content.tensors
     scheme = recognise(list(tensors))
     if scheme is None:
         names = ", ".join(one_line(name, 60) for name in list(tensors)[:3])
         raise CheckpointError(
-            f"{container} with {len(tensors)} tensors of no network known here, as {names}",
+            f"{content.container} with {len(tensors)} tensors of no network known here, as {names}",
             path=path,
         )
     theirs: dict[str, str] = {}
@@ -103,11 +107,19 @@ def read_weights(path: Path) -> WeightsFile:
         if ours is not None and theirs.setdefault(ours, name) != name:
             both = f"{one_line(theirs[ours], 60)} and {one_line(name, 60)}"
             raise CheckpointError(f"{both} are both {ours}", path=path)
-    return WeightsFile(path, container, tensors, scheme, settings)
+    return WeightsFile(path, content.container, tensors, scheme, content.settings, content.digest)
 
 
-def _read(path: Path) -> tuple[str, dict[str, Array], Settings | None]:
-    """Container, tensors, settings."""
+class _Content(NamedTuple):
+    """What a file holds, before its names are known; as in ``WeightsFile``."""
+
+    container: str
+    tensors: dict[str, Array]
+    settings: Settings | None = None
+    digest: str | None = None
+
+
+def _read(path: Path) -> _Content:
     with open_regular_file(path) as file:
         size = path.stat().st_size
         if size > LARGEST_FILE:
@@ -119,25 +131,25 @@ def _read(path: Path) -> tuple[str, dict[str, Array], Settings | None]:
         file.seek(0)
         data = file.read(size)
     if start[:4] == b"PK\x03\x04":
-        return "PyTorch's zip format", read_zip(data), None
+        return _Content("PyTorch's zip format", read_zip(data))
     if start[:1] == b"\x80":
-        return "PyTorch's format before 1.6", read_legacy(data), None
+        return _Content("PyTorch's format before 1.6", read_legacy(data))
     if start[257:262] == b"ustar":
         raise FormatError("a tar archive; unpack it, or save the weights with a newer PyTorch")
     if is_ckpt(start):
         try:
-            return "a MindSpore checkpoint", read_ckpt(memoryview(data)), None
+            return _Content("a MindSpore checkpoint", read_ckpt(memoryview(data)))
         except FormatError as error:
-            raise FormatError(f"a MindSpore checkpoint: {error}") from error
+            raise FormatError(str(error), key="a MindSpore checkpoint") from error
     try:
-        return "a caffemodel", read_caffemodel(memoryview(data)), None
+        return _Content("a caffemodel", read_caffemodel(memoryview(data)))
     except FormatError as error:
         raise FormatError(
             f"neither safetensors nor PyTorch's nor MindSpore's; read as a caffemodel: {error}"
         ) from error
 
 
-def _read_safetensors(path: Path) -> tuple[str, dict[str, Array], Settings | None]:
+def _read_safetensors(path: Path) -> _Content:
     try:
         with safe_open(path, "numpy") as stored:
             metadata = stored.metadata() or {}
@@ -150,6 +162,8 @@ def _read_safetensors(path: Path) -> tuple[str, dict[str, Array], Settings | Non
         raise FormatError(f"corrupt or cut off ({error})") from error
     if not tensors and metadata.get("format") == CHECKPOINT_FORMAT:
         checkpoint = load_checkpoint(path)
-        return "a checkpoint", checkpoint.parameters, checkpoint.settings
+        return _Content(
+            "a checkpoint", checkpoint.parameters, checkpoint.settings, checkpoint.digest
+        )
     settings = from_yaml(metadata["settings"]) if "settings" in metadata else None
-    return "safetensors", tensors, settings
+    return _Content("safetensors", tensors, settings)

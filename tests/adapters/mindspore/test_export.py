@@ -9,7 +9,7 @@ import pytest
 from refinedet.adapters.mindspore import engine
 from refinedet.adapters.mindspore.backend import MindSporeAscend, MindSporeCPU
 from refinedet.errors import BackendError
-from refinedet.models.embedded_settings import with_settings
+from refinedet.models.embedded_settings import read_exported, settings_file, with_settings
 from refinedet.models.foreign.protobuf import fields, written_field
 from refinedet.models.open import open_model
 from refinedet.settings import Settings, from_yaml, to_yaml
@@ -52,9 +52,15 @@ def file(request, contents, tmp_path):
     return path
 
 
+def load(path, settings=SETTINGS):
+    """The file on MindSpore's CPU, with these settings beside it."""
+    settings_file(path).write_text(to_yaml(settings))
+    return MindSporeCPU().load(read_exported(path))
+
+
 def refused(file, message, settings=SETTINGS):
     with pytest.raises(BackendError) as told:
-        MindSporeCPU().load(file, settings)
+        load(file, settings)
     assert str(told.value).startswith(f"{file}: ")
     assert message in str(told.value)
     assert "\n" not in str(told.value)
@@ -71,7 +77,7 @@ def test_a_file_holds_its_settings_and_the_programs_version(contents):
 
 
 def test_a_file_runs_any_batch_with_the_same_numbers(network, file):
-    exported = MindSporeCPU().load(file, SETTINGS)
+    exported = load(file)
     for count in (3, 1):
         images = IMAGES[:count]
         want = network.scored_boxes(images)
@@ -87,12 +93,12 @@ def test_raw_outputs_are_there_if_they_were_exported(contents, tmp_path):
     file = tmp_path / "detector.mindir"
     file.write_bytes(contents[False])
     with pytest.raises(NotImplementedError, match="gives scored boxes"):
-        MindSporeCPU().load(file, SETTINGS).heads(IMAGES)
+        load(file).heads(IMAGES)
 
 
 def test_images_of_another_size_are_refused(file):
     with pytest.raises(SpecError, match="images: expected shape"):
-        MindSporeCPU().load(file, SETTINGS).scored_boxes(IMAGES.transpose(0, 1, 3, 2))
+        load(file).scored_boxes(IMAGES.transpose(0, 1, 3, 2))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +156,7 @@ def test_a_file_of_another_program_is_refused(contents, tmp_path):
     file.write_bytes(contents[False][:-OWN])
     refused(file, "holds no settings; it was not written by refinedet export")
     file.write_bytes(file.read_bytes() + written_field(1000, b"model: {depth: 3}"))
-    refused(file, "its settings are not usable here: settings: unknown key 'model.depth'")
+    refused(file, "its settings are not usable here: unknown key 'model.depth'")
 
 
 def test_a_damaged_file_is_refused(contents, tmp_path):
@@ -165,7 +171,6 @@ def test_a_damaged_file_is_refused(contents, tmp_path):
     for data in (whole[:middle] + bytes(400) + whole[middle + 400 :], whole + whole[-OWN:]):
         file.write_bytes(data)
         refused(file, "was damaged after it was exported; export again")
-    refused(tmp_path / "none.mindir", "cannot read: No such file")
 
 
 def test_what_cannot_be_exported_is_one_line(network, file, tmp_path):
@@ -177,7 +182,7 @@ def test_what_cannot_be_exported_is_one_line(network, file, tmp_path):
         ("x.air", "AIR is written on Ascend alone; give --target ascend there, or export .mindir"),
         ("x.mindir", "the model is exported already; copy its file, and its .yaml"),
     ):
-        made = backend.load(file, SETTINGS) if name == "x.mindir" else network
+        made = load(file) if name == "x.mindir" else network
         with pytest.raises(BackendError, match=message):
             backend.export(made, tmp_path / name, SETTINGS)
         assert not (tmp_path / name).exists()
@@ -220,7 +225,7 @@ def test_a_file_alone_runs_by_its_own_settings(file):
     assert model.class_names == ("a", "b")
     assert model.network.config == CONFIG
     with pytest.raises(BackendError, match="takes 64x128 pixels alone"):
-        model.remade(CONFIG)
+        model.rebuild(CONFIG)
 
 
 def test_export_eval_and_detect(run, noise, tmp_path):

@@ -14,6 +14,7 @@ from refinedet.adapters.mindspore.backend import (
     MindSporeGPU,
 )
 from refinedet.adapters.mindspore.setup import CAP, Setup, decide
+from refinedet.backends.interface import ExportedFile
 from refinedet.backends.registry import find_backend
 from refinedet.errors import BackendError
 from refinedet.settings import Settings
@@ -231,5 +232,6 @@ def test_numpy_2_is_told_before_it_breaks_mindspore(monkeypatch):
 
 def test_an_onnx_file_is_told_its_backend(tmp_path):
     settings = Settings(preset("refinedet_eighth_128"))
+    file = ExportedFile(tmp_path / "detector.onnx", settings, True, "")
     with pytest.raises(BackendError, match="ONNX file runs with --backend onnxruntime"):
-        MindSporeCPU().load(tmp_path / "detector.onnx", settings)
+        MindSporeCPU().load(file)

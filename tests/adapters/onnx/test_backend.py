@@ -22,6 +22,7 @@ from refinedet.data.augment import normaliser, resize_only
 from refinedet.data.images import read_image
 from refinedet.errors import BackendError, WriteError
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
+from refinedet.models.embedded_settings import read_exported, settings_file
 from refinedet.models.open import open_model
 from refinedet.settings import Settings, from_yaml, to_yaml
 from refinedet.spec.config import replace
@@ -48,10 +49,16 @@ def file(network, tmp_path):
     return path
 
 
+def load(path, settings=SETTINGS):
+    """The file on ONNX Runtime, with these settings beside it."""
+    settings_file(path).write_text(to_yaml(settings))
+    return OnnxRuntime().load(read_exported(path))
+
+
 def refused(path, message, settings=SETTINGS):
     """The file cannot be loaded, and one line says which and why."""
     with pytest.raises(BackendError) as caught:
-        OnnxRuntime().load(path, settings)
+        load(path, settings)
     said = str(caught.value)
     assert said.startswith(f"{path}: "), said
     assert message in said
@@ -62,7 +69,7 @@ def refused(path, message, settings=SETTINGS):
 
 
 def test_one_file_runs_any_batch_with_the_contracts_numbers(file):
-    loaded = OnnxRuntime().load(file, SETTINGS)
+    loaded = load(file)
     images = inputs.seeded_images(CONFIG, 3, 0)
     expected = scored_boxes(forward(PARAMETERS, images, CONFIG)[0], CONFIG)
     for count in (3, 1):
@@ -79,7 +86,7 @@ def test_a_network_keeps_its_numbers_when_the_callers_change(tmp_path):
     for tensor in parameters.values():
         tensor += 1
     OnnxRuntime().export(network, tmp_path / "x.onnx", SETTINGS)
-    loaded = OnnxRuntime().load(tmp_path / "x.onnx", SETTINGS)
+    loaded = load(tmp_path / "x.onnx")
     for same in (network.scored_boxes(images), loaded.scored_boxes(images)):
         for mine, want in zip(same, before, strict=True):
             assert_allclose(mine, want, atol=1e-6)
@@ -96,7 +103,7 @@ def test_images_of_another_size_are_refused(network, file):
     for runs in (
         network.heads,
         network.scored_boxes,
-        OnnxRuntime().load(file, SETTINGS).scored_boxes,
+        load(file).scored_boxes,
     ):
         with pytest.raises(SpecError, match=r"images: expected shape \(any, 3, 64, 128\)"):
             runs(wrong)
@@ -133,7 +140,7 @@ def test_a_file_is_whole_or_not_there(network, file, monkeypatch):
 def test_onnx_runtime_itself_prints_nothing(file, capfd):
     outside = file.parent / "outside.onnx"
     onnx.save(onnx.load(file), outside, save_as_external_data=True, location="weights.bin")
-    OnnxRuntime().load(outside, SETTINGS)
+    load(outside)
     (file.parent / "weights.bin").write_bytes(b"short")
     refused(outside, "not an ONNX file that can be run")
     assert capfd.readouterr() == ("", "")
@@ -155,7 +162,7 @@ def test_a_file_of_another_program_is_refused(file):
     refused(file, "holds no settings; it was not written by refinedet export")
     model.metadata_props.add(key="settings", value="model: {depth: 3}")
     onnx.save(model, file)
-    refused(file, "its settings are not usable here: settings: unknown key 'model.depth'")
+    refused(file, "its settings are not usable here: unknown key 'model.depth'")
 
 
 def test_settings_of_another_file_are_refused(file):
@@ -200,7 +207,7 @@ def test_a_graph_of_another_dtype_is_refused(network, file):
 
 
 def test_an_exported_detector_is_not_exported_again(file, tmp_path):
-    loaded = OnnxRuntime().load(file, SETTINGS)
+    loaded = load(file)
     with pytest.raises(BackendError, match="exported already; copy its file"):
         OnnxRuntime().export(loaded, tmp_path / "again.onnx", SETTINGS)
     assert not (tmp_path / "again.onnx").exists()
@@ -329,7 +336,7 @@ def test_the_program_of_the_page_sees_what_detect_sees(exported, noise, monkeypa
         Path(name).write_bytes(file.read_bytes())
     scope = {}
     exec(program, scope)
-    network = OnnxRuntime().load(exported[1], SETTINGS)
+    network = load(exported[1])
     small = resize_only(read_image(image), CONFIG.image_size)
     images = normaliser(CONFIG.image)(small)[None]
     assert_allclose(scope["images"], images, atol=1e-5)
