@@ -190,91 +190,107 @@ def test_five_faults_are_shown_in_order(extra, more):
 # The whole
 
 
-def other_opinion(parameters, images, config, training=False):
+def positive(x):
+    return x * (x > 0)
+
+
+def pool(x):
+    return np.maximum(
+        np.maximum(x[:, :, ::2, ::2], x[:, :, 1::2, ::2]),
+        np.maximum(x[:, :, ::2, 1::2], x[:, :, 1::2, 1::2]),
+    )
+
+
+class SecondOpinion:
     """The network once more, written down layer by layer from the publications alone.
 
     arXiv:1711.06897, figures 1 and 2; the authors' release for what they leave open.
     """
-    net, seen = config.network, {}
 
-    def conv(name, x, kernel=3, stride=1, dilation=1):
+    def __init__(self, parameters, config, training=False):
+        self.parameters, self.config, self.training = parameters, config, training
+        self.statistics = {}
+
+    def outputs(self, images):
+        sources = self.sources(images)
+        refined = self.tcbs(sources)
+        return (
+            self.heads("arm", "offsets", sources, 4),
+            self.heads("arm", "logits", sources, 2),
+            self.heads("odm", "offsets", refined, 4),
+            self.heads("odm", "logits", refined, self.config.num_classes),
+        )
+
+    def conv(self, name, x, kernel=3, stride=1, dilation=1):
         pad = dilation * (kernel // 2)
         x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
         reach = dilation * (kernel - 1) + 1
         windows = np.lib.stride_tricks.sliding_window_view(x, (reach, reach), axis=(2, 3))
         windows = windows[:, :, ::stride, ::stride, ::dilation, ::dilation]
-        y = np.tensordot(windows, parameters[f"{name}.weight"], ((1, 4, 5), (1, 2, 3)))
-        if f"{name}.bias" in parameters:  # y is (N, rows, columns, outputs)
-            return np.moveaxis(y + parameters[f"{name}.bias"], 3, 1)
-        mean, variance = parameters[f"{name}.moving_mean"], parameters[f"{name}.moving_variance"]
-        if training:
-            flat = y.reshape(-1, y.shape[3])
-            m = net.batch_norm_momentum
-            fresh = flat.var(axis=0, ddof=1) if len(flat) > 1 else flat.var(axis=0)
-            seen[f"{name}.moving_mean"] = m * mean + (1 - m) * flat.mean(axis=0)
-            seen[f"{name}.moving_variance"] = m * variance + (1 - m) * fresh
-            mean, variance = flat.mean(axis=0), flat.var(axis=0)
-        y = (y - mean) / np.sqrt(variance + net.batch_norm_eps)
-        return np.moveaxis(y * parameters[f"{name}.gamma"] + parameters[f"{name}.beta"], 3, 1)
+        y = np.tensordot(windows, self.parameters[f"{name}.weight"], ((1, 4, 5), (1, 2, 3)))
+        if f"{name}.bias" in self.parameters:  # y is (N, rows, columns, outputs)
+            return np.moveaxis(y + self.parameters[f"{name}.bias"], 3, 1)
+        return np.moveaxis(self.batch_norm(name, y), 3, 1)
 
-    def positive(x):
-        return x * (x > 0)
-
-    def pool(x):
-        return np.maximum(
-            np.maximum(x[:, :, ::2, ::2], x[:, :, 1::2, ::2]),
-            np.maximum(x[:, :, ::2, 1::2], x[:, :, 1::2, 1::2]),
+    def batch_norm(self, name, y):
+        mean, variance, gamma, beta = (
+            self.parameters[f"{name}.{part}"]
+            for part in ("moving_mean", "moving_variance", "gamma", "beta")
         )
+        if self.training:
+            flat = y.reshape(-1, y.shape[3])
+            m = self.config.network.batch_norm_momentum
+            fresh = flat.var(axis=0, ddof=1) if len(flat) > 1 else flat.var(axis=0)
+            self.statistics[f"{name}.moving_mean"] = m * mean + (1 - m) * flat.mean(axis=0)
+            self.statistics[f"{name}.moving_variance"] = m * variance + (1 - m) * fresh
+            mean, variance = flat.mean(axis=0), flat.var(axis=0)
+        y = (y - mean) / np.sqrt(variance + self.config.network.batch_norm_eps)
+        return y * gamma + beta
 
-    def unit(name, x):
-        scale = parameters[f"{name}.l2_scale"][:, None, None]
-        return scale * x / np.sqrt((x * x).sum(axis=1)[:, None] + net.l2_eps)
+    def unit(self, name, x):
+        scale = self.parameters[f"{name}.l2_scale"][:, None, None]
+        return scale * x / np.sqrt((x * x).sum(axis=1)[:, None] + self.config.network.l2_eps)
 
-    x, sources = images, []
-    for block, layers in ((1, 2), (2, 2), (3, 3), (4, 3), (5, 3)):
-        for layer in range(1, layers + 1):
-            x = positive(conv(f"backbone.conv{block}_{layer}", x))
-        if block > 3:
-            sources.append(unit(f"backbone.conv{block}_3", x))
-        x = pool(x)
-    x = positive(conv("backbone.fc6", x, dilation=3))
-    x = positive(conv("backbone.fc7", x, kernel=1))
-    sources.append(x)
-    x = positive(conv("backbone.conv6_1", x, kernel=1))
-    x = positive(conv("backbone.conv6_2", x, stride=2))
-    sources.append(x)
+    def sources(self, x):
+        sources = []
+        for block, layers in ((1, 2), (2, 2), (3, 3), (4, 3), (5, 3)):
+            for layer in range(1, layers + 1):
+                x = positive(self.conv(f"backbone.conv{block}_{layer}", x))
+            if block > 3:
+                sources.append(self.unit(f"backbone.conv{block}_3", x))
+            x = pool(x)
+        x = positive(self.conv("backbone.fc6", x, dilation=3))
+        x = positive(self.conv("backbone.fc7", x, kernel=1))
+        sources.append(x)
+        x = positive(self.conv("backbone.conv6_1", x, kernel=1))
+        x = positive(self.conv("backbone.conv6_2", x, stride=2))
+        return [*sources, x]
 
-    refined = [None] * 4
-    for level in (3, 2, 1, 0):
-        x = positive(conv(f"tcb.{level}.lateral1", sources[level]))
-        x = conv(f"tcb.{level}.lateral2", x)
-        if level < 3:
-            deeper = refined[level + 1]
-            w = parameters[f"tcb.{level}.upsample.weight"]
-            up = np.zeros((*x.shape[:2], 2 * deeper.shape[2], 2 * deeper.shape[3]))
-            for i in (0, 1):
-                for j in (0, 1):
-                    up[:, :, i::2, j::2] = np.einsum("ncrs,cd->ndrs", deeper, w[:, :, i, j])
-            x = x + up + parameters[f"tcb.{level}.upsample.bias"][:, None, None]
-        x = positive(x)  # after the sum
-        refined[level] = positive(conv(f"tcb.{level}.output", x))
+    def tcbs(self, sources):
+        refined = [None] * 4
+        for level in (3, 2, 1, 0):
+            x = positive(self.conv(f"tcb.{level}.lateral1", sources[level]))
+            x = self.conv(f"tcb.{level}.lateral2", x)
+            if level < 3:
+                deeper = refined[level + 1]
+                w = self.parameters[f"tcb.{level}.upsample.weight"]
+                up = np.zeros((*x.shape[:2], 2 * deeper.shape[2], 2 * deeper.shape[3]))
+                for i in (0, 1):
+                    for j in (0, 1):
+                        up[:, :, i::2, j::2] = np.einsum("ncrs,cd->ndrs", deeper, w[:, :, i, j])
+                x = x + up + self.parameters[f"tcb.{level}.upsample.bias"][:, None, None]
+            x = positive(x)  # after the sum
+            refined[level] = positive(self.conv(f"tcb.{level}.output", x))
+        return refined
 
-    def heads(module, kind, features, numbers_an_anchor):
+    def heads(self, module, kind, features, numbers_an_anchor):
         out = []
         for level, x in enumerate(features):
-            y = conv(f"{module}.{level}.{kind}", x)
+            y = self.conv(f"{module}.{level}.{kind}", x)
             n, c, r, s = y.shape
             y = y.reshape(n, c // numbers_an_anchor, numbers_an_anchor, r, s)
             out.append(y.transpose(0, 3, 4, 1, 2).reshape(n, -1, numbers_an_anchor))
         return np.concatenate(out, axis=1)
-
-    outputs = (
-        heads("arm", "offsets", sources, 4),
-        heads("arm", "logits", sources, 2),
-        heads("odm", "offsets", refined, 4),
-        heads("odm", "logits", refined, config.num_classes),
-    )
-    return outputs, seen
 
 
 def lively(config, seed):
@@ -307,15 +323,16 @@ def test_the_whole_against_a_second_opinion(batch_norm, training, size):
     )
     parameters, images = lively(config, 3), numbers(4, 2, 3, *size)
     got, statistics = forward(parameters, images, config, training=training)
-    want, seen = other_opinion(parameters, images, config, training)
+    opinion = SecondOpinion(parameters, config, training)
+    expected, running = opinion.outputs(images), opinion.statistics
     assert got._fields == NAMES
-    for name, mine, theirs in zip(NAMES, got, want, strict=True):
+    for name, mine, theirs in zip(NAMES, got, expected, strict=True):
         assert mine.std() > 0.01, name  # it is alive
         assert_allclose(mine, theirs, rtol=1e-9, atol=1e-11, err_msg=name)
-    assert set(statistics) == set(seen)
+    assert set(statistics) == set(running)
     assert bool(statistics) == (batch_norm and training)
-    for name in seen:
-        assert_allclose(statistics[name], seen[name], rtol=1e-9, err_msg=name)
+    for name in running:
+        assert_allclose(statistics[name], running[name], rtol=1e-9, err_msg=name)
 
 
 def test_float32_comes_out_of_float32():
@@ -433,9 +450,10 @@ def test_two_numbers_a_channel_have_a_variance_divided_by_one():
     config = tiny(image_size=(64, 64), network={"width": 1 / 64, "batch_norm": True})
     parameters, images = lively(config, 0), numbers(1, 2, 3, 64, 64)
     _, statistics = forward(parameters, images, config, training=True)
-    _, want = other_opinion(parameters, images, config, training=True)
+    opinion = SecondOpinion(parameters, config, training=True)
+    opinion.outputs(images)
     name = "backbone.conv6_2.moving_variance"
-    assert_allclose(statistics[name], want[name], rtol=1e-9)
+    assert_allclose(statistics[name], opinion.statistics[name], rtol=1e-9)
 
 
 def test_what_the_network_refuses():
