@@ -3,10 +3,11 @@
     python tests/mutation/run.py [MODULE ...] [--jobs 2] [--keep FOLDER [--again]]
 
 cosmic-ray changes one place of a copy of the installed ``refinedet.spec``; the tests of the
-module's name run first, then the rest of ``tests/spec`` (the slow ones of the network judge
-it and the architecture only, which can but leave more survivors). The run fails if fewer than
+module's name run first, then the rest of ``tests/spec``. The slow tests of the network run for
+it and the architecture alone, which can only leave more survivors. The run fails if fewer than
 ``mutation.least`` of all mutants are killed, if a survivor is not in ``survivors.toml``,
-or if a mutant listed there is killed or is not made any more.
+or if a mutant listed there is killed or no longer exists. That the listed lines are still in
+the code is checked first.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -38,8 +39,8 @@ ROOT = HERE.parents[1]
 TESTS = ROOT / "tests" / "spec"
 BIN = Path(sys.executable).parent
 SERVER = HERE / "server.py"
-SLOW = "network"  # its tests are the slowest, and judge these alone:
-JUDGED_BY_SLOW = (SLOW, "architecture")
+SLOW = "network"  # its tests are the slowest, and run for these alone:
+TESTED_BY_SLOW = (SLOW, "architecture")
 
 
 class Mutant(NamedTuple):
@@ -87,7 +88,7 @@ def name_of(module: str, source: str, mutated: str, spec: MutationSpec) -> Mutan
     return Mutant(module, spec.definition_name or "", line, other)
 
 
-def judge(module: str, site: Path, settings: dict) -> dict[Mutant, list[bool]]:
+def verdicts_of(module: str, site: Path, settings: dict) -> dict[Mutant, list[bool]]:
     """All mutants of one module in this copy: for each, whether it is killed."""
     path = site / "refinedet" / "spec" / f"{module}.py"
     source = path.read_text()
@@ -107,7 +108,7 @@ def judge(module: str, site: Path, settings: dict) -> dict[Mutant, list[bool]]:
     own, slow = [TESTS / f"test_{module}.py"], sorted(TESTS.glob(f"test_{SLOW}*.py"))
     wide = TESTS / "test_modelzoo.py"  # about all modules, so it comes next
     skipped = {*own, wide, *slow}
-    if module in JUDGED_BY_SLOW:
+    if module in TESTED_BY_SLOW:
         own = list(dict.fromkeys([*own, *slow]))
     others = [wide, *(p for p in sorted(TESTS.glob("test_*.py")) if p not in skipped)]
     seconds = options["timeout"] * 0.8  # the server stops a test before cosmic-ray does
@@ -160,9 +161,19 @@ def served(
 
 
 def copy_of_the_package(package: Path, folder: Path) -> Path:
-    """A folder with a copy to spoil, which ``PYTHONPATH`` puts before the installed package."""
+    """A folder with a copy to change, which ``PYTHONPATH`` puts before the installed package."""
     shutil.copytree(package, folder / "refinedet", dirs_exist_ok=True)
     return folder
+
+
+def check_the_list(survivors: Iterable[Mutant]) -> None:
+    """Every listed line is in its module, and its function or class exists."""
+    for mutant in survivors:
+        source = (ROOT / "spec" / f"{mutant.module}.py").read_text()
+        names = {getattr(node, "name", None) for node in ast.walk(ast.parse(source))}
+        assert mutant.where in names or not mutant.where, f"not there any more: {show(mutant)}"
+        text = " ".join(line.strip() for line in source.split("\n"))
+        assert mutant.line in text, f"not there any more: {show(mutant)}"
 
 
 def check_the_same(package: Path, copy: Path) -> None:
@@ -193,12 +204,13 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="modules at a time")
     parser.add_argument("--keep", type=Path, help="a folder to work in, and to go on with")
     parser.add_argument(
-        "--again", action="store_true", help="judge the survivors of the kept folder once more"
+        "--again", action="store_true", help="test the survivors of the kept folder once more"
     )
     options = parser.parse_args()
     settings = toml.loads((HERE / "mutation.toml").read_text())
     listed = toml.loads((HERE / "survivors.toml").read_text()).get("survivor", [])
     reasons = {Mutant(**{k: s[k] for k in Mutant._fields}): s["reason"] for s in listed}
+    check_the_list(reasons)
 
     spec = (Path(refinedet.__file__).parent / "spec").glob("[a-z]*.py")
     # The slowest first, then the small ones.
@@ -219,7 +231,7 @@ def main() -> int:
             if options.again and (site / "run.sqlite").exists():
                 with closing(sqlite3.connect(site / "run.sqlite")) as database, database:
                     database.execute("DELETE FROM work_results WHERE test_outcome = 'SURVIVED'")
-            verdicts = judge(module, site, settings)
+            verdicts = verdicts_of(module, site, settings)
             killed = [k for ks in verdicts.values() for k in ks]
             seconds = time.monotonic() - begun
             print(f"{module:10} {sum(killed)} of {len(killed)}, {seconds:.0f} s", flush=True)
@@ -236,18 +248,18 @@ def report(
     reasons: dict[Mutant, str],
     least: float,
 ) -> int:
-    """Print the figures and what is wrong; 0 if nothing is."""
-    made, killed = Counter[str](), Counter[str]()
+    """Print how many were killed, and every fault; 0 if there is none."""
+    total, killed = Counter[str](), Counter[str]()
     for mutant, ks in verdicts.items():
-        made[mutant.module] += len(ks)
+        total[mutant.module] += len(ks)
         killed[mutant.module] += sum(ks)
-    for module in sorted(made):
-        survived = made[module] - killed[module]
+    for module in sorted(total):
+        survived = total[module] - killed[module]
         print(
-            f"{module:10} {made[module]:5} mutants {killed[module]:5} killed {survived:4} survived"
+            f"{module:10} {total[module]:5} mutants {killed[module]:5} killed {survived:4} survived"
         )
-    share = killed.total() / max(1, made.total())
-    print(f"{killed.total()} of {made.total()} mutants are killed: {share:.2%}")
+    share = killed.total() / max(1, total.total())
+    print(f"{killed.total()} of {total.total()} mutants are killed: {share:.2%}")
 
     faults = [] if share >= least else [f"less than {least:.0%} are killed"]
     survivors = {m for m, ks in verdicts.items() if not all(ks)}
@@ -255,7 +267,7 @@ def report(
         f"survives, but is not listed: {show(m)}" for m in sorted(survivors - reasons.keys())
     ]
     stale = {m for m in reasons if m.module in modules} - survivors
-    faults += [f"is listed, but is killed or not made: {show(m)}" for m in sorted(stale)]
+    faults += [f"is listed, but is killed or no longer exists: {show(m)}" for m in sorted(stale)]
     print("\n".join(faults))
     return bool(faults)
 
