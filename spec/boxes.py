@@ -60,7 +60,7 @@ def box_iou(anchors: Array, ground_truth: Array) -> Array:
     """Overlap of every anchor with every ground truth, from 0 to 1.
 
     Intersection area over union area; 0 where the union is empty.
-    Computed in float64, so the judge is finer than the judged.
+    Computed in float64, more precisely than any backend that is compared with it.
 
     Args:
         anchors: (A, 4) float32 or float64, corner form.
@@ -84,15 +84,15 @@ def box_iou(anchors: Array, ground_truth: Array) -> Array:
 
 
 def lengthened(boxes: Array, pixel: tuple[float, float]) -> Array:
-    """Corner-form boxes (M, 4), so much wider and higher, as float64.
+    """Corner-form boxes (M, 4) with ``pixel`` added to width and height, as float64.
 
-    Overlaps of such boxes are those of systems that count pixels and add 1 to sides.
+    Systems that count pixels, and add 1 to sides, measure the overlaps of such boxes.
     """
     longer: Array = boxes.astype(np.float64) + np.array([0, 0, *pixel])
     return longer
 
 
 def clip_boxes(boxes: Array) -> Array:
-    """Corner-form boxes (M, 4) with every coordinate brought into [0, 1]."""
+    """Corner-form boxes (M, 4) with every coordinate limited to the range from 0 to 1."""
     check_boxes(boxes=boxes)
     return boxes.clip(0, 1)

@@ -1,12 +1,12 @@
 """Coding: a box as four offsets from an anchor, and back.
 
 Offsets are (x, y, w, h). The centre's offset is measured in sides of the anchor,
-the size as the logarithm of a ratio; both are divided by a constant ("variance")
+the size as the logarithm of a ratio. Both are divided by a constant ("variance")
 that brings them to about unit spread.
 
-RefineDet decodes twice. The anchor refinement module (ARM) moves the anchors;
-the detection module (ODM) codes against the moved ones. For the gradient the
-moved anchors are constants: the ODM's loss does not reach the ARM's offsets.
+RefineDet decodes twice. The anchor refinement module (ARM) refines the anchors; the object
+detection module (ODM) codes boxes against the refined anchors. For the gradient the refined
+anchors are constants: the ODM's loss does not reach the ARM's offsets.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from refinedet.spec.types import Array
 
 
 def encode(boxes: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
-    """Offsets that lead from each anchor to the box in the same row.
+    """The offsets from each anchor to the box in the same row.
 
     Args:
         boxes: (M, 4) float32 or float64, corner form, sides above 0.
@@ -46,7 +46,7 @@ def encode(boxes: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
 
 
 def decode(offsets: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
-    """The box to which each row of offsets leads; inverts ``encode``.
+    """The box of each row of offsets from its anchor; inverts ``encode``.
 
     Args:
         offsets: (M, 4) float32 or float64, x, y, w, h.

@@ -2,19 +2,19 @@
 
 1. Boxes by the two-step cascade (without ``anchors.refined``, by the ODM alone), class
    probabilities by softmax or sigmoid.
-2. An anchor that the ARM holds for background (probability of "object" below
-   ``loss.objectness``) yields nothing.
+2. An anchor that the ARM classifies as background (probability of "object" below
+   ``loss.objectness``) yields no detection.
 3. Every pair of anchor and class, background excepted, with a score above
    ``detection.score`` is a candidate; the best ``top_before_nms`` of them stay.
 4. Class by class, the best ``top_before_nms_per_class`` stay, then non-maximum
    suppression, then the best ``top_per_class``.
 5. Of all classes together, the best ``top`` stay; their boxes are clipped.
 
-"Best" is by falling score; equal scores go by rising anchor, then rising class.
-Scores, overlaps and objectness are compared with thresholds in the dtype they come
-in, to which the threshold is rounded. Where ``detection.pixel`` is set, overlaps are
-those of boxes with so much added to their sides in pixels of the original image. A box
-beside the image is clipped to one without area, and stays.
+"Best" means the highest score; equal scores are ordered by rising anchor, then rising class.
+Scores, overlaps and objectness are compared with thresholds in their own dtype, to which
+the threshold is rounded. ``detection.pixel`` is added to the sides of boxes, in pixels of
+the original image, before overlaps are measured. A box entirely outside the image is clipped
+to one without area, and stays.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def detect(
     check_float(boxes=boxes, scores=scores)
     check_shape(scores, "scores", len(boxes), None)
     if scores.shape[1] < 2:
-        raise SpecError("want a column for the background and one a class", key="scores")
+        raise SpecError("expected a column for the background and one for each class", key="scores")
     pixel = pixel_sides(config, size)
     if config.clip_first:
         boxes = clip_boxes(boxes)
@@ -113,15 +113,17 @@ def detect(
 
 
 def pixel_sides(config: DetectionConfig, size: tuple[int, int] | None) -> tuple[float, float]:
-    """What is added to width and height, as fractions of the image (height, width).
+    """The width and height of ``detection.pixel``, as fractions of the image.
 
     Raises:
-        SpecError: something is added, and there is no size.
+        SpecError: ``detection.pixel`` is above 0, and no size is given.
     """
     if config.pixel == 0:
         return 0.0, 0.0
     if size is None:
-        raise SpecError("detection.pixel expected the image's height and width", key="size")
+        raise SpecError(
+            "expected the image's height and width, which detection.pixel needs", key="size"
+        )
     height, width = size
     return config.pixel / width, config.pixel / height
 
@@ -133,7 +135,7 @@ def scored_boxes(heads: Heads, config: Config) -> tuple[Array, Array]:
         heads: the network's outputs for N images, float32 or float64; N from 1.
     Returns:
         Boxes (N, A, 4) in corner form, not clipped, and scores (N, A, K), all zero
-        where the ARM sees background; dtype of the heads.
+        where the ARM classifies an anchor as background; dtype of the heads.
     Raises:
         SpecError: dtypes, non-finite values, or offsets that overflow.
     """

@@ -1,12 +1,12 @@
-"""Layers: what the network is made of, each with its way back.
+"""Layers of the network, each with its gradient.
 
-Arrays are batch, channel, row, column. Convolutions are cross-correlations; a
-padded border is zero. All is computed in the dtype of the arguments: float32 is
-what backends match, float64 serves finite differences.
+Arrays are batch, channel, row, column. Convolutions are cross-correlations with zero
+padding. All is computed in the dtype of the arguments: backends are compared with float32;
+float64 is for finite differences.
 
-``<layer>_gradient`` takes the loss's gradient by the layer's output, then the
-layer's own arguments, and gives the gradient by each of its arrays, in their order.
-``GRADIENTS`` pairs them.
+``<layer>_gradient`` takes the upstream gradient ``d`` (of the loss with respect to the layer's
+output), then the layer's own arguments. It returns the gradient with respect to each of
+the layer's arrays, in their order. ``GRADIENTS`` maps each layer to its gradient.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from refinedet.spec.types import Array
 def _taps(
     x: Array, shape: tuple[int, ...], stride: int, dilation: int
 ) -> Iterator[tuple[int, int, tuple[slice, ...]]]:
-    """For each tap (i, j) of a k x k kernel, what it reads of the padded input.
+    """For each tap (i, j) of a k x k kernel, the part of the padded input that it reads.
 
     Args:
         x: (N, C, H, W), padded. shape: of the output, (N, D, H', W') and then k.
@@ -47,7 +47,7 @@ def conv2d(
     Args:
         x: (N, C, H, W). weight: (D, C, k, k).
         padding: rows and columns of zeros on every side.
-        far: so many more behind the last row and the last column.
+        far: additional rows and columns of zeros after the last ones.
     Returns:
         (N, D, H', W'), H' = (H + 2 padding + far - dilation (k - 1) - 1) // stride + 1.
     """
@@ -71,7 +71,7 @@ def conv2d_gradient(
     dilation: int = 1,
     far: int = 0,
 ) -> tuple[Array, Array]:
-    """By the input (N, C, H, W) and by the weight (D, C, k, k)."""
+    """With respect to the input (N, C, H, W) and the weight (D, C, k, k)."""
     padded = _pad(x, padding, far)
     by_input, by_weight = np.zeros_like(padded), np.zeros_like(weight)
     for i, j, part in _taps(padded, (*d.shape, weight.shape[2]), stride, dilation):
@@ -82,7 +82,7 @@ def conv2d_gradient(
 
 
 def depthwise_conv2d(x: Array, weight: Array, padding: int) -> Array:
-    """Cross-correlation of every channel alone, stride 1, with zero padding.
+    """Depthwise cross-correlation, stride 1, with zero padding.
 
     Args:
         x: (N, C, H, W). weight: (C, 1, k, k).
@@ -100,7 +100,7 @@ def depthwise_conv2d(x: Array, weight: Array, padding: int) -> Array:
 def depthwise_conv2d_gradient(
     d: Array, x: Array, weight: Array, padding: int
 ) -> tuple[Array, Array]:
-    """By the input and by the weight (C, 1, k, k)."""
+    """With respect to the input and the weight (C, 1, k, k)."""
     padded = _pad(x, padding)
     by_input, by_weight = np.zeros_like(padded), np.zeros_like(weight)
     for i, j, part in _taps(padded, (*d.shape, weight.shape[2]), 1, 1):
@@ -111,13 +111,13 @@ def depthwise_conv2d_gradient(
 
 
 def add_bias(x: Array, bias: Array) -> Array:
-    """One number a channel, added to x (N, C, H, W)."""
+    """The sum of x (N, C, H, W) and one number for each channel (C,)."""
     biased: Array = x + bias[:, None, None]
     return biased
 
 
 def add_bias_gradient(d: Array, x: Array, bias: Array) -> tuple[Array, Array]:
-    """By the input and by the bias (C,)."""
+    """With respect to the input and the bias (C,)."""
     return d, d.sum(axis=(0, 2, 3))
 
 
@@ -135,7 +135,7 @@ def upsample2x2(x: Array, weight: Array) -> Array:
 
 
 def upsample2x2_gradient(d: Array, x: Array, weight: Array) -> tuple[Array, Array]:
-    """By the input and by the weight (C, D, 2, 2)."""
+    """With respect to the input and the weight (C, D, 2, 2)."""
     n, _, h, w = x.shape
     patches = d.reshape(n, -1, h, 2, w, 2)
     return (
@@ -152,7 +152,7 @@ def max_pool2x2(x: Array) -> Array:
 
 
 def max_pool2x2_gradient(d: Array, x: Array) -> tuple[Array]:
-    """By the input: all of it to the largest value, of equal ones to the first, row by row."""
+    """With respect to the input: all to the largest value; of equal ones to the first."""
     n, c, h, w = x.shape
     patches = x.reshape(n, c, h // 2, 2, w // 2, 2).transpose(0, 1, 2, 4, 3, 5)
     flat = patches.reshape(-1, 4)
@@ -162,7 +162,7 @@ def max_pool2x2_gradient(d: Array, x: Array) -> tuple[Array]:
 
 
 def _pool_taps(x: Array, before: int) -> list[tuple[Array, tuple[slice, ...]]]:
-    """For each tap of 3x3 windows, stride 2, what it reads, and where that lies in the padded."""
+    """For each tap of 3x3 windows, stride 2: the values it reads, and their padded position."""
     sides = (before, 1 - before)
     padded = np.pad(x, ((0, 0), (0, 0), sides, sides), constant_values=-np.inf)
     n, c, h, w = x.shape
@@ -174,8 +174,8 @@ def max_pool3x3(x: Array, before: int) -> Array:
 
     Args:
         x: (N, C, H, W).
-        before: 1: windows are centred on the rows 0, 2, 4 ...; 0: on 1, 3, 5 ... What of
-            a window lies outside does not count. Columns likewise.
+        before: 1: windows are centred on rows 0, 2, 4, and so on; 0: on rows 1, 3, 5.
+            Columns likewise. Positions outside the input do not count.
     Returns:
         (N, C, H / 2, W / 2).
     """
@@ -184,7 +184,7 @@ def max_pool3x3(x: Array, before: int) -> Array:
 
 
 def max_pool3x3_gradient(d: Array, x: Array, before: int) -> tuple[Array]:
-    """By the input: all of it to the largest value, of equal ones to the first, row by row."""
+    """With respect to the input: all to the largest value; of equal ones to the first."""
     taps = _pool_taps(x, before)
     first = np.argmax([seen for seen, _ in taps], axis=0)
     n, c, h, w = x.shape
@@ -215,12 +215,12 @@ def _norm(x: Array, eps: float, floor: bool) -> Array:
 def l2_normalise_gradient(
     d: Array, x: Array, scale: Array, eps: float, floor: bool = False
 ) -> tuple[Array, Array]:
-    """By the input and by the scale (C,)."""
+    """With respect to the input and the scale (C,)."""
     norm = _norm(x, eps, floor)
     unit = x / norm
     scaled = d * scale[:, None, None]
     along = (scaled * unit).sum(axis=1, keepdims=True)
-    if floor:  # a norm that is the floor does not move with the input
+    if floor:  # a norm that is the floor does not depend on the input
         along = along * (np.square(x).sum(axis=1, keepdims=True) > x.dtype.type(eps))
     return (scaled - unit * along) / norm, (d * unit).sum(axis=(0, 2, 3))
 
@@ -240,9 +240,9 @@ def batch_normalise(
 def batch_normalise_gradient(
     d: Array, x: Array, gamma: Array, beta: Array, mean: Array, variance: Array, eps: float
 ) -> tuple[Array, Array, Array]:
-    """By the input, gamma and beta, where ``mean`` and ``variance`` are those of ``x``.
+    """With respect to the input, gamma and beta; ``mean`` and ``variance`` are those of ``x``.
 
-    They move with ``x``, which the gradient by the input takes into account.
+    They depend on ``x``, which the gradient with respect to the input takes into account.
     Source: arXiv:1502.03167, section 3.
     """
     count = x.size // x.shape[1]
@@ -260,17 +260,17 @@ def relu(x: Array) -> Array:
 
 
 def relu_gradient(d: Array, x: Array) -> tuple[Array]:
-    """By the input; 0 where the input is 0."""
+    """With respect to the input; 0 where the input is 0."""
     return (d * (x > 0),)
 
 
 def relu6(x: Array) -> Array:
-    """From 0 to 6: what is outside is brought to the nearer end."""
+    """The input limited to the range from 0 to 6."""
     return x.clip(0, 6)
 
 
 def relu6_gradient(d: Array, x: Array) -> tuple[Array]:
-    """By the input; 0 where the input is 0, 6 or outside."""
+    """With respect to the input; 0 where the input is 0, 6 or outside."""
     return (d * ((x > 0) & (x < 6)),)
 
 
@@ -281,12 +281,12 @@ def add(x: Array, y: Array) -> Array:
 
 
 def add_gradient(d: Array, x: Array, y: Array) -> tuple[Array, Array]:
-    """By both."""
+    """With respect to both."""
     return d, d
 
 
 def anchor_rows(*outputs: Array, per_anchor: int) -> Array:
-    """Heads of all levels as rows, one an anchor: cell by cell, then anchors of a cell.
+    """The outputs of all levels as rows, one for each anchor, in the order of the anchors.
 
     Args:
         outputs: for each level (N, anchors * per_anchor, H, W).
@@ -298,7 +298,7 @@ def anchor_rows(*outputs: Array, per_anchor: int) -> Array:
 
 
 def anchor_rows_gradient(d: Array, *outputs: Array, per_anchor: int) -> tuple[Array, ...]:
-    """By the output of each level."""
+    """With respect to the output of each level."""
     ends = np.cumsum([y[0].size // per_anchor for y in outputs])
     return tuple(
         part.reshape(y.transpose(0, 2, 3, 1).shape).transpose(0, 3, 1, 2)

@@ -1,20 +1,21 @@
-"""Losses: what training lowers, and the gradient of it.
+"""Losses: the training objective and its gradient.
 
-Both modules are trained alike. An anchor is positive if it answers for an object.
-Positives pay for their offsets (smooth L1) and their class (cross entropy);
-negatives pay for their class, but only the hardest few of each image do:
+The objective is the same for both modules. An anchor is positive if it is assigned to an
+object. Positives contribute a regression loss of their offsets (smooth L1) and a
+classification loss (cross entropy). Of the negatives, only the hardest of each image
+contribute to the classification loss:
 
 1. Negatives of an image without objects never count.
-2. For the ODM, an anchor that the ARM holds for background (probability of
-   "object" below ``loss.objectness``) is no negative either. Positives stay.
-3. Of the rest, as many as ``negatives_per_positive`` times the image's
-   positives, rounded down, in order of falling loss; ties to the lowest anchor.
+2. For the ODM, an anchor that the ARM classifies as background (probability of
+   "object" below ``loss.objectness``) is not a negative either. Positives stay.
+3. Of the rest, the negatives of largest loss count: ``negatives_per_positive`` times the
+   image's positives, rounded down; ties go to the lowest anchor.
 
-With ``loss.classes`` set to ``sigmoid`` (the model zoo's), every anchor pays for every
-class by a focal loss instead, and rules 1 to 3 do not apply.
+With ``loss.classes`` set to ``sigmoid`` (the model zoo's), the classification loss is a focal
+loss of every anchor and every class instead, and rules 1 to 3 do not apply.
 
-Each module's sum is divided by its positives in the whole batch, or by 1 if there
-are none; the four parts are added. What is selected, what is matched and the
+Each module's sum is divided by the number of its positives in the whole batch, or by 1 if
+there are none. The four parts are added. The selection of negatives, the matching and the
 refined anchors are constants for the gradient.
 
 Source: RefineDet, arXiv:1711.06897, section 3.3 and equation 1; rules 1 to 3 and
@@ -46,7 +47,7 @@ def softmax(logits: Array) -> Array:
 
 
 def sigmoid(logits: Array) -> Array:
-    """The probability of each logit by itself, same dtype; computed in float64."""
+    """The sigmoid of each logit, same dtype; computed in float64."""
     check_float(logits=logits)
     probabilities: Array = np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
     return probabilities.astype(logits.dtype)
@@ -59,7 +60,7 @@ def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
         logits: (M, K) float32 or float64.
         labels: (M,) integers from 0 to K - 1.
     Returns:
-        Losses (M,) and their gradients by the logits (M, K), same dtype.
+        Losses (M,) and their gradients with respect to the logits (M, K), same dtype.
         Computed in float64.
     Raises:
         SpecError: shapes, dtypes, or a label out of range.
@@ -86,7 +87,7 @@ def smooth_l1(predicted: Array, target: Array) -> tuple[Array, Array]:
     Args:
         predicted, target: (M, 4) float32 or float64.
     Returns:
-        Losses (M,) and their gradients by ``predicted`` (M, 4), same dtype.
+        Losses (M,) and their gradients with respect to ``predicted`` (M, 4), same dtype.
         Computed in float64.
     Raises:
         SpecError: shapes, dtypes or non-finite values.
@@ -101,12 +102,12 @@ def smooth_l1(predicted: Array, target: Array) -> tuple[Array, Array]:
 
 
 def hard_negatives(losses: Array, positive: Array, eligible: Array, ratio: float) -> Array:
-    """The negatives of one image that count.
+    """Hard-negative mining: the negatives of one image that contribute to the loss.
 
     Args:
         losses: (A,) float, the class loss of every anchor.
         positive: (A,) bool.
-        eligible: (A,) bool, negatives that may be chosen; positives are never.
+        eligible: (A,) bool, negatives that may be chosen; positives are never chosen.
         ratio: negatives for each positive; the product, in float64, is rounded down.
     Returns:
         (A,) bool: the eligible negatives of largest loss; ties to the lowest anchor.
@@ -127,9 +128,11 @@ def focal(logits: Array, labels: Array, alpha: float, gamma: float) -> tuple[Arr
 
     Args:
         logits: (M, K) float32 or float64.
-        labels: (M,) integers from 0; one of K or more is in no column.
+        labels: (M,) integers from 0; a label of K or more belongs to no column.
+        alpha: weight of the label's column; the others weigh 1 - ``alpha``.
+        gamma: focusing parameter: the larger, the less a well-classified logit contributes.
     Returns:
-        Losses (M,) and their gradients by the logits (M, K), same dtype.
+        Losses (M,) and their gradients with respect to the logits (M, K), same dtype.
         Computed in float64.
     Raises:
         SpecError: shapes or dtypes.
@@ -140,7 +143,7 @@ def focal(logits: Array, labels: Array, alpha: float, gamma: float) -> tuple[Arr
     check_shape(logits, "logits", None, None)
     check_shape(labels, "labels", len(logits))
     here = labels[:, None] == np.arange(logits.shape[1])
-    x = logits.astype(np.float64) * np.where(here, 1, -1)  # p is that of being right
+    x = logits.astype(np.float64) * np.where(here, 1, -1)  # p: of the right answer
     weight = np.where(here, alpha, 1 - alpha)
     log_p = -np.logaddexp(0, -x)
     wrong = np.exp(-np.logaddexp(0, x))
@@ -156,9 +159,9 @@ class ModuleLoss(NamedTuple):
     offsets: float
     classes: float
     offsets_gradient: Array
-    """(N, A, 4), by the module's offsets."""
+    """(N, A, 4), with respect to the module's offsets."""
     logits_gradient: Array
-    """(N, A, K), by the module's logits."""
+    """(N, A, K), with respect to the module's logits."""
 
 
 def module_loss(
@@ -171,7 +174,7 @@ def module_loss(
         logits: (N, A, K), same dtype.
         target: (N, A, 4), same dtype; read where ``labels`` is above 0.
         labels: (N, A) integers from 0 to K - 1; 0 is negative.
-        eligible: (N, A) bool, negatives that may count.
+        eligible: (N, A) bool, negatives that may be chosen.
         ratio: negatives for each positive.
     Returns:
         Sums over the batch in float64, of losses rounded to the dtype; negatives
@@ -191,7 +194,7 @@ def module_loss(
 
 
 def _check_module(offsets: Array, logits: Array, target: Array, labels: Array) -> None:
-    """What the loss of a module asks of its arguments."""
+    """Check the arguments of a module's loss."""
     check_float(offsets=offsets, logits=logits, target=target)
     check_shape(logits, "logits", None, None, None)
     images, anchors, _ = logits.shape
@@ -216,7 +219,10 @@ def _module_loss(
     class_gradient: Array,
     counted: Array,
 ) -> ModuleLoss:
-    """Offsets of the ``positive`` and classes of the ``counted`` (N, A), over the positives."""
+    """Offset losses of the ``positive``, class losses of the ``counted`` anchors (N, A).
+
+    Both are divided by the number of positives.
+    """
     box_loss, box_gradient = smooth_l1(_rows(offsets), _rows(target))
     divisor = max(1, int(positive.sum()))
     share = offsets.dtype.type(divisor)
@@ -231,7 +237,7 @@ def _module_loss(
 def focal_module_loss(
     offsets: Array, logits: Array, target: Array, labels: Array, alpha: float, gamma: float
 ) -> ModuleLoss:
-    """``module_loss`` with a focal loss of all anchors' classes.
+    """``module_loss`` with a focal classification loss over all anchors.
 
     Args:
         labels: (N, A) integers from 0; above 0 is positive; see ``focal``.
@@ -252,23 +258,23 @@ class Loss(NamedTuple):
 
     @property
     def total(self) -> float:
-        """The sum of the four parts: what training lowers."""
+        """The sum of the four parts: the training objective."""
         return self.arm.offsets + self.arm.classes + self.odm.offsets + self.odm.classes
 
 
 class Targets(NamedTuple):
-    """What the loss of a batch holds constant. N images, A anchors."""
+    """The constants of the loss of a batch of N images with A anchors."""
 
     arm_offsets: Array
     """(N, A, 4), dtype of the heads."""
     arm_labels: Array
-    """(N, A) int64: 1 where an object is, 0 elsewhere; its class, if the ARM knows one alone."""
+    """(N, A) int64: 1 for an object, 0 for background; with ``arm_first_class`` the class."""
     odm_offsets: Array
-    """(N, A, 4), from the refined anchors, if they are used."""
+    """(N, A, 4), from the refined anchors, or with ``anchors.refined`` off from the anchors."""
     odm_labels: Array
-    """(N, A) int64: classes, 0 is background."""
+    """(N, A) int64: the class, 0 for background."""
     odm_eligible: Array
-    """(N, A) bool: what the ARM does not hold for background."""
+    """(N, A) bool: anchors that the ARM does not classify as background."""
 
 
 def detector_targets(
@@ -278,13 +284,13 @@ def detector_targets(
 
     Args:
         heads: the network's outputs for N images, N from 1.
-        boxes: for each image its objects (T, 4), dtype of the heads, corner form.
+        boxes: for each image the ground-truth boxes (T, 4), dtype of the heads, corner form.
         labels: for each image their classes (T,), integers from 1.
     Raises:
-        SpecError: lengths, shapes, dtypes, or what ``targets`` and ``decode`` refuse.
+        SpecError: lengths, shapes, dtypes, or the errors of ``targets`` and ``decode``.
     """
     if not len(heads.arm_offsets) == len(boxes) == len(labels) > 0:
-        raise SpecError("boxes, labels: want one entry for each image, at least one")
+        raise SpecError("boxes, labels: expected one entry for each image, at least one")
     anchors = all_anchors(config).astype(heads.arm_offsets.dtype)
     objects = list(zip(boxes, labels, strict=True))
     arm = [targets(anchors, b, c, config) for b, c in objects]
@@ -305,7 +311,7 @@ def detector_targets(
 
 
 def loss_on_targets(heads: Heads, target: Targets, config: Config) -> Loss:
-    """The loss of a batch with its targets given; what its gradients differentiate."""
+    """The loss of a batch with given targets: the function that the gradients belong to."""
     options = config.loss
     arm = heads.arm_offsets, heads.arm_logits, target.arm_offsets, target.arm_labels
     odm = heads.odm_offsets, heads.odm_logits, target.odm_offsets, target.odm_labels

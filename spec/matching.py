@@ -1,20 +1,23 @@
-"""Matching: which anchor answers for which object.
+"""Matching: which anchor is assigned to which object.
 
-Two steps. First every object gets one anchor of its own: of all pairs of a free
-anchor and an unserved object the one with the largest overlap is joined, again
-and again. Then every anchor that is still free and overlaps some object by at
-least the threshold answers for the object it overlaps most.
+The rule ``bipartite``, the paper's, has two steps:
 
-That is the rule ``bipartite``, the paper's, in which the order of the objects does not
-matter but for ties. The rule ``in_order`` is the model zoo's: object after object takes
-its best anchor, as if they overlapped by 2, and every anchor that it overlaps by MORE
-than the threshold; an anchor changes hands only for a strictly larger overlap. Of two
-objects with one best anchor, the earlier keeps it, and the later has none of its own.
+1. Every object gets one anchor of its own. Of all pairs of an unmatched anchor and an
+   unmatched object, the pair with the largest overlap is matched; this is repeated.
+2. Every anchor that is still unmatched is assigned to the object that it overlaps most, if
+   that overlap reaches the threshold.
+
+Except for ties, the order of the objects does not matter.
+
+The rule ``in_order`` is the model zoo's. One object after the other takes its best anchor, as
+if their overlap were 2, and every anchor that it overlaps by more than the threshold. An
+anchor is reassigned only for a strictly larger overlap. If two objects have the same best
+anchor, the earlier keeps it, and the later has none of its own.
 
 Ties go to the lowest anchor, then to the lowest object. An overlap of at most
 ``lowest_iou`` counts as none: an object that no anchor touches, or one without
-area, stays unserved. Overlaps are compared in the dtype they come in, to which a
-threshold is rounded.
+area, stays unmatched. Overlaps are compared in their own dtype, to which a threshold is
+rounded.
 """
 
 from __future__ import annotations
@@ -31,11 +34,11 @@ UNMATCHED = -1
 
 
 def match(iou: Array, config: MatchingConfig) -> Array:
-    """The object for which each anchor answers.
+    """The object that each anchor is assigned to.
 
     Args:
         iou: (A, T) float, overlaps as ``box_iou`` gives them. A and T may be 0.
-        config: thresholds.
+        config: thresholds and rule.
     Returns:
         (A,) int64: index of an object, or ``UNMATCHED``.
     Source: the multi-box loss of the authors' release, bipartite then
@@ -70,7 +73,7 @@ def match(iou: Array, config: MatchingConfig) -> Array:
 
 
 def _match_in_order(iou: Array, config: MatchingConfig) -> Array:
-    """``match`` by the model zoo's rule; an object that touches no anchor is left out."""
+    """``match`` by the rule ``in_order``; an object that touches no anchor is left out."""
     matched = np.full(len(iou), UNMATCHED, np.int64)
     held = np.zeros(len(iou), iou.dtype)
     for ground_truth, overlaps in enumerate(iou.T.copy()):
@@ -85,17 +88,17 @@ def _match_in_order(iou: Array, config: MatchingConfig) -> Array:
 
 
 def targets(anchors: Array, boxes: Array, labels: Array, config: Config) -> tuple[Array, Array]:
-    """What a module should say for each anchor of one image.
+    """The regression targets and the labels of each anchor of one image.
 
-    The ARM is given the anchors as they are, the ODM the refined ones.
+    The ARM's are those of the anchors, the ODM's those of the refined anchors.
 
     Args:
         anchors: (A, 4) float32 or float64, corner form.
         boxes: (T, 4), same dtype, corner form: the objects. T may be 0.
         labels: (T,) integers from 1 to ``num_classes`` - 1.
     Returns:
-        Offsets (A, 4), dtype of the arguments, zero where unmatched; and
-        classes (A,) int64, 0 where unmatched.
+        Target offsets (A, 4), dtype of the arguments, zero where unmatched; and
+        labels (A,) int64, 0 where unmatched.
     Raises:
         SpecError: shapes, dtypes, crossed corners, or a label out of range.
     """

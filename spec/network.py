@@ -131,7 +131,7 @@ def trained_parameters(config: Config) -> list[Parameter]:
 
 
 def parameter_count(config: Config) -> int:
-    """Trained numbers; running statistics are not among them."""
+    """How many numbers are trained; running statistics are not counted."""
     return sum(int(np.prod(p.shape)) for p in trained_parameters(config))
 
 

@@ -1,16 +1,17 @@
 """One training step: from a batch to new parameters.
 
-1. Forward in training: heads, new running statistics. 2. The loss and its gradient
-by the heads, times the loss scale. 3. Back through the network. 4. The optimizer, at
-the schedule's rate.
+1. The forward pass in training mode: heads and new running statistics.
+2. The loss, and its gradient with respect to the heads, times the loss scale.
+3. The backward pass through the network.
+4. The optimizer, at the schedule's rate.
 
-With ``optimizer.precision`` float16 a gradient may overflow. Then step 4 is left out:
-parameters and momentum buffers stay. The running statistics are new, for nothing was wrong with the
-way forward; and the schedule goes on: the next step has the next rate. A loss that is not
-finite is another matter, which no scale mends.
+With ``optimizer.precision`` float16 a gradient may overflow. Step 4 is then skipped:
+parameters and momentum buffers stay as they are. The running statistics are new, because the
+forward pass was valid, and the schedule goes on: the next step has the next rate. A loss that
+is not finite is a different failure, which no scale repairs.
 
-What float16 computes is given here in the dtype of the arguments: a backend in float16 is judged
-against the exact step, with tolerances of its own. Overflow alone is float16's.
+Here a step in float16 is computed in the dtype of the arguments; only its overflow is
+imitated. A backend in float16 is compared with this exact step, with tolerances of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ LARGEST_FLOAT16 = 65504.0
 
 
 class Step(NamedTuple):
-    """What one step leaves behind."""
+    """The result of one training step."""
 
     loss: Loss
     """Before the update."""
@@ -42,7 +43,7 @@ class Step(NamedTuple):
     scale: LossScale
     """Of the next step."""
     skipped: bool
-    """The gradient overflowed float16; parameters and momentum buffers are the old ones."""
+    """Whether the gradient overflowed; parameters and momentum buffers are then the old ones."""
 
 
 def loss_gradients(
@@ -55,8 +56,8 @@ def loss_gradients(
 ) -> tuple[Loss, Parameters, Parameters]:
     """The loss of a batch, its gradients times the loss scale, and the new statistics.
 
-    In float16 the gradients are all infinite if one by the heads, times the scale, is beyond
-    65504. A backend may overflow inside the network, too.
+    In float16 all gradients are infinite if a gradient with respect to the heads, times the
+    scale, exceeds 65504. A backend may overflow inside the network, too.
 
     Args:
         parameters, images: as ``spec.network.forward``.
@@ -95,8 +96,8 @@ def training_step(
     Args:
         scale: as the last step returned it; None at the start.
     Raises:
-        SpecError: what the network, the loss or the optimizer refuses.
-    Source: as of each part; see their modules.
+        SpecError: see ``forward``, ``detector_loss`` and ``momentum_step``.
+    Source: those of the parts; see their modules.
     """
     options = config.optimizer
     now = scale or LossScale(options.scale)

@@ -307,7 +307,7 @@ def test_detections_agree_with_sorted_lists(data, rows):
 
 def test_what_detect_refuses():
     b = far_apart(2)
-    with refused("scores: want a column for the background and one a class"):
+    with refused("scores: expected a column for the background and one for each class"):
         detect(b, np.zeros((2, 1), np.float32), EVERYTHING)
     with refused("scores: expected shape (2, any), got (3, 4)"):
         detect(b, np.zeros((3, 4), np.float32), EVERYTHING)

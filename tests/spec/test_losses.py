@@ -613,9 +613,9 @@ def test_what_the_detector_refuses():
         *((boxes[:2], labels), (boxes, labels[:2]), (boxes[:2], labels[:2])),
         *((more_boxes, labels), (boxes, more_labels), (more_boxes, more_labels)),
     ):
-        with refused("boxes, labels: want one entry for each image, at least one"):
+        with refused("boxes, labels: expected one entry for each image, at least one"):
             detector_targets(heads, b, c, CONFIG)
-    with refused("boxes, labels: want one entry for each image, at least one"):
+    with refused("boxes, labels: expected one entry for each image, at least one"):
         detector_targets(Heads(*(h[:0] for h in heads)), [], [], CONFIG)
     with refused("labels: 4 at (0,) is outside 1..3"):
         detector_loss(heads, boxes, [labels[0], labels[1], np.array([4])], CONFIG)

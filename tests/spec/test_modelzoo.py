@@ -402,7 +402,7 @@ def test_a_pixel_more_on_every_side():
     config = DetectionConfig(nms_iou=0.1, pixel=1.0)
     assert len(detect(boxes, scores, config, (8, 8)).scores) == 1
     assert len(detect(boxes, scores, config, (8, 1000)).scores) == 2  # a narrow pixel
-    with refused("size: detection.pixel expected the image's height and width"):
+    with refused("size: expected the image's height and width, which detection.pixel needs"):
         detect(boxes, scores, config)
 
 
