@@ -1,10 +1,10 @@
-"""What the tests of the specification share: inputs drawn from its domain, and one refusal."""
+"""What the tests of the specification share: inputs drawn from its domain, and its errors."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
-import pytest
+from helpers import raises_line
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -22,13 +22,8 @@ settings.register_profile(
 settings.load_profile("spec")
 
 
-@contextmanager
-def refused(message: str) -> Iterator[None]:
-    """The block raises a ``SpecError`` that says exactly this, on one line."""
-    with pytest.raises(SpecError) as caught:
-        yield
-    assert str(caught.value) == message
-    assert "\n" not in message
+refused = partial(raises_line, SpecError)
+"""The block raises a ``SpecError`` of exactly this line."""
 
 
 def slopes(
@@ -36,7 +31,7 @@ def slopes(
 ) -> Iterator[tuple[str, float, float]]:
     """The slopes of a weighted sum of the heads in training, along random directions.
 
-    For each part of the network, as ``tcb.2``: by central differences, and by the way back.
+    For each part of the network, as ``tcb.2``: by central differences, and by the backward pass.
     """
 
     def drawn(seed: int, like: Array) -> Array:
