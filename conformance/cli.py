@@ -12,7 +12,7 @@ import typer
 from tqdm import tqdm
 
 from refinedet.backends.registry import BackendChoice
-from refinedet.cli.backend_options import chooses_backend
+from refinedet.cli.backend_options import with_backend
 from refinedet.cli.option_groups import Command, option_group
 from refinedet.conformance import reported
 from refinedet.conformance.options import SuiteOptions, suite_options
@@ -81,7 +81,7 @@ def _takes_options(command: Command) -> Command:
     return option_group(command, "case", REPORTED_OPTIONS, reported_case)
 
 
-@chooses_backend
+@with_backend
 @_takes_options
 def conformance(
     backends: list[BackendChoice],

@@ -1,0 +1,191 @@
+"""What ``import refinedet`` offers: the commands as functions.
+
+    detector = refinedet.load("runs/bccd")
+    for name, score, box in detector("image.jpg"):
+        print(name, score, box)
+
+Every function raises a ``RefineDetError`` with one line that names the file, the argument or the
+row, and what to do. Paths may be strings. ``backend`` is a registered name, as ``refinedet
+backends`` lists them; nothing falls back to another device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from refinedet.backends.registry import DEFAULT, find_backend
+from refinedet.data.source import DataSource
+from refinedet.evaluation.metrics import Evaluation
+from refinedet.evaluation.model_run import evaluate_model
+from refinedet.evaluation.protocols import find_protocol
+from refinedet.inference.detector import Detector
+from refinedet.models.export import export_model
+from refinedet.models.open import open_model
+from refinedet.training.dry_run import describe
+from refinedet.training.loop import train as run_training
+from refinedet.training.preparation import TrainingOptions, prepare
+
+
+def load(
+    model: str | Path,
+    *,
+    backend: str = DEFAULT,
+    batch_size: int = 8,
+    device_id: int | None = None,
+) -> Detector:
+    """Open a trained detector.
+
+    Args:
+        model: folder of a run (its newest checkpoint is taken), a checkpoint, weights, or an
+            exported file.
+        backend: what computes.
+        batch_size: images in a batch, where many are given.
+        device_id: which device of its kind; None takes the first.
+    Returns:
+        A detector that is called with a path, an array (H, W, 3) uint8 RGB, or many of them.
+    Raises:
+        RefineDetError: there is no such model, or the backend cannot run it here.
+    """
+    options = {} if device_id is None else {"device_id": device_id}
+    engine = find_backend(backend, "network", **options)
+    return Detector(open_model(engine, Path(model)), batch_size)
+
+
+def dataset(
+    layout: str,
+    *,
+    root: str | Path | None = None,
+    annotations: str | Path | None = None,
+    images: str | Path | None = None,
+    split: str | None = None,
+    class_names: Sequence[str] = (),
+    url: str | None = None,
+) -> DataSource:
+    """Where a data set is, for ``train`` and ``evaluate``; nothing is read yet.
+
+    Args:
+        layout: ``coco``, ``voc`` or ``text``.
+        root: VOC's folder; for the others the folder from which the next two start.
+        annotations: COCO's JSON file, or the text list.
+        images: folder of the images.
+        split: VOC's lists in ImageSets/Main, separated by commas.
+        class_names: classes to use, in order; empty takes those of the data set.
+        url: ``file://``, ``s3://`` or ``obs://`` folder that is copied here first.
+    Raises:
+        UsageError: an argument is missing, or not read with this layout.
+    """
+    root, annotations, images = (
+        None if path is None else Path(path) for path in (root, annotations, images)
+    )
+    source = DataSource(layout, root, annotations, images, split, tuple(class_names), url)
+    source.check()
+    return source
+
+
+def train(
+    run: str | Path,
+    data: DataSource,
+    *,
+    evaluation: DataSource | None = None,
+    preset: str | None = None,
+    settings: str | Path | None = None,
+    assignments: Sequence[str] = (),
+    resume: bool = False,
+    backbone: str | Path | None = None,
+    initial: str | Path | None = None,
+    partial: str | None = None,
+    backend: str = DEFAULT,
+    dry_run: bool = False,
+) -> Path:
+    """Train a detector; evaluate it if an evaluation set is given.
+
+    Args:
+        run: folder of the run; new or empty unless ``resume``.
+        data: images to train on.
+        evaluation: images to evaluate on.
+        preset: name of the preset that the settings begin with.
+        settings: YAML file of settings that override the preset.
+        assignments: ``KEY=VALUE`` that override both, as ``model.schedule.rate=0.01``.
+        resume: continue from the run's newest checkpoint.
+        backbone, initial: file of weights to begin with, for the backbone or the detector.
+        partial: tensors that may be missing from it: patterns, separated by commas.
+        backend: what computes.
+        dry_run: check everything, print what the run would be, write nothing.
+    Returns:
+        The folder of the run, which ``load`` takes.
+    Raises:
+        RefineDetError: arguments that exclude one another, before any data are read; data,
+            settings or weights that cannot be used; a loss that is not finite.
+    """
+    options = TrainingOptions(
+        run=Path(run),
+        data=data,
+        evaluation=evaluation,
+        preset=preset,
+        settings=None if settings is None else Path(settings),
+        assignments=tuple(assignments),
+        resume=resume,
+        backbone=None if backbone is None else Path(backbone),
+        initial=None if initial is None else Path(initial),
+        partial=partial,
+    )
+    options.check()
+    prepared = prepare(find_backend(backend, "network", "trainer", "batches"), options)
+    if dry_run:
+        print(describe(prepared))
+    else:
+        run_training(prepared)
+    return options.run
+
+
+def evaluate(
+    model: str | Path,
+    data: DataSource,
+    *,
+    protocol: str | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    batch_size: int = 8,
+    backend: str = DEFAULT,
+) -> Evaluation:
+    """Evaluate a trained detector on a data set.
+
+    Args:
+        model: as ``load`` takes it.
+        data: images to evaluate on; their classes are the model's.
+        protocol: name of an evaluation protocol; None takes all images and the model's own
+            detection settings.
+        output: folder for the tables, ``results.json`` and samples.
+        resume: continue the interrupted evaluation in ``output``.
+        batch_size: images in a batch.
+        backend: what computes.
+    Returns:
+        ``.metrics``: COCO's twelve, VOC07 and VOC12 by name, from 0 to 1 or nan.
+    Raises:
+        RefineDetError: a model, data or arguments that cannot be used.
+    """
+    rules = None if protocol is None else find_protocol(protocol)
+    engine = find_backend(backend, "network")
+    folder = None if output is None else Path(output)
+    return evaluate_model(engine, Path(model), data, rules, folder, resume, batch_size)
+
+
+def export(
+    model: str | Path, output: str | Path, *, heads: bool = False, backend: str = DEFAULT
+) -> Path:
+    """Write a trained detector as the backend's own kind of file (MindIR, AIR, ONNX).
+
+    Args:
+        model: as ``load`` takes it.
+        output: the file to write; its settings are written beside it, as ``NAME.yaml``.
+        heads: the raw outputs in place of boxes and scores.
+        backend: whose kind of file.
+    Returns:
+        The file, which ``load`` takes.
+    Raises:
+        RefineDetError: the backend writes no such file, or it cannot be written.
+    """
+    engine = find_backend(backend, "network", "export")
+    export_model(engine, open_model(engine, Path(model)), Path(output), heads=heads)
+    return Path(output)

@@ -1,4 +1,4 @@
-"""The options of the command line that choose a backend, the same for every command."""
+"""The options that choose a backend, the same for every command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from refinedet.backends.registry import DEFAULT, BackendChoice
 from refinedet.cli.option_groups import Command, option_group
-from refinedet.errors import BackendError
+from refinedet.errors import UsageError
 
 PANEL = "Device"
 
@@ -56,8 +56,8 @@ OPTIONS: dict[str, Any] = {
 """By the backend's keyword argument."""
 
 
-def chooses_backend(command: Command) -> Command:
-    """Give a command the options that choose what computes.
+def with_backend(command: Command) -> Command:
+    """Give a command the options that choose the backend.
 
     Args:
         command: has a keyword argument ``backend``, a ``BackendChoice``; or ``backends``, a list of
@@ -65,11 +65,11 @@ def chooses_backend(command: Command) -> Command:
     """
     own = inspect.signature(command).parameters
     several = "backends" in own
-    needed = several and own["backends"].default is inspect.Parameter.empty
-    helped = "What computes" + ("; repeatable" if several else "")
-    helped += "." if needed else f"; else {DEFAULT}."
+    required = several and own["backends"].default is inspect.Parameter.empty
+    help_text = "Backend that computes" + ("; repeatable" if several else "")
+    help_text += "." if required else f"; default {DEFAULT}."
     kind: Any = list[str] | None if several else str | None
-    asked = Annotated[kind, typer.Option("--backend", help=helped, rich_help_panel=PANEL)]
+    backend_option = Annotated[kind, typer.Option("--backend", help=help_text, rich_help_panel=PANEL)]
 
     def chosen(
         backend: str | list[str] | None, target: Target | None, **options: Any
@@ -78,17 +78,16 @@ def chooses_backend(command: Command) -> Command:
         names = [backend] if isinstance(backend, str) else list(backend or ())
         if target is not None:
             if names:
-                raise BackendError(
-                    f"is --backend mindspore-{target.value}; give one",
-                    key=f"--target {target.value}",
+                raise UsageError(
+                    f"{target.value} is --backend mindspore-{target.value}; give one", key="target"
                 )
             names = [f"mindspore-{target.value}"]
         if not names:
-            if needed:
-                raise BackendError("say which backend to judge, or give --target", key="--backend")
+            if required:
+                raise UsageError("give the backend to check, or --target", key="backend")
             names = [DEFAULT]
         choices = [BackendChoice(name, given) for name in dict.fromkeys(names)]
         return choices if several else choices[0]
 
-    options = {"backend": asked, "target": TargetOption, **OPTIONS}
+    options = {"backend": backend_option, "target": TargetOption, **OPTIONS}
     return option_group(command, "backends" if several else "backend", options, chosen)

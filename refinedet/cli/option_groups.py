@@ -5,9 +5,17 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 Command = Callable[..., None]
+
+ModelOption = Annotated[
+    Path,
+    typer.Option("--model", help="Folder of a run, a checkpoint, or an exported detector."),
+]
 
 
 def option_group(

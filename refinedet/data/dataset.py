@@ -98,9 +98,12 @@ class Dataset:
         """The findings for which training must not start."""
         return [f for f in self.findings if f.level == "refuse"]
 
-    def skipped(self) -> list[Finding]:
-        """The findings about what was left out or clipped."""
-        return [f for f in self.findings if f.level == "skip"]
+    def skipped_summary(self) -> str | None:
+        """One line about what was left out or clipped; None if nothing was."""
+        skipped = [f for f in self.findings if f.level == "skip"]
+        if not skipped:
+            return None
+        return f"{self.name}: left out or clipped {len(skipped)}, the first: {skipped[0]}"
 
     def require_usable(self) -> None:
         """Raise a ``DataError`` naming the first refusal, or an empty data set."""

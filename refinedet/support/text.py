@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from collections.abc import Callable
 from typing import TypeGuard
+
+Report = Callable[[str], None]
+"""Called with one line for the user."""
 
 LONGEST = 300
 """Characters of a quoted text that are kept unless the caller says otherwise."""
@@ -35,3 +40,8 @@ def shown_json(value: object, limit: int = 40) -> str:
 def is_class_name(value: object) -> TypeGuard[str]:
     """Whether it can name a class: a text of one line, not blank, that UTF-8 can hold."""
     return isinstance(value, str) and bool(value.strip()) and not _NOT_IN_A_LINE.search(value)
+
+
+def to_stderr(line: str) -> None:
+    """Print a line on standard error, where it is no part of a command's results."""
+    print(line, file=sys.stderr)

@@ -1,8 +1,7 @@
-"""What a training would be: its length, its learning rates, what it takes; nothing is written."""
+"""A training described before it begins: length, learning rates, memory and disk."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import tracemalloc
 from collections.abc import Iterator
@@ -18,39 +17,23 @@ from refinedet.settings import Settings
 from refinedet.spec.config import NETWORK_STRIDES, Config, ScheduleConfig, replace
 from refinedet.spec.network import Parameters, forward_and_backward, parameter_count
 from refinedet.spec.schedule import learning_rate
-from refinedet.training.loop import starting_point
+from refinedet.training.preparation import PreparedTraining
 
-NUMBER = 4
-"""Bytes of a float32."""
+FLOAT32_BYTES = 4
 
 
-def plan(
-    backend_name: str,
-    training: Dataset,
-    evaluation: Dataset | None,
-    settings: Settings,
-    folder: Path,
-    *,
-    resume: bool = False,
-    initial: Parameters | None = None,
-    workers: int = 1,
-) -> str:
-    """A run in words, after everything that ``train`` checks. Arguments and errors are its.
-
-    Args:
-        workers: that share each batch.
-    """
-    start = starting_point(
-        training, evaluation, settings, folder, resume=resume, initial=initial, workers=workers
-    )
+def describe(prepared: PreparedTraining) -> str:
+    """A training in words: its data, length, learning rates, and the memory and disk it needs."""
+    training, settings, ranks = prepared.training, prepared.settings, prepared.group.size
     objects = zip(training.records, training_objects(training), strict=True)
     paths = [record.path for record, (_, labels) in objects if len(labels)]
-    shown = f"{len(paths):,} images with objects of {len(training.class_names)} classes"
+    counts = f"{len(paths):,} images with objects of {len(training.class_names)} classes"
     rows = [
-        ("training", f"{training.name}: {shown}"),
-        ("evaluation", _evaluation(evaluation, settings.train.evaluate_every)),
-        *_steps(backend_name, len(paths), settings, start, workers),
-        *_needs(paths, settings, start, _place(folder), workers),
+        ("training", f"{training.name}: {counts}"),
+        ("evaluation", _evaluation(prepared.evaluation, settings.train.evaluate_every)),
+        *_steps(prepared.backend.name, len(paths), settings, prepared.start, ranks),
+        *_memory(settings, prepared.start, ranks),
+        *_disk(paths, settings, prepared.start, prepared.folder),
     ]
     return "\n".join(f"{name:<14}{text}" for name, text in rows)
 
@@ -63,22 +46,23 @@ def _evaluation(evaluation: Dataset | None, every: int) -> str:
 
 
 def _steps(
-    backend_name: str, images: int, settings: Settings, start: Checkpoint, workers: int
+    backend_name: str, images: int, settings: Settings, start: Checkpoint, ranks: int
 ) -> Iterator[tuple[str, str]]:
     schedule, batch = settings.model.schedule, settings.input.batch_size
     epochs = schedule.steps * batch / images
-    many = f"{batch:,} image{'s' if batch > 1 else ''}"
-    on = f"{workers} devices" if workers > 1 else "one device"
+    batches = f"{batch:,} image{'s' if batch > 1 else ''}"
+    devices = f"{ranks} devices" if ranks > 1 else "one device"
     yield (
         "steps",
-        f"{schedule.steps:,}, each of {many} on {on} ({backend_name}): {epochs:,.2f} epochs",
+        f"{schedule.steps:,}, each of {batches} on {devices} ({backend_name}): "
+        f"{epochs:,.2f} epochs",
     )
     if start.steps_done:
         yield "", f"{start.steps_done:,} of the steps are done"
     name = "learning rate"
     for step in turning_points(schedule):
-        last = "of the last step, " if step == schedule.steps - 1 else ""
-        yield name, f"{learning_rate(step, schedule):<10.4g}{last}after {step:,} steps"
+        last = " (the last step)" if step == schedule.steps - 1 else ""
+        yield name, f"{learning_rate(step, schedule):<10.4g}after {step:,} steps{last}"
         name = ""
 
 
@@ -93,36 +77,44 @@ def turning_points(schedule: ScheduleConfig) -> list[int]:
     return sorted({step for step in (0, schedule.warmup_steps, *turns, last) if step <= last})
 
 
-def _needs(
-    paths: list[Path], settings: Settings, start: Checkpoint, place: Path, workers: int
-) -> Iterator[tuple[str, str]]:
-    config, batch = settings.model, settings.input.batch_size // workers
-    trained = parameter_count(config)
-    held = sum(parameter.size for parameter in start.parameters.values())
-    yield "parameters", f"{trained:,} trained; with running statistics {held:,}"
-    fixed = NUMBER * (held + 2 * trained)
+def _memory(settings: Settings, start: Checkpoint, ranks: int) -> Iterator[tuple[str, str]]:
+    config, batch = settings.model, settings.input.batch_size // ranks
+    trained, stored = parameter_count(config), _stored(start)
+    yield "parameters", f"{trained:,} trained; {stored:,} with running statistics"
+    fixed = FLOAT32_BYTES * (stored + 2 * trained)
     image = activation_bytes(config, start.parameters)
     half = config.optimizer.precision == "float16"
     least = "about" if half else "at least"
-    each = " a device" if workers > 1 else ""
-    saved = ", float16 takes less" if half else ""
-    yield "memory", f"{least} {_bytes(fixed + batch * image)}{each}, in float32{saved}:"
-    yield "", f"{_bytes(fixed)} for parameters, gradients and momentum, and"
-    yield "", f"{_bytes(image)} an image for the activations that the way back needs,"
-    yield "", "as the specification's forward pass keeps them. Buffers of a framework come on top:"
-    yield "", "refinedet_vgg16_320 at batch 8 was seen to peak at 8.1 GB, with MindSpore on a CPU"
-    # While one is written, all that are kept are still there.
-    file, files = NUMBER * (held + trained), settings.train.keep + 1
+    device = " per device" if ranks > 1 else ""
+    less = ", less in float16" if half else ""
+    yield "memory", f"{least} {_bytes(fixed + batch * image)}{device} in float32{less}:"
+    yield "", f"{_bytes(fixed)} for parameters, gradients and momentum buffers, and"
+    yield "", f"{_bytes(image)} per image for the activations that the backward pass needs."
+    yield "", "A framework's own buffers come on top: MindSpore on a CPU peaked at 8.1 GB"
+    yield "", "with refinedet_vgg16_320 at batch 8."
+
+
+def _disk(
+    paths: list[Path], settings: Settings, start: Checkpoint, run: Path
+) -> Iterator[tuple[str, str]]:
+    # While one checkpoint is written, all that are kept are still there.
+    file = FLOAT32_BYTES * (_stored(start) + parameter_count(settings.model))
+    files = settings.train.keep + 1
     cache = sum(path.stat().st_size for path in paths)
-    free = shutil.disk_usage(place).free
+    existing = next(p for p in (run, *run.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
     enough = "" if files * file + cache <= free else ": not enough"
     yield "disk", f"{_bytes(files * file + cache)}: {_bytes(cache)} for the cache of the images,"
     yield "", f"{_bytes(file)} for each of {files} checkpoints, one of them being written;"
-    yield "", f"{_bytes(free)} are free in {place}{enough}"
+    yield "", f"{_bytes(free)} are free in {existing}{enough}"
+
+
+def _stored(start: Checkpoint) -> int:
+    return sum(parameter.size for parameter in start.parameters.values())
 
 
 def activation_bytes(config: Config, parameters: Parameters) -> int:
-    """Bytes that a training keeps of one image, in float32, to find the gradients.
+    """Bytes of float32 activations per image that the backward pass needs.
 
     Counted while the specification's forward pass runs on the smallest image: every feature
     map grows with the image's area, as its sides are multiples of the coarsest stride.
@@ -135,21 +127,13 @@ def activation_bytes(config: Config, parameters: Parameters) -> int:
     image = np.zeros((1, 3, side, side), np.float32)
     tracemalloc.start()
     try:
-        kept = forward_and_backward(parameters, image, small)
+        tape = forward_and_backward(parameters, image, small)
         counted = tracemalloc.get_traced_memory()[0]
-        del kept
+        del tape
     finally:
         tracemalloc.stop()
     height, width = config.image_size
     return counted * height * width // side**2
-
-
-def _place(folder: Path) -> Path:
-    """The run's folder, or the nearest one above it, where it will be made."""
-    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise TrainingError(f"cannot be made in {place}; choose another --run", path=folder)
-    return place
 
 
 def _bytes(count: int) -> str:

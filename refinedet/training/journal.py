@@ -1,11 +1,11 @@
-"""What a run reports while it goes on: to the terminal, to its log and to its metrics."""
+"""The log and the metrics of a run, written while it goes on."""
 
 from __future__ import annotations
 
 import json
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
@@ -14,43 +14,37 @@ from refinedet.support.files import write_atomically
 from refinedet.training.curves import read_metrics
 
 
-class Silence:
-    """The journal of a worker that is not the first."""
+class Journal:
+    """Writes ``log.txt`` and ``metrics.jsonl`` of a run, and lines to the terminal."""
 
-    def say(self, line: str) -> None:
-        """See ``Journal``."""
+    def __init__(self, folder: Path, steps_done: int, *, writes: bool = True) -> None:
+        """Open both files to append; metrics of steps after ``steps_done`` are removed.
 
-    def note(self, row: dict[str, Any]) -> None:
-        """See ``Journal``."""
+        Args:
+            writes: false on all ranks but the first: then nothing is written or printed.
+        """
+        self._files = None
+        if writes:
+            path, kept = folder / METRICS, []
+            if path.exists():  # what follows the checkpoint happens again
+                kept = [row for row in read_metrics(path) if row["step"] <= steps_done]
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+            self._files = (folder / LOG).open("a"), path.open("a")
 
-    def close(self) -> None:
-        """See ``Journal``."""
+    def log(self, line: str) -> None:
+        """Print a line above the progress bar and append it to the log."""
+        if self._files is not None:
+            tqdm.write(line)
+            self._files[0].write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+            self._files[0].flush()
 
-
-class Journal(Silence):
-    """What a run says: to the terminal, to ``log.txt`` and to ``metrics.jsonl``."""
-
-    def __init__(self, folder: Path, steps_done: int) -> None:
-        path, kept = folder / METRICS, []
-        if path.exists():  # what follows the checkpoint happens again
-            kept = [r for r in read_metrics(path) if r["step"] <= steps_done]
-        lines = "".join(json.dumps(row) + "\n" for row in kept)
-        write_atomically(path, lines)
-        self.log: TextIO = (folder / LOG).open("a")
-        self.metrics: TextIO = path.open("a")
-
-    def say(self, line: str) -> None:
-        """Print a line above the progress bar and keep it."""
-        tqdm.write(line)
-        self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-        self.log.flush()
-
-    def note(self, row: dict[str, Any]) -> None:
-        """Keep a row of metrics."""
-        self.metrics.write(json.dumps(row) + "\n")
-        self.metrics.flush()
+    def record(self, row: dict[str, Any]) -> None:
+        """Append a row of metrics."""
+        if self._files is not None:
+            self._files[1].write(json.dumps(row) + "\n")
+            self._files[1].flush()
 
     def close(self) -> None:
-        """End both files."""
-        self.log.close()
-        self.metrics.close()
+        """Close both files."""
+        for file in self._files or ():
+            file.close()

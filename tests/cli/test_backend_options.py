@@ -8,7 +8,7 @@ from helpers import refused
 
 from refinedet.backends.interface import Backend
 from refinedet.backends.registry import BackendChoice, find_backend
-from refinedet.cli.backend_options import chooses_backend
+from refinedet.cli.backend_options import with_backend
 from refinedet.errors import BackendError, UsageError
 
 COMMANDS = ("demo", "train", "eval", "detect", "export", "bench", "conformance")
@@ -50,12 +50,12 @@ def test_an_option_that_the_backend_does_not_take(option):
         find_backend("many_backends:Many", **{option: 1})
 
 
-@chooses_backend
+@with_backend
 def one(word: str, backend: BackendChoice) -> None:
     raise BackendError(f"{word} {backend}")
 
 
-@chooses_backend
+@with_backend
 def several(backends: list[BackendChoice]) -> None:
     raise BackendError(f"{backends}")
 

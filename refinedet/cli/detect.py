@@ -1,0 +1,95 @@
+"""The command ``detect``."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from refinedet.backends.registry import BackendChoice
+from refinedet.cli.backend_options import with_backend
+from refinedet.cli.option_groups import ModelOption
+from refinedet.data.images import IMAGE_SUFFIXES, read_image, write_image
+from refinedet.errors import DataError, UsageError
+from refinedet.inference.detector import Detector
+from refinedet.inference.drawing import detections_json, draw_detections
+from refinedet.models.open import open_model
+from refinedet.models.run_folder import DETECTIONS_JSON
+from refinedet.spec.types import Array
+from refinedet.support.files import write_json
+
+Paths = Annotated[list[Path], typer.Argument(help="Images, or folders of images.")]
+Output = Annotated[Path, typer.Option(help="Folder for drawn images and detections.json.")]
+Score = Annotated[float, typer.Option(min=0, max=1, help="Lowest score to show.")]
+
+
+@with_backend
+def detect(
+    backend: BackendChoice,
+    paths: Paths,
+    model: ModelOption,
+    output: Output = Path("detections"),
+    score: Score = 0.5,
+) -> None:
+    """Detect objects in images; draw them, and list them as JSON in pixels."""
+    files = list(_image_files(paths))
+    _require_distinct(files, output)
+    detector = Detector(open_model(backend.find("network"), model), min(8, len(files)))
+    rows = []
+    waiting: deque[tuple[Path, Array]] = deque()
+    unreadable: list[DataError] = []
+    for results in detector.stream(_readable(files, waiting, unreadable), score):
+        file, image = waiting.popleft()
+        output.mkdir(parents=True, exist_ok=True)
+        drawn = draw_detections(
+            image, results.boxes, results.labels, results.scores, detector.class_names
+        )
+        write_image(output / f"{file.name}.png", drawn)
+        rows.append((str(file), image.shape[1], image.shape[0], results))
+    if rows:
+        write_json(output / DETECTIONS_JSON, detections_json(rows, detector.class_names))
+    if unreadable:
+        raise DataError(f"left out {len(unreadable)} of {len(files)} images: {unreadable[0]}")
+    count = sum(len(row[3]) for row in rows)
+    typer.echo(f"{count} objects in {len(files)} images; see {output}")
+
+
+def _readable(
+    files: list[Path], waiting: deque[tuple[Path, Array]], unreadable: list[DataError]
+) -> Iterator[Array]:
+    """The images that can be read, which also go to ``waiting``; the errors of the others."""
+    for file in tqdm(files, "detecting", disable=None, delay=2, unit="image"):
+        try:
+            waiting.append((file, read_image(file)))
+        except DataError as error:
+            unreadable.append(error)
+            continue
+        yield waiting[-1][1]
+
+
+def _require_distinct(files: list[Path], output: Path) -> None:
+    """Refuse two images of one name, and an output folder that holds images to read."""
+    counts = Counter(file.name for file in files)
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        raise DataError("is in several folders; detect in one after the other", key=repeated[0])
+    folder = Path(os.path.realpath(output))  # resolve raises at a loop of links
+    if any(Path(os.path.realpath(file)).parent == folder for file in files):
+        raise UsageError(f"{output} holds images to detect in; choose another folder", key="output")
+
+
+def _image_files(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        if not path.exists():
+            raise DataError("no such image or folder", path=path)
+        if path.is_file():
+            yield path
+            continue
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise DataError("no image in this folder", path=path)
+        yield from files
