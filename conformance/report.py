@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from refinedet import __version__
 from refinedet.conformance import reported
 from refinedet.conformance.registry import CHECKS, LEVELS
 from refinedet.conformance.reported import NOT_EVALUATED, ReportedOutcome
 from refinedet.conformance.runner import FAILED, LIMITED, NOT_IMPLEMENTED, PASSED, Outcome
+from refinedet.version import __version__
 
 SCHEMA = "refinedet conformance 3"
 STATES = (PASSED, FAILED, NOT_IMPLEMENTED, LIMITED)

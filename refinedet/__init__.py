@@ -12,15 +12,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from refinedet.version import __version__
+
 if TYPE_CHECKING:
     from refinedet.api import dataset, evaluate, export, load, train
 
-__version__ = "0.1.0"
-__all__ = ["dataset", "evaluate", "export", "load", "train"]
+__all__ = ["__version__", "dataset", "evaluate", "export", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
+    if name in __all__ and name != "__version__":
         from refinedet import api
 
         return getattr(api, name)

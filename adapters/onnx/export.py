@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from refinedet import __version__
 from refinedet.spec import architecture
 from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.architecture import LEVELS, Bottleneck, Conv, Pool
@@ -21,6 +20,7 @@ from refinedet.spec.boxes import corners_to_centres
 from refinedet.spec.config import Config, feature_sizes
 from refinedet.spec.network import Heads, Parameters, check_parameters
 from refinedet.spec.types import Array
+from refinedet.version import __version__
 
 OPSET = 13
 """The oldest whose Softmax is along one axis; TensorRT 8 and MindSpore Lite 2 read it."""

@@ -185,7 +185,7 @@ def detection_rows(config: Config, repeat: int) -> Iterator[Row]:
         yield Row(name, median_seconds(work, repeat * 2))
 
 
-def bench(choices: Sequence[BackendChoice], config: Config, repeat: int) -> Iterator[Row]:
+def measure(choices: Sequence[BackendChoice], config: Config, repeat: int) -> Iterator[Row]:
     """All rows, as they are measured; those of the same work by several backends in a row.
 
     Raises:
@@ -208,9 +208,8 @@ def bench(choices: Sequence[BackendChoice], config: Config, repeat: int) -> Iter
 def _in_process(
     work: str, chosen: BackendChoice, config: Config, repeat: int, environment: Mapping[str, str]
 ) -> Row:
-    # -I: the current folder may hold our sources, in another shape than the package.
     done = subprocess.run(
-        [sys.executable, "-I", "-m", "refinedet.benchmark.run"],
+        [sys.executable, "-m", "refinedet.benchmark.run"],
         input=pickle.dumps((work, chosen, config, repeat)),
         capture_output=True,
         env={**os.environ, **environment},

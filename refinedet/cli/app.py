@@ -15,9 +15,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from refinedet import __version__
 from refinedet.errors import UsageError
 from refinedet.spec.errors import RefineDetError
+from refinedet.version import __version__
 
 COMMANDS = {
     "demo": "refinedet.cli.demo:demo",
@@ -103,7 +103,9 @@ def _print_version(requested: bool) -> None:
 def options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """RefineDet: train, evaluate and run the detector."""

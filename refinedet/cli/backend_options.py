@@ -69,7 +69,9 @@ def with_backend(command: Command) -> Command:
     help_text = "Backend that computes" + ("; repeatable" if several else "")
     help_text += "." if required else f"; default {DEFAULT}."
     kind: Any = list[str] | None if several else str | None
-    backend_option = Annotated[kind, typer.Option("--backend", help=help_text, rich_help_panel=PANEL)]
+    backend_option = Annotated[
+        kind, typer.Option("--backend", help=help_text, rich_help_panel=PANEL)
+    ]
 
     def chosen(
         backend: str | list[str] | None, target: Target | None, **options: Any

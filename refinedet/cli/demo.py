@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import typer
 
 from refinedet.backends.interface import Backend
+from refinedet.backends.registry import BackendChoice
+from refinedet.cli.backend_options import with_backend
 from refinedet.data.formats.shapes import generate_shapes
 from refinedet.errors import BackendError, TrainingError
 from refinedet.evaluation.dataset_run import evaluate, write_evaluation
@@ -17,6 +20,7 @@ from refinedet.models.export import export_model
 from refinedet.models.open import open_model
 from refinedet.settings import resolve
 from refinedet.training.loop import train
+from refinedet.training.preparation import prepare_datasets
 
 PRESET = "refinedet_eighth_128"
 TRAINING, HELD_OUT = 400, 80
@@ -29,7 +33,20 @@ CHANGES = (
 )
 
 
-def demo(backend: Backend, run: Path, seed: int, steps: int = STEPS) -> None:
+@with_backend
+def demo(
+    backend: BackendChoice,
+    run: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Of images, parameters and order.")] = 0,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Training steps; with a few, everything runs untrained.")
+    ] = STEPS,
+) -> None:
+    """Draw images of shapes, train on them, evaluate, export, and run the export."""
+    run_demo(backend.find("network", "trainer", "batches", "export", "load"), run, seed, steps)
+
+
+def run_demo(backend: Backend, run: Path, seed: int, steps: int = STEPS) -> None:
     """Generate shapes, train, evaluate, export, run the export, and compare.
 
     The same seed gives the same metrics again.
@@ -58,7 +75,7 @@ def demo(backend: Backend, run: Path, seed: int, steps: int = STEPS) -> None:
         f"model.schedule.steps={steps}",
     )
     settings = resolve(PRESET, None, changes, training.class_names)
-    train(backend, training, held_out, settings, run)
+    train(prepare_datasets(backend, training, held_out, settings, run))
 
     exported = run / "detector.mindir"
     trained = open_model(backend, run)

@@ -20,6 +20,7 @@ from refinedet.inference.detector import Detector
 from refinedet.inference.drawing import detections_json, draw_detections
 from refinedet.models.open import open_model
 from refinedet.models.run_folder import DETECTIONS_JSON
+from refinedet.spec.detection import Detections
 from refinedet.spec.types import Array
 from refinedet.support.files import write_json
 
@@ -50,12 +51,14 @@ def detect(
             image, results.boxes, results.labels, results.scores, detector.class_names
         )
         write_image(output / f"{file.name}.png", drawn)
-        rows.append((str(file), image.shape[1], image.shape[0], results))
+        height, width = image.shape[:2]
+        detections = Detections(results.boxes, results.scores, results.labels)
+        rows.append((str(file), width, height, detections))
     if rows:
         write_json(output / DETECTIONS_JSON, detections_json(rows, detector.class_names))
     if unreadable:
         raise DataError(f"left out {len(unreadable)} of {len(files)} images: {unreadable[0]}")
-    count = sum(len(row[3]) for row in rows)
+    count = sum(len(row[3].labels) for row in rows)
     typer.echo(f"{count} objects in {len(files)} images; see {output}")
 
 

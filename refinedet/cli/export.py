@@ -22,7 +22,9 @@ Heads = Annotated[
 
 
 @with_backend
-def export(backend: BackendChoice, model: ModelOption, output: Output, heads: Heads = False) -> None:
+def export(
+    backend: BackendChoice, model: ModelOption, output: Output, heads: Heads = False
+) -> None:
     """Write a trained detector as the backend's own kind of file (MindIR, AIR, ONNX)."""
     if os.path.realpath(output) == os.path.realpath(model):
         raise UsageError(f"{output} is the model, which it would replace", key="output")

@@ -78,7 +78,7 @@ def train(
     copy = None
     if train_url is not None and engine.group.rank == 0:
         copy = RunCopy(train_url, run, resume=resume)
-    prepared = prepare(engine, options)
+    prepared = prepare(engine, options, typer.echo)
     if dry_run:
         typer.echo(describe(prepared))
         return

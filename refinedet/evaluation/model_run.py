@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refinedet.backends.interface import Backend
+from refinedet.backends.process_group import by_first
 from refinedet.data.dataset import Dataset
 from refinedet.data.source import DataSource, read_dataset
 from refinedet.errors import DataError, UsageError
@@ -30,6 +30,7 @@ from refinedet.inference.multiscale import MultiScalePredictor
 from refinedet.inference.predictor import Predictor
 from refinedet.models import run_folder
 from refinedet.models.open import ModelFile, open_network, read_model
+from refinedet.support.text import Report, to_stderr
 
 INCOMPLETE = ("missing image", "unreadable image")
 """Findings by which a data set is not the one that published metrics were measured on."""
@@ -43,7 +44,7 @@ def evaluate_model(
     output: Path | None = None,
     resume: bool = False,
     batch_size: int = 8,
-    on_dataset: Callable[[Dataset], object] | None = None,
+    report: Report = to_stderr,
 ) -> Evaluation:
     """Evaluate a model; write metrics and detections if an output folder is given.
 
@@ -54,20 +55,21 @@ def evaluate_model(
             ``detections.png``, and until it is complete a journal to resume from.
         resume: continue the interrupted evaluation in ``output``.
         batch_size: images that the network takes at once.
-        on_dataset: called with the data set once it is read.
+        report: called with a line about data that were copied or left out.
     Raises:
         UsageError: ``resume`` with several ranks; a data set of other classes.
         BackendError, CheckpointError, DataError, SettingsError: see ``read_model``; data
             that cannot be used; another evaluation in ``output``.
     """
-    group = backend.group
+    group, data = backend.group, source
     if group.size > 1 and resume:
         raise UsageError("an evaluation on several ranks cannot be resumed", key="resume")
     file = read_model(model) if isinstance(model, Path) else model
     opened = open_network(backend, file)
+    source = by_first(group, lambda: data.fetched(report))
     dataset = _read_data(file, source)
-    if on_dataset is not None:
-        on_dataset(dataset)
+    if summary := dataset.skipped_summary():
+        report(summary)
     dataset.require_usable()
     network, fusion = opened.network, None
     if protocol is not None:

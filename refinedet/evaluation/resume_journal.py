@@ -16,7 +16,6 @@ from typing import BinaryIO
 
 import numpy as np
 
-from refinedet import __version__
 from refinedet.data.dataset import Dataset
 from refinedet.errors import DataError, WriteError
 from refinedet.settings import Settings, to_yaml
@@ -24,6 +23,7 @@ from refinedet.spec.config import Config
 from refinedet.spec.detection import Detections
 from refinedet.spec.fusion import FusionConfig
 from refinedet.support.files import file_digest, require_regular_file
+from refinedet.version import __version__
 
 FORMAT = "refinedet resume journal 1"
 

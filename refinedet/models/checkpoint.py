@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from refinedet import __version__
 from refinedet.errors import CheckpointError, SettingsError
 from refinedet.settings import Settings, differences, from_yaml, to_yaml
 from refinedet.spec.config import Config
@@ -41,6 +40,7 @@ from refinedet.spec.optimizer import LossScale
 from refinedet.spec.types import Array
 from refinedet.support.files import open_regular_file, replacing
 from refinedet.support.text import shown
+from refinedet.version import __version__
 
 FORMAT = "refinedet checkpoint 3"
 NAME = re.compile(r"step-(\d{8,})\.safetensors")

@@ -16,12 +16,12 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from refinedet import __version__
 from refinedet.backends.interface import ExportedFile
 from refinedet.errors import BackendError, FormatError, SettingsError
 from refinedet.models.foreign.protobuf import fields, message, written_field
 from refinedet.settings import Settings, differences, from_yaml, to_yaml
 from refinedet.support.text import shown
+from refinedet.version import __version__
 
 HOLDING = (".mindir", ".onnx")
 """Suffixes of files that hold their settings."""

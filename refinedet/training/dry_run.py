@@ -11,7 +11,6 @@ import numpy as np
 
 from refinedet.data.batch import training_objects
 from refinedet.data.dataset import Dataset
-from refinedet.errors import TrainingError
 from refinedet.models.checkpoint import Checkpoint
 from refinedet.settings import Settings
 from refinedet.spec.config import NETWORK_STRIDES, Config, ScheduleConfig, replace

@@ -115,7 +115,9 @@ class _Loop:
         """Take every remaining step; save and evaluate as the settings say."""
         prepared, settings, config = self.prepared, self.settings, self.settings.model
         training, first = prepared.training, prepared.group.rank == 0
-        self.journal.log(f"training on {training.name}, {len(training)} images, from step {self.step}")
+        self.journal.log(
+            f"training on {training.name}, {len(training)} images, from step {self.step}"
+        )
         cache = prepared.folder / run_folder.CACHE
         batches = prepared.backend.batches(training, config, settings.input, cache, self.step)
         if profiler is not None:

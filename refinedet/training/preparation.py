@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from refinedet.backends.interface import Backend
@@ -25,6 +26,7 @@ from refinedet.models.foreign.loading import patterns, with_backbone, with_detec
 from refinedet.settings import Settings, resolve
 from refinedet.spec.network import Parameters, initial_parameters
 from refinedet.support.text import Report, to_stderr
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -118,9 +120,9 @@ def prepare(
     by_first(group, lambda: _require_folder(options.run, options.resume))
     training = _read(by_first(group, lambda: options.data.fetched(report)), report)
     evaluation = None
-    if (held_out := options.evaluation) is not None:
-        held_out = replace(held_out, class_names=training.class_names)
-        held_out = by_first(group, lambda: held_out.fetched(report))
+    if options.evaluation is not None:
+        held_out = replace(options.evaluation, class_names=training.class_names)
+        held_out = by_first(group, partial(held_out.fetched, report))
         evaluation = _read(held_out, report, check_images=True)
     settings = resolve(options.preset, options.settings, options.assignments, training.class_names)
     initial = _given_weights(options, settings, report)
@@ -162,14 +164,14 @@ def prepare_datasets(
         evaluation.require_usable()
     slot_count(training_objects(training), settings.input.max_objects)
     start = newest_checkpoint(folder / run_folder.CHECKPOINTS) if resume else None
+    given_weights = start is None and initial is not None
     if start is not None:
         require_match(start, settings)
-        initial = None
     else:
-        fresh = initial_parameters(settings.model, settings.input.seed) if initial is None else None
-        start = Checkpoint(settings, initial if fresh is None else fresh, None, 0)
+        parameters = initial or initial_parameters(settings.model, settings.input.seed)
+        start = Checkpoint(settings, parameters, None, 0)
     return PreparedTraining(
-        backend, group, training, evaluation, settings, folder, start, initial is not None
+        backend, group, training, evaluation, settings, folder, start, given_weights
     )
 
 

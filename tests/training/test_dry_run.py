@@ -14,7 +14,8 @@ from refinedet.settings import resolve, to_yaml
 from refinedet.spec.config import ScheduleConfig, replace
 from refinedet.spec.network import initial_parameters
 from refinedet.spec.presets import preset
-from refinedet.training.dry_run import activation_bytes, plan, turning_points
+from refinedet.training.dry_run import activation_bytes, describe, turning_points
+from refinedet.training.preparation import prepare_datasets
 
 SET = ["model.image_size=[64, 128]", "input.batch_size=4", "model.schedule.steps=30"]
 SET += ["model.schedule.warmup_steps=10"]
@@ -115,11 +116,11 @@ def test_a_run_that_goes_on_is_told_from_where(noise, tmp_path):
     checkpoint = Checkpoint(settings, parameters, moving, 20)
     write_checkpoint(folder / "checkpoints" / "step-00000020.safetensors", checkpoint)
     before = everything(folder)
-    said = plan("still", noise, None, settings, folder, resume=True)
+    said = describe(prepare_datasets(Still(), noise, None, settings, folder, resume=True))
     assert "20 of the steps are done" in said
     assert everything(folder) == before
     with pytest.raises(TrainingError, match="is not empty"):
-        plan("still", noise, None, settings, folder)
+        prepare_datasets(Still(), noise, None, settings, folder)
 
 
 def test_the_schedule_is_told_where_it_turns():
@@ -168,7 +169,8 @@ def test_memory_and_disk_are_reckoned_as_said(noise, tmp_path, monkeypatch):
     held = sum(p.nbytes for p in parameters.values())
     trained = sum(p.nbytes for n, p in parameters.items() if "moving" not in n)
     monkeypatch.setattr("refinedet.training.dry_run.activation_bytes", lambda *_: 10**7)
-    said = plan("still", noise, None, settings, tmp_path / "run")
+    prepared = prepare_datasets(Still(), noise, None, settings, tmp_path / "run")
+    said = describe(prepared)
     memory = (held + 2 * trained + 4 * 10**7) / 1e6
     assert f"at least {memory:.1f} MB" in said
     images = sum(r.path.stat().st_size for r in noise.records)
@@ -176,4 +178,4 @@ def test_memory_and_disk_are_reckoned_as_said(noise, tmp_path, monkeypatch):
     assert f"disk          {disk:.1f} MB: {images / 1e6:.1f} MB for the cache" in said
     assert "not enough" not in said
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5))
-    assert "not enough" in plan("still", noise, None, settings, tmp_path / "run")
+    assert "not enough" in describe(prepared)

@@ -18,6 +18,7 @@ from refinedet.models.checkpoint import checkpoints, load_checkpoint
 from refinedet.settings import from_yaml, resolve
 from refinedet.spec.optimizer import LossScale, next_loss_scale
 from refinedet.training.loop import OVERFLOWS, train
+from refinedet.training.preparation import prepare_datasets
 
 STEPS = 6
 ASSIGNMENTS = [
@@ -36,6 +37,10 @@ def settings_of(*more):
 @pytest.fixture
 def backend():
     return find_backend("mindspore-cpu")
+
+
+def run_training(*arguments, **options):
+    return train(prepare_datasets(*arguments, **options))
 
 
 def write_coco(dataset, path):
@@ -76,7 +81,7 @@ def assert_same(left, right):
 
 def test_killed_at_any_moment_it_arrives_where_an_undisturbed_run_does(backend, noise, tmp_path):
     """kill -9 three times, wherever it happens to be; then on to the end."""
-    whole = train(backend, noise, None, settings_of(), tmp_path / "whole")
+    whole = run_training(backend, noise, None, settings_of(), tmp_path / "whole")
     annotations = tmp_path / "ground_truth.json"
     write_coco(noise, annotations)
     run = tmp_path / "killed"
@@ -106,8 +111,8 @@ def test_killed_at_any_moment_it_arrives_where_an_undisturbed_run_does(backend, 
 
 
 def test_run_folder_is_complete_and_repeats_itself(backend, noise, tmp_path):
-    first = train(backend, noise, noise, settings_of(), tmp_path / "first")
-    again = train(backend, noise, noise, settings_of(), tmp_path / "again")
+    first = run_training(backend, noise, noise, settings_of(), tmp_path / "first")
+    again = run_training(backend, noise, noise, settings_of(), tmp_path / "again")
     assert_same(first, again)
     run = tmp_path / "first"
     assert sorted(path.name for path in run.iterdir()) == [
@@ -129,7 +134,9 @@ def test_run_folder_is_complete_and_repeats_itself(backend, noise, tmp_path):
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 6]
     assert {"total", "learning_rate", "seconds"} <= rows[0].keys()
     assert {"AP", "AP50", "VOC07", "VOC12"} <= rows[-1].keys()
-    other = train(backend, noise, None, settings_of("input.seed=1"), tmp_path / "other")
+    other = train(
+        prepare_datasets(backend, noise, None, settings_of("input.seed=1"), tmp_path / "other")
+    )
     name = "backbone.conv1_1.weight"
     assert not np.array_equal(other.parameters[name], first.parameters[name])
 
@@ -139,14 +146,18 @@ def test_what_cannot_start_or_go_on_is_one_line(backend, noise, tmp_path):
     run.mkdir()
     (run / "mine.txt").write_text("keep me")
     with pytest.raises(TrainingError, match="is not empty"):
-        train(backend, noise, None, settings_of(), run)
+        run_training(backend, noise, None, settings_of(), run)
     assert [path.name for path in run.iterdir()] == ["mine.txt"]
     with pytest.raises(TrainingError, match="no run to resume"):
-        train(backend, noise, None, settings_of(), tmp_path / "mistyped", resume=True)
+        train(
+            prepare_datasets(
+                backend, noise, None, settings_of(), tmp_path / "mistyped", resume=True
+            )
+        )
     for record in noise.records:
         record.path.write_bytes(record.path.read_bytes()[:100])
     with pytest.raises(DataError, match="no readable image"):
-        train(backend, noise, None, settings_of(), tmp_path / "new")
+        run_training(backend, noise, None, settings_of(), tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "run"]
 
 
@@ -160,22 +171,24 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     )
     run = tmp_path / "run"
     with pytest.raises(TrainingError, match=r"finite.*positions \d+ to \d+.*newest checkpoint"):
-        train(backend, noise, None, settings, run)
+        run_training(backend, noise, None, settings, run)
     for path in checkpoints(run / "checkpoints"):
         load_checkpoint(path)
 
 
 def test_other_settings_are_not_resumed(backend, noise, tmp_path):
     run = tmp_path / "run"
-    train(backend, noise, None, settings_of("model.schedule.steps=2"), run)
+    run_training(backend, noise, None, settings_of("model.schedule.steps=2"), run)
     with pytest.raises(CheckpointError, match=r"model\.schedule\.rate"):
         train(
-            backend,
-            noise,
-            None,
-            settings_of("model.schedule.steps=2", "model.schedule.rate=0.01"),
-            run,
-            resume=True,
+            prepare_datasets(
+                backend,
+                noise,
+                None,
+                settings_of("model.schedule.steps=2", "model.schedule.rate=0.01"),
+                run,
+                resume=True,
+            )
         )
 
 
@@ -188,16 +201,18 @@ def test_a_training_in_float16_goes_on_bit_for_bit_with_its_loss_scale(backend, 
     """The scale begins too large: steps are skipped before the stop and after it."""
     steps = "model.schedule.steps=14"
     settings = settings_of(*HALF, steps, "model.optimizer.loss_scale=4194304")
-    whole = train(backend, noise, None, settings, tmp_path / "whole")
+    whole = run_training(backend, noise, None, settings, tmp_path / "whole")
     interrupted = find_backend("mindspore-cpu")
     complete = interrupted.batches
     interrupted.batches = lambda *arguments: itertools.islice(complete(*arguments), 3)
     run = tmp_path / "run"
-    train(interrupted, noise, None, settings, run)  # ends after three steps, two are kept
+    train(
+        prepare_datasets(interrupted, noise, None, settings, run)
+    )  # ends after three steps, two are kept
     assert [p.name for p in checkpoints(run / "checkpoints")] == ["step-00000002.safetensors"]
     kept = load_checkpoint(checkpoints(run / "checkpoints")[0])
     assert kept.loss_scale == LossScale(2.0**20)
-    assert_same(train(backend, noise, None, settings, run, resume=True), whole)
+    assert_same(run_training(backend, noise, None, settings, run, resume=True), whole)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 15))
     assert {row["skipped"] for row in rows} == {True, False}
@@ -244,7 +259,7 @@ class Overflowing:
 def test_a_run_whose_every_step_overflows_ends_with_one_line(noise, tmp_path):
     settings = settings_of(*HALF, "model.schedule.steps=100", "model.schedule.warmup_steps=0")
     with pytest.raises(TrainingError) as caught:
-        train(Overflowing(11, 100), noise, None, settings, tmp_path / "run")
+        run_training(Overflowing(11, 100), noise, None, settings, tmp_path / "run")
     said = str(caught.value)
     assert said.startswith(
         f"step {10 + OVERFLOWS}: the gradient overflowed float16 in {OVERFLOWS} "
@@ -252,22 +267,24 @@ def test_a_run_whose_every_step_overflows_ends_with_one_line(noise, tmp_path):
     assert "with a loss scale of 1; " in said
     assert "\n" not in said
     # Fewer in a row are what a loss scale that follows the gradient meets.
-    train(Overflowing(11, 9 + OVERFLOWS), noise, None, settings, tmp_path / "other")
+    train(
+        prepare_datasets(Overflowing(11, 9 + OVERFLOWS), noise, None, settings, tmp_path / "other")
+    )
     short = settings_of(*HALF)
     with pytest.raises(TrainingError, match=f"step {STEPS}: .* in {STEPS} steps in a row"):
-        train(Overflowing(1, STEPS), noise, None, short, tmp_path / "short")
+        run_training(Overflowing(1, STEPS), noise, None, short, tmp_path / "short")
 
 
 def test_a_loss_that_is_not_finite_in_float16_says_that_float32_may_help(noise, tmp_path):
     backend = Overflowing(1, 1)
     backend.step = lambda batch: StepLosses(*[math.nan] * 5, True)
     with pytest.raises(TrainingError, match=r"not finite.*model\.optimizer\.precision=float32"):
-        train(backend, noise, None, settings_of(*HALF), tmp_path / "run")
+        run_training(backend, noise, None, settings_of(*HALF), tmp_path / "run")
 
 
 def test_a_backend_without_float16_is_refused_and_leaves_nothing(noise, tmp_path):
     backend = Overflowing(1, 1)
     backend.precisions = ("float32",)
     with pytest.raises(BackendError, match="overflowing: trains in float32 only; set "):
-        train(backend, noise, None, settings_of(*HALF), tmp_path / "run")
+        run_training(backend, noise, None, settings_of(*HALF), tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]

@@ -67,7 +67,7 @@ def refused(file, message, settings=SETTINGS):
 
 
 def test_a_file_holds_its_settings_and_the_programs_version(contents):
-    from refinedet import __version__
+    from refinedet.version import __version__
 
     for content in contents.values():
         *_, (version, told), (number, own) = fields(memoryview(content))

@@ -13,6 +13,7 @@ from refinedet.settings import resolve
 from refinedet.spec.network import trained_parameters
 from refinedet.spec.presets import preset
 from refinedet.training.loop import train
+from refinedet.training.preparation import prepare_datasets
 
 LIST = ("--layout", "text", "--annotations", "list.txt", "--images", "images", "--classes", "a")
 SMALL = ("--preset", "refinedet_eighth_128", "--set", "input.batch_size=2")
@@ -82,7 +83,10 @@ def test_which_steps_are_profiled(noise, tmp_path):
         backend = Told()
         backend.said.clear()
         made = profiler_of(backend, tmp_path / "p")
-        train(backend, noise, None, settings, tmp_path / f"run{steps}", profiler=made)
+        train(
+            prepare_datasets(backend, noise, None, settings, tmp_path / f"run{steps}"),
+            profiler=made,
+        )
         assert backend.said == expected
 
 

@@ -12,7 +12,6 @@ import onnx
 import pytest
 from numpy.testing import assert_allclose
 
-from refinedet import __version__
 from refinedet.adapters.onnx import backend as module
 from refinedet.adapters.onnx.backend import OnnxRuntime
 from refinedet.backends.registry import find_backend
@@ -29,6 +28,7 @@ from refinedet.spec.config import replace
 from refinedet.spec.detection import scored_boxes
 from refinedet.spec.errors import SpecError
 from refinedet.spec.network import forward
+from refinedet.version import __version__
 
 CONFIG = replace(WITH_BATCH_NORM, image_size=(64, 128), num_classes=3)
 SETTINGS = Settings(model=CONFIG, class_names=("a", "b"))

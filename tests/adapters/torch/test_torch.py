@@ -27,6 +27,7 @@ from refinedet.spec.network import initial_parameters
 from refinedet.spec.presets import preset
 from refinedet.spec.training import training_step
 from refinedet.training.loop import train
+from refinedet.training.preparation import prepare_datasets
 
 CONFIG = replace(
     preset("refinedet_eighth_128"),
@@ -258,7 +259,7 @@ def test_a_detector_of_shapes_is_trained_and_finds_them(backend, tmp_path):
     training = generate_shapes(200, size, 0, tmp_path / "train")
     held_out = generate_shapes(40, size, 1, tmp_path / "held-out")
     chosen = resolve("refinedet_eighth_128", None, changes, training.class_names)
-    done = train(backend, training, None, chosen, tmp_path / "run")
+    done = train(prepare_datasets(backend, training, None, chosen, tmp_path / "run"))
     assert done.steps_done == 300
     found = evaluate(backend.network(done.config, done.parameters), held_out)
     figures = found.result().figures

@@ -19,6 +19,7 @@ from refinedet.models.foreign.loading import with_backbone
 from refinedet.settings import resolve
 from refinedet.spec.network import initial_parameters
 from refinedet.training.loop import train
+from refinedet.training.preparation import prepare_datasets
 
 from .writers import (
     SMALL,
@@ -183,16 +184,16 @@ def test_a_run_begins_with_the_backbone_and_resumes_with_it(tmp_path, noise):
     backend, folder = Still(), tmp_path / "run"
     backend.batches = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
-        train(backend, noise, None, settings, folder, initial=initial)
+        train(prepare_datasets(backend, noise, None, settings, folder, initial=initial))
     backend = Still()
-    train(backend, noise, None, settings, folder, resume=True)
+    train(prepare_datasets(backend, noise, None, settings, folder, resume=True))
     assert backend.at == 0
     for name, value in initial.items():
         np.testing.assert_array_equal(backend.began[name], value)
     failing = Still()
     failing.batches = lambda *_: (_ for _ in ()).throw(MemoryError)
     with pytest.raises(MemoryError):
-        train(failing, noise, None, settings, tmp_path / "other", initial=initial)
+        train(prepare_datasets(failing, noise, None, settings, tmp_path / "other", initial=initial))
     assert not (tmp_path / "other").exists()
 
 
