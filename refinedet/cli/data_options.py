@@ -74,7 +74,7 @@ class DataOptions(NamedTuple):
             raise UsageError("results are scored with COCO's JSON alone", key="layout")
         for name, value in self._asdict().items():
             if value is not None and name not in ("layout", "annotations"):
-                raise UsageError("is not read when results are scored; leave it out", key=name)
+                raise UsageError("is not read with --results; leave it out", key=name)
         return self.annotations
 
 

@@ -92,7 +92,7 @@ def test_a_target_is_short_for_mindspores_backend(run, tmp_path):
         run("export", *files, "--target", "cpu", "--streams", 2),
         "--streams: backend mindspore-cpu does not take it",
     )
-    refused(run("conformance"), "--backend: say which backend to judge, or give --target")
+    refused(run("conformance"), "--backend: give the backend to check, or --target")
 
 
 @pytest.mark.parametrize(

@@ -151,9 +151,9 @@ def test_what_users_get_wrong_is_one_line(run, weights, tmp_path):
         *(("--root", empty), ("--images", empty), ("--split", "x"), ("--classes", "a,b")),
         *(("--data-cache", empty), ("--output", tmp_path / "o")),
     ):
-        refused(run(*scored, option, value), f"{option}: is not read when results are scored")
+        refused(run(*scored, option, value), f"{option}: is not read with --results")
     refused(run(*scored, "--layout", "voc"), "--layout: results are scored with COCO")
-    refused(run(*scored, "--backend", "spec"), "--backend: computes what --model finds")
+    refused(run(*scored, "--backend", "spec"), "--backend: is not read with --results; leave it out")
     refused(run("eval"), "--model")
     refused(run(*train, "--root", tmp_path / "none", "--split", "x"), "no such list")
     refused(run("train", "--run", tmp_path / "run"), "--layout")
@@ -168,7 +168,7 @@ def test_an_export_replaces_no_checkpoint(run, weights, tmp_path):
     for output in (copy, tmp_path / "link"):
         refused(
             run("export", "--model", copy, "--output", output),
-            f"--output {output}: is the --model, which it would replace",
+            f"--output: {output} is the model, which it would replace",
         )
     assert copy.read_bytes() == weights.read_bytes()
 
@@ -231,11 +231,11 @@ def test_an_interruption_is_one_line(run, weights, tmp_path, monkeypatch):
     def interrupted(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("refinedet.cli.app.read_image", interrupted)
+    monkeypatch.setattr("refinedet.cli.detect.read_image", interrupted)
     (tmp_path / "a.png").touch()
     status, out, err = run(
         *("detect", tmp_path, "--model", weights, "--backend", "spec"),
         *("--output", tmp_path / "out"),
     )
     assert (status, out) == (130, "")
-    assert err == "refinedet: interrupted; train, and eval with --output, go on with --resume\n"
+    assert err == "refinedet: interrupted; train, and eval with --output, continue with --resume\n"

@@ -246,16 +246,16 @@ def test_images_with_files_of_one_name_are_an_error(run, results, data, noise, t
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("--model", "x"), "--results-bin: --model is evaluated alone; leave out one of the two"),
-        (("--results", "x.json"), "--results-bin: --results is evaluated alone; leave out one"),
+        (("--model", "x"), "--results-bin: is evaluated alone; leave out --model"),
+        (("--results", "x.json"), "--results-bin: is evaluated alone; leave out --results"),
         (
             ("--protocol", "caffe-coco"),
             "--protocol: caffe-coco fuses detections of several views; .bin",
         ),
-        (("--backend", "onnxruntime"), "--backend: computes what --model finds, and result files"),
-        (("--target", "ascend310"), "--backend: computes what --model finds"),
-        (("--streams", "2"), "--backend: computes what --model finds"),
-        (("--resume", "--output", "x"), "--resume: needs --model, and --output"),
+        (("--backend", "onnxruntime"), "--backend: is not read with --results-bin"),
+        (("--target", "ascend310"), "--backend: is not read with --results-bin"),
+        (("--streams", "2"), "--backend: is not read with --results-bin"),
+        (("--resume", "--output", "x"), "--resume: is not read with --results-bin"),
         (("--preset", "nosuch"), "no 'nosuch'; there are refinedet_vgg16_320"),
     ],
 )
@@ -265,7 +265,7 @@ def test_contradicting_options_are_an_error(run, results, data, given, message):
 
 def test_a_preset_is_for_results_bin(run, data):
     refused(
-        run("eval", "--model", "x", "--preset", PRESET, *data), "--preset: is for --results-bin"
+        run("eval", "--model", "x", "--preset", PRESET, *data), "--preset: is not read with --model"
     )
 
 

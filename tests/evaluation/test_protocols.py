@@ -470,7 +470,7 @@ def test_expect_is_met_under_the_right_protocol_alone(run, oracle, tmp_path, mon
     status, out, err = run(*expect)
     assert (status, out) == (1, "")
     assert err.count("\n") == 1
-    assert "--expect modelzoo-gpu: was measured by --protocol modelzoo; give it" in err
+    assert "--expect: modelzoo-gpu was measured by the protocol modelzoo; give --protocol" in err
     right = PROTOCOLS["modelzoo"]
     for what, change in WRONG.items():
         monkeypatch.setitem(PROTOCOLS, "modelzoo", dataclasses.replace(right, **change))
@@ -505,15 +505,15 @@ def test_what_is_wrong_with_the_options_is_one_line(run, layout):
         (("--protocol", "zoo"), "--protocol: no 'zoo'; there are paper, paper+, modelzoo, caffe"),
         (("--expect", "zoo"), "--expect: no 'zoo'; there are modelzoo-ascend910"),
         (("--retrained",), "--retrained: needs --expect"),
-        (("--resume",), "--resume: needs --model, and --output"),
-        (("--resume", "--output", "x"), "--resume: needs --model, and --output"),
+        (("--resume",), "--resume: is not read with --results"),
+        (("--resume", "--output", "x"), "--output: is not read with --results"),
         (
             ("--expect", "modelzoo-gpu", "--protocol", "paper"),
-            "was measured by --protocol modelzoo",
+            "was measured by the protocol modelzoo",
         ),
         (
             ("--expect", "paper-voc07-vgg16-320", "--protocol", "paper"),
-            "has VOC07, --results gives COCO's alone",
+            "has VOC07, and --results gives COCO's metrics alone",
         ),
     ):
         status, out, err = run(*alone, *options)
