@@ -153,7 +153,9 @@ def test_what_users_get_wrong_is_one_line(run, weights, tmp_path):
     ):
         refused(run(*scored, option, value), f"{option}: is not read with --results")
     refused(run(*scored, "--layout", "voc"), "--layout: results are scored with COCO")
-    refused(run(*scored, "--backend", "spec"), "--backend: is not read with --results; leave it out")
+    refused(
+        run(*scored, "--backend", "spec"), "--backend: is not read with --results; leave it out"
+    )
     refused(run("eval"), "--model")
     refused(run(*train, "--root", tmp_path / "none", "--split", "x"), "no such list")
     refused(run("train", "--run", tmp_path / "run"), "--layout")

@@ -196,9 +196,16 @@ def test_what_users_get_wrong_is_one_line(run, command, tmp_path):
     url = f"file://{tmp_path}/none"
     data, out = ("--data-url", url), ("--train-url", url)
     refused(run(*command, *data), f"{url}: no file there; check the URL")
-    refused(run(*command, *data, "--root", "/shapes"), "--root: /shapes is outside the copied folder")
-    refused(run(*command, *data, "--root", "a/../.."), "--root: a/../.. is outside the copied folder")
-    refused(run(*command, "--data-cache", "x"), "--data-cache: is only used for copies of a data set at a URL")
+    refused(
+        run(*command, *data, "--root", "/shapes"), "--root: /shapes is outside the copied folder"
+    )
+    refused(
+        run(*command, *data, "--root", "a/../.."), "--root: a/../.. is outside the copied folder"
+    )
+    refused(
+        run(*command, "--data-cache", "x"),
+        "--data-cache: is only used for copies of a data set at a URL",
+    )
     refused(run(*command, *data, "--dry-run"), "--dry-run: writes nothing")
     refused(run(*command, *out, "--dry-run"), "--dry-run: writes nothing")
     refused(run(*command, "--train-url", "out"), "'out': is no URL of a folder")
