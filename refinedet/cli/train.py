@@ -17,7 +17,7 @@ from refinedet.cli.settings_options import (
     with_weights,
 )
 from refinedet.errors import UsageError
-from refinedet.support.remote import RunCopy
+from refinedet.models.run_copy import RunCopy
 from refinedet.training.dry_run import describe
 from refinedet.training.loop import train as run_training
 from refinedet.training.preparation import TrainingOptions, prepare

@@ -15,8 +15,9 @@ from types import SimpleNamespace
 import pytest
 
 from refinedet.errors import RemoteError, WriteError
+from refinedet.models.run_copy import RunCopy
 from refinedet.support import remote
-from refinedet.support.remote import RunCopy, copy_data, open_store
+from refinedet.support.remote import copy_data, open_store
 
 CONTENTS = {"a.txt": b"one", "sub/b.txt": b"two two", "sub/deep/c.bin": bytes(range(256)) * 9}
 CONTENTS["empty"] = b""
@@ -221,7 +222,7 @@ def test_empty_folders_and_other_urls_are_one_line(tmp_path):
         said = refusal(copied, url, tmp_path)
         assert said.startswith(repr(url))
         assert "give file://, s3:// or obs://" in said
-    assert "which is none in a folder" in refusal(copied, "s3://bucket/../x", tmp_path)
+    assert "which cannot be a path in a folder" in refusal(copied, "s3://bucket/../x", tmp_path)
 
 
 @pytest.mark.parametrize("key", ["../x", "sub/../../x", "/x", "a//b", "./x", "sub/..", "sub/\0"])
@@ -256,7 +257,7 @@ def test_a_file_that_shrinks_meanwhile_is_not_kept(place, tmp_path, monkeypatch)
     store = open_store(place.url)
     entries = store.entries()
     place.write(**{"sub/deep/c.bin": b"short"})
-    with pytest.raises(RemoteError, match=r"c\.bin: changed meanwhile; run again"):
+    with pytest.raises(RemoteError, match=r"c\.bin: changed during the copy; run again"):
         remote.copy_in(store, entries, tmp_path / "copy")
     assert "sub/deep/c.bin" not in local(tmp_path / "copy")
 
@@ -414,7 +415,7 @@ def test_only_what_changed_is_sent_and_checkpoints_last(server, bucket, tmp_path
 def test_a_run_there_is_refused_or_resumed(place, tmp_path):
     place.write(**RUN)
     said = refusal(RunCopy, place.url, tmp_path / "run", resume=False)
-    assert said == f"{place.url}: holds a run; choose another --train-url, or --resume"
+    assert said == f"{place.url}: holds a run; choose another URL, or resume the run"
     assert not (tmp_path / "run").exists()
     copy = RunCopy(place.url, tmp_path / "run", resume=True)
     assert local(tmp_path / "run") == RUN
@@ -456,14 +457,14 @@ def test_a_failed_copy_out_is_told_and_made_up_for(server, bucket, tmp_path, mon
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert said.startswith(f"{bucket.url}/metrics.jsonl: ")
-    assert "tried again" in said
+    assert "is tried again later" in said
     copy.save()
     assert bucket.read() == RUN
     (run / "metrics.jsonl").write_bytes(b"other")
     server.failures.append(failure)
     said = refusal(copy.finish)
     assert said.startswith(f"{bucket.url}/metrics.jsonl: ")
-    assert f"The run is whole in {run}; the same command with --resume copies it out" in said
+    assert f"The run in {run} is complete; resume it to copy it out" in said
 
 
 def test_a_failed_writing_leaves_the_old_file(tmp_path, monkeypatch):

@@ -133,7 +133,7 @@ def test_a_store_that_fails_ends_no_training(run, command, server, bucket, noise
     server.failures += [("PUT", "403 No", "AccessDenied")] * 99
     status, said, err = result = run(*command, "--train-url", bucket.url)
     assert said.count(f"{bucket.url}/log.txt: ") == 4  # one for each checkpoint
-    refused(result, "same command with --resume copies it out")
+    refused(result, "resume it to copy it out")
     assert bucket.read() == {}
     server.failures.clear()
     status, _, err = run(*command, "--train-url", bucket.url, "--resume")
