@@ -1,10 +1,10 @@
-"""Settings of a run: the detector's config and how to feed, train and watch it.
+"""Settings of a run: the detector's configuration, its input, and its training.
 
-They are layered: a preset, then a YAML file, then single assignments ``KEY=VALUE``.
-Keys are those of the dataclasses, joined by dots, as ``model.schedule.rate``. Unknown
-keys and values of another type are errors; nothing is evaluated. The YAML is that of
-version 1.2's core schema (``no`` and ``2001-01-01`` are texts, ``1e-3`` is a number),
-without tags and aliases.
+Settings are layered: a preset, then a YAML file, then single assignments ``KEY=VALUE``.
+Keys are the fields of the dataclasses, joined by dots, as ``model.schedule.rate``. Unknown
+keys, values of another type, and fields that the other settings leave unread are errors;
+nothing is evaluated. The YAML is version 1.2's core schema (``no`` and ``2001-01-01`` are
+strings, ``1e-3`` is a number), without tags and aliases.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from refinedet.support.files import read_regular_file
 from refinedet.support.text import is_class_name, shown
 
 LARGEST_FILE = 1 << 20
-"""Bytes of a settings file that are read."""
+"""The largest settings file that is read, in bytes."""
 
 
 UNREAD_RULES: Rules = {
@@ -60,10 +60,11 @@ class AugmentSettings:
     """Random changes of a training image; each probability from 0 to 1.
 
     Attributes:
-        distort: of each of brightness, contrast, saturation and hue.
-        expand: of placing the image on a larger canvas, up to ``expand_ratio`` a side.
-        crop: min-IoU crops, as the paper's; false trains on whole images.
-        mirror, flip: of exchanging left and right, top and bottom.
+        distort: probability of each change of brightness, contrast, saturation and hue.
+        expand: probability of placing the image on a canvas of up to ``expand_ratio`` times
+            its width and height.
+        crop: min-IoU crops, as in the paper; false trains on whole images.
+        mirror, flip: probability of exchanging left and right, top and bottom.
     """
 
     distort: float = 0.5
@@ -87,10 +88,11 @@ class InputSettings:
     """How training images become batches.
 
     Attributes:
-        batch_size: images a step.
+        batch_size: images in each step.
         workers: threads that prepare images.
-        seed: of the order and of the augmentation.
-        max_objects: places for objects in a batch; 0 takes the data set's largest count.
+        seed: of the order of images and of the augmentation.
+        max_objects: padded slots for the objects of an image; 0: as many as the image of the
+            data set with the most objects has.
     """
 
     batch_size: int = 32
@@ -111,10 +113,11 @@ class InputSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """When to save and to look.
+    """When to save checkpoints and to evaluate.
 
     Attributes:
-        checkpoint_every, keep: steps between checkpoints; the newest so many stay.
+        checkpoint_every: steps between checkpoints.
+        keep: how many of the newest checkpoints stay.
         evaluate_every: steps between evaluations; 0 evaluates at the end only.
     """
 
@@ -132,8 +135,8 @@ class Settings:
     """Everything that decides a run.
 
     Attributes:
-        class_names: without the background, ``model.num_classes`` - 1 of them; empty
-            before the data set is known.
+        class_names: the ``model.num_classes`` - 1 classes without the background; empty
+            until the data set is known.
     """
 
     model: Config = field(default_factory=Config)
@@ -144,11 +147,11 @@ class Settings:
     def __post_init__(self) -> None:
         names = self.class_names
         for name in names:
-            _require(is_class_name(name), "class_names", "texts of one line, not empty", name)
+            _require(is_class_name(name), "class_names", "strings of one line, not empty", name)
         _require(len(set(names)) == len(names), "class_names", "distinct names", names)
         if names and len(names) + 1 != self.model.num_classes:
             raise SettingsError(
-                f"{len(names)} names want model.num_classes={len(names) + 1}, "
+                f"expected model.num_classes={len(names) + 1} with {len(names)} names, "
                 f"got {self.model.num_classes}",
                 key="class_names",
             )
@@ -172,8 +175,8 @@ def resolve(
     """The settings of a preset, changed by a YAML file, then by assignments.
 
     Args:
-        preset_name: wins over a ``preset:`` in the file; refinedet_vgg16_320 if
-            neither names one.
+        preset_name: takes precedence over a ``preset:`` in the file; if both are absent,
+            refinedet_vgg16_320.
         file: YAML, or None. An empty ``class_names`` in it leaves the classes, and
             their number, to the data set.
         assignments: each ``KEY=VALUE``, the value read as YAML.
@@ -213,7 +216,7 @@ def resolve(
     if class_names and settings.class_names != class_names:
         raise SettingsError(
             f"the data set has {shown(class_names)}, "
-            f"the settings say {shown(settings.class_names)}; take them out of the settings",
+            f"the settings have {shown(settings.class_names)}; take them out of the settings",
             key="class_names",
         )
     return settings
@@ -234,7 +237,7 @@ def from_yaml(source: str | Path) -> Settings:
 
 
 def to_yaml(settings: Settings) -> str:
-    """Every field, in a stable order; ``from_yaml`` gives equal settings."""
+    """All fields as YAML, in a stable order; inverted by ``from_yaml``."""
     text: str = yaml.dump(plain(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
 
@@ -247,14 +250,14 @@ def plain(value: Any) -> Any:
 
 
 def differences(old: Settings, new: Settings) -> Iterator[tuple[str, Any, Any]]:
-    """Each key that differs, with both values."""
+    """Each dotted key whose values differ, with the old and the new value."""
     for (key, _, before), (_, _, after) in zip(_leaves(old), _leaves(new), strict=True):
         if before != after:
             yield key, before, after
 
 
 def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted key, annotation and value of every field that is no section."""
+    """Dotted key, annotation and value of every field that is not a section."""
     hints = typing.get_type_hints(type(section))
     for f in dataclasses.fields(section):
         value = getattr(section, f.name)
@@ -340,7 +343,7 @@ def _flatten(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{name}", value
 
 
-WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
 def _convert(kind: Any, value: Any, file: Path | None, key: str) -> Any:
@@ -376,15 +379,15 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise _refusal("a key is no text", key.start_mark)
+                raise _refusal("a key is not a string", key.start_mark)
             if key.value in seen:
-                raise _refusal(f"{shown(key.value)} stands twice", key.start_mark)
+                raise _refusal(f"{shown(key.value)} is set twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would take for something else than a text."""
+    """Quotes strings that either version of YAML would read as something else."""
 
 
 def _refusal(problem: str, mark: Any) -> yaml.MarkedYAMLError:
@@ -402,7 +405,7 @@ for _tag, _pattern in (
 ):
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), None)
-# PyYAML's own takes 010 for 8.
+# PyYAML's own constructor reads 010 as 8.
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 
 

@@ -19,7 +19,7 @@ from refinedet.spec.config import NETWORK_STRIDES, VGG16_BLOCKS, Config, Network
 
 
 class Conv(NamedTuple):
-    """A convolution with what follows it, up to but without the activation."""
+    """A convolution and its batch normalisation or bias, without the activation."""
 
     name: str
     inputs: int
@@ -29,7 +29,7 @@ class Conv(NamedTuple):
     padding: int = 1
     dilation: int = 1
     far: int = 0
-    """So many rows and columns of zeros more behind the last."""
+    """Additional rows and columns of zeros after the last ones."""
     batch_norm: bool = False
     momentum: float = 0.9
     """Of its running statistics."""
@@ -38,13 +38,13 @@ class Conv(NamedTuple):
     bias: bool = True
     """Where there is no batch normalisation."""
     depthwise: bool = False
-    """Every channel alone."""
+    """Each channel has a kernel of its own."""
     transposed: bool = False
     """Upsampling: every pixel becomes a patch of the kernel's size."""
 
 
 class Bottleneck(NamedTuple):
-    """Three convolutions, a ReLU between two; the input, or its projection, is added."""
+    """Three convolutions with ReLUs between them; the input, or its projection, is added."""
 
     name: str
     convs: tuple[Conv, Conv, Conv]
@@ -66,7 +66,7 @@ class Pool(NamedTuple):
 
 
 Step = Conv | Bottleneck | Pool
-"""Of the trunk; a ReLU follows each convolution and bottleneck."""
+"""A step of the trunk; a ReLU follows each convolution and bottleneck."""
 
 
 class Head(NamedTuple):
@@ -75,13 +75,13 @@ class Head(NamedTuple):
     shared: Bottleneck | None
     """Before both outputs; a ReLU follows."""
     offsets: list[Conv]
-    """All but the last have a ReLU6 behind them."""
+    """A ReLU6 follows each but the last."""
     logits: list[Conv]
 
 
 LEVELS = len(NETWORK_STRIDES)
 NORMALISED = 2
-"""The first so many sources are L2-normalised, where any is."""
+"""How many sources are L2-normalised, if any is: the first ones."""
 
 
 def trunk(config: Config) -> list[list[Step]]:
@@ -166,7 +166,7 @@ def _strided(
     net: NetworkConfig,
     gamma: float = 1.0,
 ) -> Conv:
-    """A convolution of a ResNet: where its stride is 1, the map keeps its size."""
+    """A convolution of a ResNet; with a stride of 1 the feature map keeps its size."""
     far = int(net.same_padding and stride > 1 and kernel > 1)
     return Conv(
         name,
@@ -225,7 +225,7 @@ def normalised_sources(config: Config) -> list[str]:
 
 
 def sources_before_relu(config: Config) -> list[str]:
-    """Names of the sources that are taken before their ReLU; what follows them never is."""
+    """Names of the sources that are taken before their ReLU; the next layer reads them after."""
     return [] if config.network.fc7_relu else ["backbone.fc7"]
 
 
@@ -243,7 +243,7 @@ def tcb_convs(level: int, config: Config) -> list[Conv]:
 
 
 def upsampling(level: int, config: Config) -> Conv:
-    """What makes the next coarser block as large as this one; the coarsest has none."""
+    """The upsampling of the next coarser block to this one's size; the coarsest has none."""
     net = config.network
     inside = net.channels(net.tcb_channels)
     return Conv(

@@ -1,8 +1,8 @@
 """Configuration: every number that decides what the detector computes.
 
-Frozen dataclasses, checked on construction, so that a ``Config`` that exists is
-one that can run: every field in its range, and feature maps, strides and anchors
-in agreement. Two detectors differ only by fields, never by the preset's name.
+Frozen dataclasses, checked on construction: every ``Config`` object can run. Each field is
+in its range and is read (see ``spec.unread``), and feature maps, strides and anchors agree.
+Two detectors differ only by fields, never by the preset's name.
 
 Sizes are (height, width), in pixels. Class 0 is the background.
 """
@@ -63,7 +63,7 @@ def _are_numbers(values: object, low: float, length: int | None = None) -> bool:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """How an image becomes the network's input.
+    """How an image is converted to the network's input.
 
     Attributes:
         channels: order of the three channels, ``RGB`` or ``BGR``.
@@ -104,31 +104,30 @@ NETWORK_SWITCHES = (
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The shape of the network.
+    """The architecture of the network.
 
     Attributes:
         backbone: ``vgg16``, with fc6 and fc7 as convolutions and two extra layers;
             ``resnet``, of bottlenecks, with an extra one.
         width: multiplies every channel count except those of the heads' outputs.
-        blocks: bottlenecks of res2 to res5; those of ResNet-101. This and the next five
-            are read of a ResNet alone.
-        bottleneck_stride: which of a bottleneck's convolutions makes the map smaller.
-        same_padding: a strided convolution has less of its border of zeros before the
-            first row and column, and one more behind the last: TensorFlow's "same".
-        pool_centred: the windows of the 3x3 pooling are centred on the even rows and
-            columns, as torchvision's; without, on the odd ones, as Caffe's.
-        extra_width: channels inside the extra bottleneck, before ``width``.
-        residual_gamma: initial gamma of a bottleneck's last batch normalisation.
+        blocks: ResNet only: number of bottlenecks in res2 to res5.
+        bottleneck_stride: ResNet only: which convolution of a bottleneck has the stride.
+        same_padding: ResNet only: TensorFlow's "same": a strided convolution has one row and
+            column of zeros less before the first, and one more after the last.
+        pool_centred: ResNet only: the windows of the 3x3 pooling are centred on the even rows
+            and columns, as in torchvision; without, on the odd ones, as in Caffe.
+        extra_width: ResNet only: channels inside the extra bottleneck, before ``width``.
+        residual_gamma: bottlenecks only: initial gamma of the last batch normalisation.
         batch_norm: batch normalisation instead of a bias after every convolution
             but the heads' and the upsampling ones; training from scratch needs it. A
             bottleneck always has it.
         batch_norm_eps: added to the variance.
         batch_norm_momentum: weight of the old running statistic in the new one.
-        head_momentum: the same inside separable heads, where it is another, or None.
-        upsample_batch_norm: the upsampling convolutions have it, too.
+        head_momentum: that weight inside separable heads; None is ``batch_norm_momentum``.
+        upsample_batch_norm: batch normalisation after the upsampling convolutions, too.
         tcb_channels: channels of a transfer connection block, before ``width``.
-        l2_scales: initial scale of the L2 normalisation of the first two sources, or
-            None where there is no such thing.
+        l2_scales: initial scale of the L2 normalisation of the first two sources; None: no
+            L2 normalisation. With the initialiser ``normal`` the scales are drawn.
         l2_eps: added to the sum of squares, under the root.
         l2_floor: the sum of squares is at least ``l2_eps``, instead of having it added.
         l2_in_arm: the ARM reads the normalised sources; the TCBs always do.
@@ -136,13 +135,14 @@ class NetworkConfig:
             heads always do.
         fc7_relu: the source fc7 is taken after its ReLU; what follows always is.
         tcb: ``sum_relu_conv``: after the sum a ReLU, a convolution and a ReLU;
-            ``relu_sum_conv_conv``: a ReLU on what is upsampled, the sum, then twice a
+            ``relu_sum_conv_conv``: a ReLU of the upsampled block, the sum, then twice a
             convolution and a ReLU.
-        heads: ``conv``: a 3x3 convolution; ``separable``: a 3x3 convolution of every
-            channel alone, batch normalisation, ReLU6, a 1x1 convolution; ``bottleneck``:
-            a bottleneck for both outputs of a module's level, then a 3x3 convolution each.
-        initialiser: ``xavier``; ``gaussian``: of deviation 0.01 before batch normalisation,
-            elsewhere xavier; ``normal``: of deviation 0.02, cut off at two of them.
+        heads: ``conv``: a 3x3 convolution; ``separable``: a depthwise 3x3 convolution, batch
+            normalisation, ReLU6, a 1x1 convolution; ``bottleneck``: one bottleneck for both
+            outputs of a module's level, then a 3x3 convolution for each output.
+        initialiser: ``xavier``; ``gaussian``: standard deviation 0.01 before batch
+            normalisation, elsewhere xavier; ``normal``: standard deviation 0.02, truncated
+            at two of them.
     """
 
     backbone: str = "vgg16"
@@ -223,10 +223,10 @@ class AnchorsConfig:
         sides: side of the square anchor in pixels; the paper's is 4 strides.
         aspect_ratios: width over height, one anchor a cell for each.
         variances: divisors of the centre offsets and of the log size ratios.
-        square_sides: sides of the anchors of ratio 1 where they are others, or None.
-        refined: the ODM codes against the anchors that the ARM has moved: the paper's
-            two steps. Without, both modules code against the anchors, and what the ARM
-            says of them is not used.
+        square_sides: sides of the anchors of ratio 1; None: those of ``sides``.
+        refined: the ODM codes boxes against the anchors that the ARM has refined: the paper's
+            two-step cascade. Without, both modules code against the anchors, and the ARM's
+            offsets are not used.
     """
 
     strides: tuple[int, ...] = (8, 16, 32, 64)
@@ -265,11 +265,11 @@ class AnchorsConfig:
 
 @dataclass(frozen=True)
 class MatchingConfig:
-    """Which anchors answer for which objects.
+    """Which anchors are assigned to which objects.
 
     Attributes:
-        iou: an anchor with at least this overlap answers for its best object.
-        lowest_iou: an overlap of at most this is none, even for an object's best anchor.
+        iou: an anchor with at least this overlap is assigned to its best object.
+        lowest_iou: an overlap of at most this counts as none, even for an object's best anchor.
         rule: ``bipartite`` or ``in_order``; see ``spec.matching``.
     """
 
@@ -290,16 +290,15 @@ class LossConfig:
 
     Attributes:
         negatives_per_positive: hard negatives kept in an image for each positive.
-        objectness: an anchor whose ARM probability of "object" is below this is
-            no negative example of the ODM, and no detection. The paper's theta
-            of 0.99 on the negative class.
-        classes: ``softmax``: one class an anchor, cross entropy, hard negatives;
-            ``sigmoid``: every class for itself, focal loss over all anchors. Decides the
+        objectness: an anchor whose ARM probability of "object" is below this is neither a
+            negative of the ODM nor a detection. The paper's theta is 0.99, of "background".
+        classes: ``softmax``: one class for each anchor, cross entropy, hard negatives;
+            ``sigmoid``: each class independently, focal loss over all anchors. Decides the
             scores of detections, too.
-        focal_alpha, focal_gamma: weight of what is there, and how fast what is known
-            loses weight; ``sigmoid`` only.
-        arm_first_class: the ARM holds class 1 alone for an object, and all others for
-            neither object nor background; ``sigmoid`` only.
+        focal_alpha, focal_gamma: ``sigmoid`` only: the focal loss's weight of the label's
+            class, and its focusing parameter.
+        arm_first_class: ``sigmoid`` only: the ARM's label of an object is its class. Its two
+            outputs know class 1; objects of other classes are neither object nor background.
     """
 
     negatives_per_positive: float = 3.0
@@ -334,11 +333,11 @@ class DetectionConfig:
         top_before_nms: best candidates of an image, over all classes.
         top_before_nms_per_class: best candidates of a class.
         nms_iou: a box that overlaps a better one of its class by more is dropped.
-        top_per_class, top: detections kept of a class, of an image.
-        clip: bring the boxes of detections into the image.
-        clip_first: bring all boxes into the image before anything else.
-        pixel: added to the sides of boxes, in pixels of the original image, where
-            overlaps are measured; 1 in systems that count pixels.
+        top_per_class, top: detections kept for each class, for each image.
+        clip: clip the boxes of detections to the image.
+        clip_first: clip all boxes to the image before anything else.
+        pixel: added to the sides of boxes, in pixels of the original image, when overlaps
+            are measured; 1 in systems that count pixels.
     """
 
     score: float = 0.01
@@ -364,31 +363,31 @@ class DetectionConfig:
 
 
 PRECISIONS = ("float32", "float16")
-"""In which a training may hold its activations."""
+"""The dtypes in which a training may hold its activations."""
 HALF_SCALE = 1024.0
-"""The loss scale of float16, unless another is set: the model zoo's."""
+"""The default loss scale of float16: the model zoo's."""
 SCALES = 1.0, 2.0**24
-"""Where a loss scale that follows the gradient ends."""
+"""The lowest and the highest dynamic loss scale."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Momentum, as the authors' release groups its parameters.
+    """SGD with momentum; parameters are grouped as in the authors' release.
 
     Attributes:
         momentum: weight of the old momentum buffer.
         weight_decay: times the parameter, added to the gradient of decayed parameters.
         bias_rate: multiplies the learning rate of biases.
         clip_norm: largest L2 norm of the whole gradient, or None.
-        loss_scale: multiplies the loss, divides the gradient, which float16 would lose;
-            None is 1 in float32 and 1024 in float16. See ``scale``.
+        loss_scale: multiplies the loss and divides the gradient, so that float16 does not
+            underflow; None is 1 in float32 and 1024 in float16. See ``scale``.
         decay_all: decay every trained parameter, not only those of the group "decay".
-        precision: ``float32``, or ``float16``: then the network's activations are held in
-            float16, and convolved with weights rounded to it; parameters, batch
-            normalisation, L2 normalisation, coding, losses and update stay in float32. Of
-            training alone: a detector predicts in float32.
-        loss_scale_window: for float16; None keeps the scale, a number lets it follow the
-            gradient (see ``refinedet.spec.optimizer.next_loss_scale``).
+        precision: ``float32``, or ``float16``: in training, activations are held in float16
+            and convolved with weights rounded to it; parameters, batch normalisation, L2
+            normalisation, coding, losses and update stay in float32. Detection is always in
+            float32.
+        loss_scale_window: float16 only: steps without overflow after which the loss scale is
+            doubled (see ``refinedet.spec.optimizer.next_loss_scale``); None: a static scale.
     """
 
     momentum: float = 0.9
@@ -435,7 +434,7 @@ class OptimizerConfig:
 
     @property
     def scale(self) -> float:
-        """The loss scale that a training begins with."""
+        """The loss scale of the first step."""
         if self.loss_scale is not None:
             return self.loss_scale
         return HALF_SCALE if self.precision == "float16" else 1.0
@@ -449,10 +448,10 @@ class ScheduleConfig:
         kind: ``multistep`` or ``cosine``.
         steps: steps of the whole training.
         rate: the highest learning rate, reached after the warm-up.
-        warmup_steps, warmup_rate: linear from ``warmup_rate`` to ``rate``.
-        milestones, factor: multistep; from each milestone on, times ``factor``.
-            They come after the warm-up, and may come after the last step.
-        final_rate: cosine; the rate towards which it falls.
+        warmup_steps, warmup_rate: the rate rises linearly from ``warmup_rate`` to ``rate``.
+        milestones, factor: multistep only: from each milestone on, the rate is multiplied by
+            ``factor``. Milestones are after the warm-up, and may be after the last step.
+        final_rate: cosine only: the rate towards which it falls.
     """
 
     kind: str = "multistep"

@@ -1,13 +1,13 @@
 """Fusion: one list of detections from several views of an image.
 
 The multi-scale test behind the paper's "+" rows. A view is a size of the network's input,
-mirrored or not, and the sizes of boxes that count there: a large input is trusted with
-small objects, a small one with large objects.
+mirrored or not, and a range of sizes of the boxes that count in it: small objects are
+detected in large inputs, large objects in small ones.
 
-1. The detections of each view are mirrored back, and those that do not count are left out.
-2. Class by class, the detections of all views together are combined by one rule:
-   ``vote``, ``soft_vote`` or ``soft_nms``.
-3. The result runs by falling score; equal scores as the views, then as their detections.
+1. The detections of each view are mirrored back; those outside its range are dropped.
+2. For each class, the detections of all views are combined by one rule: ``vote``,
+   ``soft_vote`` or ``soft_nms``.
+3. The result is ordered by falling score; equal scores by view, then by detection.
 
 Sides and overlaps of boxes are measured in pixels of the original image, with ``pixel``
 added to every side. Overlaps and scores are compared with thresholds in the dtype of the
@@ -30,17 +30,17 @@ from refinedet.spec.types import Array
 
 RULES = ("vote", "soft_vote", "soft_nms")
 MOST_CLASSES = 10**5
-"""Of a ``Config``; which classes there are, a list of detections does not say."""
+"""The most that a ``Config`` may have: detections do not know their number of classes."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One look at an image.
+    """One evaluation of an image by the network.
 
     Attributes:
         long, short: the input's side along the longer and the shorter side of the image,
-            as a multiple of what the network was trained on. A square image counts as
-            a high one.
+            as a multiple of the size that the network was trained on. In a square image the
+            height counts as the longer side.
         mirrored: left and right are exchanged.
         longest_above: a box counts if its longer side is above this, in pixels.
         shortest_below: a box counts if its shorter side is below this, in pixels.
@@ -123,7 +123,7 @@ class Combined(NamedTuple):
     scores: Array
     """(D,), same dtype."""
     rows: Array
-    """(D,) int64: the row that each was; of a vote, its best box. All different."""
+    """(D,) int64: the row of each in the input; for a vote, of its best box. All different."""
 
 
 def box_voting(
@@ -229,22 +229,22 @@ def mirrored(boxes: Array) -> Array:
     return np.stack([1 - right, low, 1 - left, high], axis=1)
 
 
-def counting(found: Detections, view: View, size: tuple[int, int], pixel: float) -> Detections:
+def counting(detections: Detections, view: View, size: tuple[int, int], pixel: float) -> Detections:
     """The detections of a view, mirrored back, whose boxes have a size that counts there.
 
     Args:
-        found: boxes as fractions of what the network saw.
+        detections: boxes as fractions of the network's input.
         size: height and width of the original image, in pixels.
         pixel: added to every side.
     """
-    boxes = mirrored(found.boxes) if view.mirrored else found.boxes
+    boxes = mirrored(detections.boxes) if view.mirrored else detections.boxes
     sides = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64) * size[::-1] + pixel
     counts = np.ones(len(boxes), bool)
     if view.longest_above is not None:
         counts &= sides.max(axis=1) > view.longest_above
     if view.shortest_below is not None:
         counts &= sides.min(axis=1) < view.shortest_below
-    return Detections(boxes[counts], found.scores[counts], found.labels[counts])
+    return Detections(boxes[counts], detections.scores[counts], detections.labels[counts])
 
 
 def fuse(found: Sequence[Detections], config: FusionConfig, size: tuple[int, int]) -> Detections:

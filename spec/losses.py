@@ -290,7 +290,7 @@ def detector_targets(
         SpecError: lengths, shapes, dtypes, or the errors of ``targets`` and ``decode``.
     """
     if not len(heads.arm_offsets) == len(boxes) == len(labels) > 0:
-        raise SpecError("boxes, labels: expected one entry for each image, at least one")
+        raise SpecError("expected one entry for each image, at least one", key="boxes, labels")
     anchors = all_anchors(config).astype(heads.arm_offsets.dtype)
     objects = list(zip(boxes, labels, strict=True))
     arm = [targets(anchors, b, c, config) for b, c in objects]

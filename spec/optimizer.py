@@ -3,10 +3,11 @@
 1. Divide by the loss scale. 2. If ``clip_norm`` is set and the L2 norm over all
 gradients is larger, scale all of them down to it. 3. Add weight decay to the
 parameters of the group "decay", or to all. 4. Momentum: ``buffer = momentum * buffer +
-gradient``, ``parameter -= rate * buffer``; the rate of biases times ``bias_rate``.
+gradient``, ``parameter -= rate * buffer``; for biases the rate is multiplied by
+``bias_rate``.
 
 In float16 a scaled gradient may overflow: such a step is skipped (``refinedet.spec.training``),
-and the scale of the next one may be another (``next_loss_scale``).
+and the next step may have another scale (``next_loss_scale``).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Tensors = dict[str, Array]
 
 @dataclass(frozen=True)
 class LossScale:
-    """The loss scale of a step, and what decides the next one.
+    """The loss scale of a step, and the count that decides the next one.
 
     Attributes:
         scale: multiplies the loss of this step.

@@ -135,7 +135,7 @@ def test_layers_win_in_their_order(tmp_path):
         ("model.schedule.rate=true", "expected a number, got True"),
         ("model.schedule.rate=1" + "0" * 400, "got inf"),
         ("input.seed=" + "9" * 5000, "expected a whole number"),
-        ("class_names=[" + "a" * 5000 + ", 1]", "class_names.1.: expected a text"),
+        ("class_names=[" + "a" * 5000 + ", 1]", "class_names.1.: expected a string"),
         ("input.batch_size=1.5", r"input\.batch_size: expected a whole number"),
         ("input.batch_size=true", r"input\.batch_size: expected a whole number"),
         ("input.batch_size=0", r"^input\.batch_size: expected a whole number, 1 to"),
@@ -150,12 +150,12 @@ def test_layers_win_in_their_order(tmp_path):
         ("model.image_size=320", r"model\.image_size: expected a list"),
         ("model.image_size=[320, x]", r"model\.image_size\[1\]: expected a whole number"),
         ("model.image_size=[320, 300]", r"model\.image_size: expected multiples of 64"),
-        ("model.num_classes=7", r"class_names: 1 names want model\.num_classes=2, got 7"),
+        ("model.num_classes=7", r"class_names: expected model\.num_classes=2 with 1 names, got 7"),
         ("model.optimizer.clip_norm=-1", r"model\.optimizer\.clip_norm"),
         ("model.schedule.rate=[", "^model.schedule.rate: expected the node content"),
         ("model.schedule.rate=*a", "aliases are not read"),
         ("model.schedule.rate=!!python/object:os.system", "tags and aliases are not read"),
-        ("class_names=[b]", r"the data set has \('a',\), the settings say \('b',\)"),
+        ("class_names=[b]", r"the data set has \('a',\), the settings have \('b',\)"),
     ],
 )
 def test_assignments_that_cannot_be_used_name_the_key(text, message):
@@ -166,12 +166,12 @@ def test_assignments_that_cannot_be_used_name_the_key(text, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"model: {schedule: {rate: 1}}\nmodel: {}\n", "line 2: 'model' stands twice"),
+        (b"model: {schedule: {rate: 1}}\nmodel: {}\n", "line 2: 'model' is set twice"),
         (b"input: {seed: 1}\ninput.seed: 2\n", r"mine\.yaml: input\.seed: is set twice"),
         (b"model:\n  schedule:\n    rate: fast\n", r"mine\.yaml: model\.schedule\.rate: expected"),
         (b"model: {schedule: {steps: 0}}\n", r"mine\.yaml: model\.schedule\.steps: expected"),
         (b"preset: [a]\n", r"preset: expected a name, got \['a'\]"),
-        (b"? [a]\n: 1\n", "line 1: a key is no text"),
+        (b"? [a]\n: 1\n", "line 1: a key is not a string"),
         (b"a: &x [1]\nb: [*x, *x]\n", "line 2: tags and aliases are not read"),
         (b"model: !!bool foo\n", "line 1: tags and aliases are not read"),
         (b"a\x00: 1\n", "special characters"),
