@@ -34,8 +34,11 @@ WITH_BIASES = replace(
     network={"batch_norm": False, "width": 1 / 16, "tcb_channels": 128},
     anchors={"aspect_ratios": (1.0, 2.0)},
 )
-ZOO = {
-    "network": {
+LIKE_THE_ZOO = replace(
+    WITH_BATCH_NORM,
+    network={
+        "batch_norm": False,
+        "width": 1 / 16,
         "l2_floor": True,
         "l2_in_arm": False,
         "conv_bias": False,
@@ -43,13 +46,10 @@ ZOO = {
         "tcb": "relu_sum_conv_conv",
         "heads": "separable",
     },
-    "anchors": {"square_sides": (8.0, 32.0, 64.0, 128.0), "refined": False},
-    "loss": {"classes": "sigmoid", "objectness": 0.0, "arm_first_class": True},
-}
-"""Fields in which the model zoo's family differs."""
-LIKE_THE_ZOO = replace(
-    replace(WITH_BATCH_NORM, network={"batch_norm": False, "width": 1 / 16}), **ZOO
+    anchors={"square_sides": (8.0, 32.0, 64.0, 128.0), "refined": False},
+    loss={"classes": "sigmoid", "objectness": 0.0, "arm_first_class": True},
 )
+"""A small detector of the model zoo's family."""
 RESNET = {"backbone": "resnet", "blocks": (1, 2, 1, 1), "width": 1 / 16}
 RESNET_OF_THE_PAPER = replace(
     WITH_BATCH_NORM,

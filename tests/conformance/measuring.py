@@ -7,7 +7,7 @@ from unittest import mock
 
 import numpy as np
 
-from refinedet.backends.interface import StepLosses
+from refinedet.backends.interface import Backend, StepLosses
 from refinedet.backends.reference import SpecNetwork, SpecTrainer
 from refinedet.data.batch import Batch
 from refinedet.spec.config import Config
@@ -69,10 +69,11 @@ class Float64Trainer:
         return single(self.exact.momentum_buffers())
 
 
-class Float64:
+class Float64(Backend):
     """The specification in float64: measures the error of its float32."""
 
     name = "spec-float64"
+    capabilities = frozenset({"network", "trainer"})
 
     def missing(self) -> str | None:
         return None
@@ -98,7 +99,7 @@ class HalfTape(Tape):
         self._steps.append((out, layer, arrays, options))
         return out
 
-    def back(self, outputs: list[tuple[Array, Array]], expected: Parameters) -> Parameters:
+    def backward(self, outputs: list[tuple[Array, Array]], expected: Parameters) -> Parameters:
         gradients = {id(out): half(d) for out, d in outputs}
         for out, layer, arrays, options in reversed(self._steps):
             d = gradients.pop(id(out), None)
@@ -126,10 +127,11 @@ class Float16Trainer(SpecTrainer):
             return super().step(batch)
 
 
-class Float16:
+class Float16(Backend):
     """The specification with the activations of a training in float16."""
 
     name = "spec-float16"
+    capabilities = frozenset({"trainer"})
     precisions = ("float16",)
 
     def missing(self) -> str | None:
