@@ -1,9 +1,10 @@
 """The network: a trunk, transfer connection blocks, two detection heads.
 
-The ARM reads the trunk's four sources. Each source also passes a transfer connection
-block (TCB), which adds what the next coarser block says, upsampled; the ODM reads the
-blocks. Every level has one convolution a head for offsets and one for classes. The
-layers themselves are listed in ``spec.architecture``.
+The anchor refinement module (ARM) reads the trunk's four sources, feature maps of strides 8
+to 64. Each source also passes a transfer connection block (TCB), which adds the output of the
+next coarser block, upsampled. The object detection module (ODM) reads the blocks' outputs. At
+every level each module has layers for offsets and layers for classes. All layers are listed
+in ``spec.architecture``.
 
 Arrays are batch, channel, row, column; all is computed in the dtype of the parameters
 and images (see ``spec.layers``).

@@ -124,7 +124,7 @@ def unread(kind: type, values: Any, rules: Rules = RULES) -> dict[str, str]:
         kind: the section's dataclass.
         values: has an attribute for each of its fields: the section, or what may become one.
     Returns:
-        For each such field what an error says about it.
+        For each such field the reason of the error.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     faults = {}

@@ -34,12 +34,12 @@ def test_published_counts(name, count, sizes):
 
 def test_first_anchors_at_320():
     got = anchors(preset("refinedet_vgg16_320"))
-    want = [
+    expected = [
         [-0.0375, -0.0375, 0.0625, 0.0625],
         [-0.05821, -0.02286, 0.08321, 0.04786],
         [-0.02286, -0.05821, 0.04786, 0.08321],
     ]
-    assert_allclose(got[:3], want, atol=5e-6)
+    assert_allclose(got[:3], expected, atol=5e-6)
     assert_allclose(got[3:6] - got[:3], [[0.025, 0, 0.025, 0]] * 3, atol=1e-7)  # one cell right
     assert_allclose(got[120:123] - got[:3], [[0, 0.025, 0, 0.025]] * 3, atol=1e-7)  # one down
     for first, square in ((4800, (-0.075, 0.125)), (6000, (-0.15, 0.25)), (6300, (-0.3, 0.5))):
@@ -59,7 +59,7 @@ def test_every_anchor_of_a_image_that_is_not_square():
         image_size=(128, 192),
         anchors={"sides": (20.0, 50.0, 90.0, 170.0), "aspect_ratios": (1.0, 4.0, 0.25, 3.0)},
     )
-    want = []
+    expected = []
     for stride, side in zip((8, 16, 32, 64), (20, 50, 90, 170), strict=True):
         for row in range(128 // stride):
             for column in range(192 // stride):
@@ -67,10 +67,10 @@ def test_every_anchor_of_a_image_that_is_not_square():
                     x, y = (column + 0.5) * stride, (row + 0.5) * stride
                     w, h = side * ratio**0.5, side / ratio**0.5
                     box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
-                    want.append([box[0] / 192, box[1] / 128, box[2] / 192, box[3] / 128])
+                    expected.append([box[0] / 192, box[1] / 128, box[2] / 192, box[3] / 128])
     got = anchors(config)
     assert got.shape == (4 * (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3), 4)
-    assert_allclose(got, np.float32(want), atol=1e-7)
+    assert_allclose(got, np.float32(expected), atol=1e-7)
 
 
 def test_anchors_of_a_level_have_one_area_and_the_aspect_ratio_in_pixels():

@@ -149,7 +149,7 @@ def test_overlap_does_not_change_when_x_and_y_are_exchanged(a, t):
     assert_array_equal(box_iou(a[:, other], t[:, other]), box_iou(a, t))
 
 
-def test_overlap_wants_one_dtype():
+def test_overlaps_need_one_dtype():
     with refused("anchors, ground_truth: expected one dtype, got ['float32', 'float64']"):
         box_iou(np.zeros((1, 4), np.float32), np.zeros((1, 4)))
 

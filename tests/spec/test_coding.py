@@ -132,7 +132,7 @@ def test_encoding_refuses_a_side_of_length_0(side):
         encode(good, bad, VARIANCES)
 
 
-def test_encoding_wants_a_box_for_each_anchor():
+def test_encoding_needs_a_box_for_each_anchor():
     with refused("boxes: expected shape (2, 4), got (1, 4)"):
         encode(np.float64([[0, 0, 1, 1]]), np.float64([[0, 0, 1, 1]] * 2), VARIANCES)
     with refused("boxes, anchors: expected one dtype, got ['float32', 'float64']"):

@@ -405,7 +405,7 @@ def test_replace_changes_what_it_names():
 
 
 @pytest.mark.parametrize("name", ["bogus", "widht"])
-def test_replace_knows_its_fields(name):
+def test_replace_refuses_unknown_fields(name):
     with refused(f"{name}: no such field; there are {', '.join(FIELD_NAMES)}"):
         replace(Config(), **{name: 1})
     with refused(f"{name}: no such field; there are {', '.join(FIELD_NAMES)}"):
@@ -418,7 +418,7 @@ def test_replace_knows_its_fields(name):
 FIELD_NAMES = [f.name for f in dataclasses.fields(Config)]
 
 
-def test_replace_wants_a_value_where_a_field_has_no_fields():
+def test_replace_needs_a_value_for_a_field_that_is_not_a_section():
     with refused("num_classes: expected a whole number from 2 to 10**5, got {'x': 1}"):
         replace(Config(), num_classes={"x": 1})
 

@@ -1,4 +1,4 @@
-"""The checks of arguments: what passes, and the one line that says why the rest does not."""
+"""The checks of arguments: what they accept, and the error line of what they refuse."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def test_check_shape():
     ("shape", "got"),
     [((2, 3), "(2, 3)"), ((4,), "(4,)"), ((2, 1, 4), "(2, 1, 4)"), ((2, 4, 1), "(2, 4, 1)")],
 )
-def test_check_shape_says_what_it_wants(shape, got):
+def test_check_shape_reports_the_expected_and_the_actual_shape(shape, got):
     with refused(f"x: expected shape (any, 4), got {got}"):
         check_shape(np.zeros(shape), "x", None, 4)
 
@@ -83,7 +83,7 @@ def test_check_boxes_names_argument_and_row_of_crossed_corners(row):
         check_boxes(a=good, b=np.float64([[0, 0, 1, 1], row, row]))
 
 
-def test_check_boxes_wants_rows_of_four_floats():
+def test_check_boxes_needs_rows_of_four_floats():
     with refused("a: expected shape (any, 4), got (4,)"):
         check_boxes(a=np.zeros(4))
     with refused("a: expected shape (any, 4), got (2, 5)"):
@@ -113,6 +113,6 @@ def test_check_labels_names_the_first_out_of_range():
 @pytest.mark.parametrize(
     ("bad", "got"), [(np.zeros(1), "float64"), ([1], "list"), (np.zeros(1, bool), "bool")]
 )
-def test_check_labels_wants_integers(bad, got):
+def test_check_labels_needs_integers(bad, got):
     with refused(f"y: expected an integer array, got {got}"):
         check_labels(bad, "y", 3)

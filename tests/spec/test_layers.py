@@ -86,10 +86,10 @@ def test_convolution_moves_with_its_input(rows, columns):
 
 def test_upsampling_against_loops():
     x, w = numbers(0, 2, 3, 2, 5), numbers(1, 3, 4, 2, 2)
-    want = np.zeros((2, 4, 4, 10))
+    expected = np.zeros((2, 4, 4, 10))
     for n, c, d, h, v, i, j in np.ndindex(2, 3, 4, 2, 5, 2, 2):
-        want[n, d, 2 * h + i, 2 * v + j] += x[n, c, h, v] * w[c, d, i, j]
-    assert_allclose(upsample2x2(x, w), want, atol=1e-13)
+        expected[n, d, 2 * h + i, 2 * v + j] += x[n, c, h, v] * w[c, d, i, j]
+    assert_allclose(upsample2x2(x, w), expected, atol=1e-13)
 
 
 def test_max_pooling_by_hand():
@@ -273,7 +273,7 @@ def test_layers_and_gradients_keep_float32():
     assert {g.dtype for g in (out, *got)} == {x.dtype}
 
 
-def test_what_no_output_depends_on_does_not_end_the_way_back():
+def test_an_array_that_no_output_depends_on_does_not_stop_the_backward_pass():
     tape, x = Tape(), np.float64([1, -2])
     y = tape(relu, x)
     tape(relu, y)  # nobody asks for this

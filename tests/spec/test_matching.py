@@ -91,7 +91,7 @@ def test_no_anchors_or_no_objects(shape):
     assert (got == UNMATCHED).all()
 
 
-def test_an_object_that_no_anchor_touches_stays_unserved():
+def test_an_object_that_no_anchor_touches_stays_unmatched():
     assert match(np.zeros((3, 2), np.float32), HALF).tolist() == [-1, -1, -1]
     assert match(np.float32([[0, 0.2], [0, 0.1]]), HALF).tolist() == [1, -1]
 
@@ -203,7 +203,7 @@ def test_an_object_without_area_is_never_answered_for(flat):
     assert set(classes.tolist()) == {0, 2}
 
 
-def test_an_anchor_without_area_never_answers():
+def test_an_anchor_without_area_is_never_assigned():
     # Refined anchors may lose their area to rounding.
     anchors = np.float32([[0.5, 0.5, 0.5, 0.5], [0, 0, 1, 1]])
     offsets, classes = targets(anchors, np.float32([[0, 0, 1, 1]]), np.array([1]), CONFIG)

@@ -210,7 +210,7 @@ def test_the_arm_does_not_read_the_l2_scales_and_the_blocks_do():
     assert (before.arm_logits != after.arm_logits).any()
 
 
-def test_the_way_back_is_the_slope_of_the_way_there():
+def test_the_backward_pass_is_the_slope_of_the_forward_pass():
     parameters, images = lively(0), numbers(1, 2, 3, 64, 128)
     for part, slope, expected in slopes(parameters, images, SMALL):
         assert abs(slope - expected) < 1e-3 * (abs(expected) + 1), part
@@ -339,7 +339,7 @@ def test_focal_loss_of_large_logits_is_finite():
     assert_array_equal(sigmoid(np.float32([1000, -1000, 0])), np.float32([1, 0, 0.5]))
 
 
-def test_every_anchor_pays_and_positives_divide():
+def test_every_anchor_contributes_and_the_divisor_is_the_positives():
     offsets, logits = numbers(0, 2, 3, 4), numbers(1, 2, 3, 5)
     expected, labels = numbers(2, 2, 3, 4), np.array([[0, 4, 0], [1, 0, 0]])
     got = focal_module_loss(offsets, logits, expected, labels, 0.75, 2.0)
@@ -362,7 +362,7 @@ def heads_of(seed):
     return Heads(*(numbers(seed + i, 1, count, n) for i, n in enumerate((4, 2, 4, 4))))
 
 
-def test_the_arm_knows_the_first_class_alone_and_the_odm_shares_its_targets():
+def test_the_arm_detects_the_first_class_alone_and_the_odm_shares_its_targets():
     boxes, labels = [np.float64([[0.1, 0.2, 0.5, 0.9], [0.5, 0.1, 0.9, 0.8]])], [np.array([1, 3])]
     expected = detector_targets(heads_of(0), boxes, labels, SMALL)
     assert set(np.unique(expected.arm_labels)) == {0, 1, 3}

@@ -360,7 +360,7 @@ def test_published_shapes(name, count):
 
 
 def test_rows_are_level_by_level_cell_by_cell_anchor_by_anchor():
-    # All weights are 0, so that each head says its bias: its channel's number, and its level.
+    # All weights are 0, so each head outputs its bias: its channel's number and its level.
     config = tiny(anchors={"aspect_ratios": (1.0, 2.0, 0.5)})
     parameters = {k: v * 0 for k, v in initial_parameters(config, 0).items()}
     for module in ("arm", "odm"):
@@ -477,7 +477,7 @@ def test_what_the_network_refuses():
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_the_way_back_is_the_slope_of_the_way_there(batch_norm):
+def test_the_backward_pass_is_the_slope_of_the_forward_pass(batch_norm):
     """For each part, along a random direction, against central differences in float64."""
     config = tiny(network={"width": 1 / 64, "batch_norm": batch_norm})
     parameters = lively(config, 0)
@@ -494,7 +494,7 @@ def test_the_way_back_is_the_slope_of_the_way_there(batch_norm):
         assert abs(slope - expected) < 1e-4 * (abs(expected) + 1), part
 
 
-def test_the_way_back_keeps_float32():
+def test_the_backward_pass_keeps_float32():
     config = tiny(network={"width": 1 / 64, "batch_norm": True})
     parameters = {name: p.astype(np.float32) for name, p in lively(config, 0).items()}
     images = numbers(1, 1, 3, 64, 128).astype(np.float32)

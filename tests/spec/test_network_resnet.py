@@ -197,7 +197,7 @@ def test_the_whole_against_a_second_opinion(family, training):
 
 
 @pytest.mark.parametrize("family", ["paper", "zoo"])
-def test_the_way_back_is_the_slope_of_the_way_there(family):
+def test_the_backward_pass_is_the_slope_of_the_forward_pass(family):
     config = small(family)
     parameters, images = lively(config, 0), numbers(1, 2, 3, *config.image_size)
     for part, slope, expected in slopes(parameters, images, config):

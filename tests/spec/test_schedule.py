@@ -30,8 +30,8 @@ def test_warm_up_by_hand():
         steps=10, rate=0.5, warmup_steps=4, warmup_rate=0.1, milestones=(6, 8), factor=0.5
     )
     # 0.1, then 0.4 / 4 more each step; 0.5 at step 4; half of it from 6 and from 8 on.
-    want = [0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
-    assert [learning_rate(s, schedule) for s in range(10)] == pytest.approx(want, rel=1e-12)
+    expected = [0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
+    assert [learning_rate(s, schedule) for s in range(10)] == pytest.approx(expected, rel=1e-12)
 
 
 def test_cosine_by_hand():
@@ -40,11 +40,11 @@ def test_cosine_by_hand():
         "cosine", steps=6, rate=0.9, warmup_steps=2, warmup_rate=0.5, final_rate=0.1
     )
     r = math.sqrt(0.5)
-    want = [0.5, 0.7, 0.9, 0.1 + 0.4 * (1 + r), 0.5, 0.1 + 0.4 * (1 - r)]
-    assert [learning_rate(s, schedule) for s in range(6)] == pytest.approx(want, rel=1e-12)
+    expected = [0.5, 0.7, 0.9, 0.1 + 0.4 * (1 + r), 0.5, 0.1 + 0.4 * (1 - r)]
+    assert [learning_rate(s, schedule) for s in range(6)] == pytest.approx(expected, rel=1e-12)
 
 
-def test_cosine_knows_no_milestones_and_multistep_no_final_rate():
+def test_cosine_has_no_milestones_and_multistep_no_final_rate():
     cosine = {"kind": "cosine", "steps": 10, "rate": 1.0}
     a, b = ScheduleConfig(**cosine, milestones=()), ScheduleConfig(**cosine)
     assert [learning_rate(s, a) for s in range(10)] == [learning_rate(s, b) for s in range(10)]

@@ -51,14 +51,14 @@ def test_a_step_is_loss_gradient_and_update_in_this_order():
         8 * odm.offsets_gradient,
         8 * odm.logits_gradient,
     )
-    want, moved = momentum_step(
+    expected, moved = momentum_step(
         parameters, backward(by_heads), momentum_buffers, learning_rate(1, CONFIG.schedule), CONFIG
     )
     got = training_step(parameters, momentum_buffers, images, BOXES, LABELS, 1, CONFIG)
     assert got.loss.total == loss.total
     for name, value in moved.items():
         assert_array_equal(got.momentum_buffers[name], value)
-        assert_array_equal(got.parameters[name], want[name])
+        assert_array_equal(got.parameters[name], expected[name])
         assert (got.parameters[name] != parameters[name]).any(), name
     for name, value in statistics.items():
         assert_array_equal(got.parameters[name], value)
@@ -99,17 +99,17 @@ TOO_LARGE = 2.0**24
 def test_in_float16_a_step_without_overflow_is_that_of_float32():
     arguments = *start(), BOXES, LABELS
     got = training_step(*arguments, 3, HALF, LossScale(8.0, 1))
-    want = training_step(*arguments, 3, CONFIG)
+    expected = training_step(*arguments, 3, CONFIG)
     assert not got.skipped
-    assert not want.skipped
+    assert not expected.skipped
     for mine, other in (
-        (got.parameters, want.parameters),
-        (got.momentum_buffers, want.momentum_buffers),
+        (got.parameters, expected.parameters),
+        (got.momentum_buffers, expected.momentum_buffers),
     ):
         for name, value in mine.items():
             assert_array_equal(value, other[name])
     assert got.scale == LossScale(16.0)
-    assert want.scale == LossScale(8.0)
+    assert expected.scale == LossScale(8.0)
 
 
 def test_a_step_that_overflows_leaves_parameters_and_momentum_buffers():
