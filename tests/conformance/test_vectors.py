@@ -482,7 +482,7 @@ def test_results_that_cannot_be_read_are_one_line(written, results, tmp_path):
         refused(r"nms\.safetensors: cannot read", check_results, written, results)
     path.unlink()
     path.mkdir()
-    refused(r"nms\.safetensors: not a file", check_results, written, results)
+    refused(r"nms\.safetensors: cannot read: not a file", check_results, written, results)
 
 
 def test_names_that_are_not_in_the_vectors_are_refused(written, results):
