@@ -109,7 +109,7 @@ RULES: Rules = {
         Rule(
             ("factor",),
             ("kind", "milestones"),
-            lambda schedule: schedule.kind == "multistep" and len(schedule.milestones) > 0,
+            lambda schedule: schedule.kind == "multistep" and schedule.milestones != (),
         ),
         Rule(("final_rate",), ("kind",), lambda schedule: schedule.kind == "cosine"),
         Rule(("warmup_rate",), ("warmup_steps",), lambda schedule: schedule.warmup_steps > 0),

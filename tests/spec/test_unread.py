@@ -279,6 +279,12 @@ def test_the_error_names_the_field_and_what_decides(config, changes, message):
         replace(PRESETS[config], **changes)
 
 
+def test_one_milestone_has_a_factor_and_drawn_scales_are_of_one_initialiser_alone():
+    assert ScheduleConfig(milestones=(8,), factor=0.5).factor == 0.5
+    for initialiser in ("xavier", "gaussian"):
+        assert NetworkConfig(initialiser=initialiser, l2_scales=(1.0, 2.0)).l2_scales == (1, 2)
+
+
 def test_no_scales_and_no_milestones_are_always_legal():
     assert NetworkConfig(initialiser="normal", l2_scales=None).l2_scales is None
     assert ScheduleConfig("cosine", milestones=()).milestones == ()
