@@ -162,7 +162,7 @@ def _compiled_size(path: Path, inputs: list[list[Any]], config: Config) -> int:
                 "leaves open how many images it takes; convert it for a number of them", path=path
             )
     expected = ["images", ["N", 3, *config.image_size], "FLOAT32"]
-    raise BackendError(f"takes {inputs}, its settings want [{expected}]; export again", path=path)
+    raise BackendError(f"takes {inputs}, its settings need [{expected}]; export again", path=path)
 
 
 def _require_outputs(path: Path, runner: Runner, config: Config, size: int) -> None:
@@ -174,5 +174,5 @@ def _require_outputs(path: Path, runner: Runner, config: Config, size: int) -> N
         got = f"{found[name].dtype} {found[name].shape}" if name in found else "missing"
         if got != expected:
             raise BackendError(
-                f"{name} is {got}, its settings want {expected}; export again", path=path
+                f"{name} is {got}, its settings need {expected}; export again", path=path
             )

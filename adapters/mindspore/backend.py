@@ -71,14 +71,14 @@ class MindSporeBackend(Backend):
 
     def describe(self) -> str:
         """See ``Backend``."""
-        self._engine()
+        self._set_up()
         on = f"{len(os.sched_getaffinity(0))} cores"
         if self.device != "CPU":
             on = f"device {self.setup.device_id} of {', '.join(attached(self.device))}"
         return f"MindSpore {version('mindspore')} on {self.device}, {on}"
 
-    def _engine(self) -> ModuleType:
-        """What computes, on the device.
+    def _set_up(self) -> None:
+        """Import MindSpore and set the device; again and again is as good as once.
 
         Raises:
             BackendError: the device is missing. Nothing runs on another one.
@@ -87,14 +87,11 @@ class MindSporeBackend(Backend):
             raise BackendError(f"{reason}", key=f"backend {self.name}")
         if "mindspore" not in sys.modules:
             self._set_environment()
-        from refinedet.adapters.mindspore import engine
-
         try:
             apply(self.setup)
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise BackendError(f"no {self.device}: {reason}", key=f"backend {self.name}") from error
-        return engine
 
     def _set_environment(self) -> None:
         for name, value in self.environment.items():
@@ -104,11 +101,11 @@ class MindSporeBackend(Backend):
 
     @functools.cached_property
     def group(self) -> Group:
-        """The workers that MindSpore's launcher started with this one."""
+        """The ranks that MindSpore's launcher started, this process among them."""
         library = self.setup.communication
         if library is None:
             return ALONE
-        self._engine()
+        self._set_up()
         from refinedet.adapters.mindspore import collective
 
         return collective.join(library)
@@ -116,15 +113,17 @@ class MindSporeBackend(Backend):
     @property
     def operations(self) -> ModuleType:
         """See ``Backend``."""
-        self._engine()
+        self._set_up()
         from refinedet.adapters.mindspore import operations
 
         return operations
 
     def network(self, config: Config, parameters: Parameters) -> Network:
         """See ``Backend``."""
-        network: Network = self._engine().MindSporeNetwork(config, parameters)
-        return network
+        self._set_up()
+        from refinedet.adapters.mindspore.network import MindSporeNetwork
+
+        return MindSporeNetwork(config, parameters)
 
     def trainer(
         self,
@@ -135,7 +134,7 @@ class MindSporeBackend(Backend):
         loss_scale: LossScale | None = None,
     ) -> Trainer:
         """See ``Backend``."""
-        self._engine()
+        self._set_up()
         from refinedet.adapters.mindspore.trainer import MindSporeTrainer
 
         state = momentum_buffers, steps_done, loss_scale
@@ -143,8 +142,10 @@ class MindSporeBackend(Backend):
 
     def profiler(self, folder: Path) -> AbstractContextManager[object]:
         """MindSpore's; see ``Backend``."""
-        profiler: AbstractContextManager[object] = self._engine().profiler(folder, self.device)
-        return profiler
+        self._set_up()
+        from refinedet.adapters.mindspore.trainer import profiler
+
+        return profiler(folder, self.device)
 
     def batches(
         self,
@@ -155,14 +156,17 @@ class MindSporeBackend(Backend):
         first_step: int = 0,
     ) -> Iterator[Batch]:
         """See ``Backend``; ``cache`` becomes a folder of MindRecord files."""
-        self._engine()
+        self._set_up()
         from refinedet.adapters.mindspore import pipeline
 
         return pipeline.batches(dataset, config, settings, cache, first_step, self.group)
 
     def export(self, network: Network, path: Path, settings: Settings, heads: bool = False) -> None:
         """Write a MindIR that holds its settings, or an AIR; see ``Backend``."""
-        self._engine().export(network, path, settings, heads, self.device)
+        self._set_up()
+        from refinedet.adapters.mindspore.export import export
+
+        export(network, path, settings, heads, self.device)
 
     def load(self, file: ExportedFile) -> Network:
         """Read a MindIR; see ``Backend``."""
@@ -170,8 +174,10 @@ class MindSporeBackend(Backend):
             raise BackendError(
                 "is no MindIR; an ONNX file runs with the backend onnxruntime", path=file.path
             )
-        network: Network = self._engine().MindIRNetwork(file)
-        return network
+        self._set_up()
+        from refinedet.adapters.mindspore.export import MindIRNetwork
+
+        return MindIRNetwork(file)
 
 
 class MindSporeCPU(MindSporeBackend):

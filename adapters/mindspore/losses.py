@@ -1,7 +1,4 @@
-"""``refinedet.spec.losses`` as MindSpore cells: static shapes, plain operations.
-
-The ODM is matched inside the graph, because its anchors are the ARM's output.
-"""
+"""``refinedet.spec.losses`` as MindSpore functions and cells: static shapes, plain operations."""
 
 from __future__ import annotations
 
@@ -10,92 +7,13 @@ from collections.abc import Callable
 import mindspore as ms
 from mindspore import nn, ops
 
+from refinedet.adapters.mindspore.boxes import centre_anchors, decode
 from refinedet.adapters.mindspore.collective import over_workers
-from refinedet.adapters.mindspore.network import (
-    Detector,
-    centre_anchors,
-    decode,
-    to_centres,
-    to_corners,
-)
+from refinedet.adapters.mindspore.matching import targets
+from refinedet.adapters.mindspore.network import Detector
 from refinedet.spec.config import Config
 
 Total = Callable[[ms.Tensor], ms.Tensor]
-
-
-def pairwise_iou(boxes: ms.Tensor, anchors: ms.Tensor) -> ms.Tensor:
-    """Overlap (N, T, A) of boxes (N, T, 4) with anchors (N, A, 4), corner form."""
-    bx0, by0, bx1, by1 = ops.split(boxes, 1, 2)  # each (N, T, 1)
-    ax0, ay0, ax1, ay1 = ops.split(anchors.transpose((0, 2, 1)), 1, 1)  # each (N, 1, A)
-    wide = ops.relu(ops.minimum(bx1, ax1) - ops.maximum(bx0, ax0))
-    high = ops.relu(ops.minimum(by1, ay1) - ops.maximum(by0, ay0))
-    shared = wide * high
-    union = (bx1 - bx0) * (by1 - by0) + (ax1 - ax0) * (ay1 - ay0) - shared
-    some = union > 0
-    return ops.select(some, shared / ops.select(some, union, ops.ones_like(union)), shared)
-
-
-def match(iou: ms.Tensor, threshold: float, lowest: float) -> ms.Tensor:
-    """``spec.matching.match`` for a batch.
-
-    The greedy choice of the largest overlap, again and again, is found in a few
-    rounds: a pair can be joined as soon as each is the best that the other can still
-    get, whatever happens elsewhere. Each round joins all such pairs.
-
-    Args:
-        iou: (N, T, A) float32, 0 in the rows of padded slots.
-    Returns:
-        (N, A) int32, the object of each anchor, or -1.
-    """
-    n, t, a = iou.shape
-    overlap = ops.select(iou > lowest, iou, ops.zeros_like(iou))
-    rows = ops.broadcast_to(ops.arange(t).astype(ms.int32).reshape((1, t)), (n, t))
-    # Column a is a bin for the objects that are not joined in a round.
-    matched = ops.full((n, a + 1), -1, dtype=ms.int32)
-    anchor_free = ops.ones((n, a + 1), ms.float32)
-    object_free = ops.ones((n, t), ms.float32)
-    free = overlap
-    left = ops.amax(free)
-    while left > 0:
-        best = ops.argmax(free, 2).astype(ms.int32)  # (N, T), first of equals
-        value = ops.amax(free, 2)
-        rivals = ops.gather_elements(free, 2, ops.broadcast_to(best[:, None, :], (n, t, t)))
-        joined = ops.logical_and(ops.argmax(rivals, 1).astype(ms.int32) == rows, value > 0)
-        place = ops.select(joined, best, ops.full_like(best, a))
-        matched = ops.tensor_scatter_elements(matched, place, rows, 1)
-        anchor_free = ops.tensor_scatter_elements(anchor_free, place, ops.zeros_like(value), 1)
-        object_free = ops.select(joined, ops.zeros_like(value), object_free)
-        free = overlap * anchor_free[:, None, :a] * object_free[:, :, None]
-        left = ops.amax(free)
-    matched = matched[:, :a]
-    best = ops.argmax(overlap, 1).astype(ms.int32)
-    by_threshold = ops.select(ops.amax(overlap, 1) >= threshold, best, ops.full_like(best, -1))
-    return ops.select(matched >= 0, matched, by_threshold)
-
-
-def match_in_order(iou: ms.Tensor, threshold: float, lowest: float) -> ms.Tensor:
-    """``match`` by the model zoo's rule: object after object, which is a loop over slots."""
-    n, t, a = iou.shape
-    anchors = ops.arange(a).astype(ms.int32).reshape((1, a))
-    matched = ops.full((n, a), -1, dtype=ms.int32)
-    held = ops.zeros((n, a), ms.float32)
-    for place in range(t):
-        overlap = iou[:, place]
-        best = ops.argmax(overlap, 1).astype(ms.int32).reshape((n, 1))
-        some = ops.amax(overlap, 1, True) > lowest
-        forced = ops.select(anchors == best, ops.full_like(overlap, 2.0), overlap)
-        taken = ops.logical_and(forced > threshold, forced > held)
-        taken = ops.logical_and(taken, ops.broadcast_to(some, taken.shape))
-        matched = ops.select(taken, ops.full_like(matched, place), matched)
-        held = ops.select(taken, forced, held)
-    return matched
-
-
-def encode(boxes: ms.Tensor, anchors: ms.Tensor, centre: float, size: float) -> ms.Tensor:
-    """``spec.coding.encode``: boxes (N, A, 4) corner form, anchors (N, A, 4) centre form."""
-    centres, sides = to_centres(boxes), anchors[:, :, 2:]
-    offset = (centres[:, :, :2] - anchors[:, :, :2]) / (sides * centre)
-    return ops.concat((offset, ops.log(centres[:, :, 2:] / sides) / size), 2)
 
 
 def hard_negatives(losses: ms.Tensor, candidate: ms.Tensor, limit: ms.Tensor) -> ms.Tensor:
@@ -204,32 +122,6 @@ def focal_module_loss(
     """``spec.losses.focal_module_loss``: the loss of the offsets and that of the classes."""
     class_loss = focal(logits, labels, alpha, gamma).sum()
     return over_positives(offsets, target, labels > 0, class_loss, total)
-
-
-def targets(
-    anchors: ms.Tensor, boxes: ms.Tensor, labels: ms.Tensor, config: Config
-) -> tuple[ms.Tensor, ms.Tensor]:
-    """``spec.matching.targets`` for a batch.
-
-    Args:
-        anchors: (N, A, 4), centre form.
-        boxes: (N, T, 4), corner form, and labels: (N, T); 0 marks an empty place.
-    """
-    n, a, _ = anchors.shape
-    iou = pairwise_iou(boxes, to_corners(anchors))
-    iou = iou * (labels > 0).astype(iou.dtype).expand_dims(2)
-    rule = match if config.matching.rule == "bipartite" else match_in_order
-    matched = rule(iou, config.matching.iou, config.matching.lowest_iou)
-    positive = matched >= 0
-    index = ops.maximum(matched, 0)
-    box = ops.gather_elements(boxes, 1, ops.broadcast_to(index.expand_dims(2), (n, a, 4)))
-    # Unmatched anchors get themselves: finite offsets, which nothing reads.
-    mask = ops.broadcast_to(positive.expand_dims(2), (n, a, 4))
-    box = ops.select(mask, box, to_corners(anchors))
-    centre, size = config.anchors.variances
-    label = ops.gather_elements(labels, 1, index)
-    target = encode(box, anchors, centre, size)
-    return target, ops.select(positive, label, ops.zeros_like(label))
 
 
 class HeadsLoss(nn.Cell):

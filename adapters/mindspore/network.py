@@ -1,130 +1,33 @@
 """The detector as MindSpore cells, with the parameters of ``refinedet.spec.network``.
 
-Every parameter carries its canonical name, so that the optimizer's groups, the
-checkpoints and the specification speak of the same thing.
+Every parameter carries its canonical name, so that the optimizer's groups, the checkpoints and
+the specification use the same one. Importing this imports MindSpore.
 """
 
 from __future__ import annotations
 
 import mindspore as ms
-import numpy as np
 from mindspore import nn, ops
 
-from refinedet.adapters.mindspore.collective import batch_norm
+from refinedet.adapters.mindspore.boxes import (
+    cascaded_decode,
+    centre_anchors,
+    centres_to_corners,
+    decode,
+)
+from refinedet.adapters.mindspore.layers import (
+    BottleneckLayer,
+    ConvLayer,
+    InFloat32,
+    L2Normalise,
+    layer,
+    pool,
+)
 from refinedet.spec import architecture
-from refinedet.spec.anchors import anchors as all_anchors
-from refinedet.spec.architecture import Bottleneck, Conv, Pool
-from refinedet.spec.boxes import corners_to_centres
+from refinedet.spec.architecture import Conv, Pool
 from refinedet.spec.config import Config, NetworkConfig, feature_sizes
-from refinedet.spec.network import Parameters
-
-
-class ConvLayer(nn.Cell):
-    """A convolution and its batch normalisation or bias, without activation."""
-
-    def __init__(self, conv: Conv, net: NetworkConfig) -> None:
-        super().__init__()
-        self.canonical = conv.name
-        before, behind = conv.padding, conv.padding + conv.far
-        plain = {
-            "stride": conv.stride,
-            "has_bias": conv.bias and not conv.batch_norm,
-            "weight_init": "zeros",
-            "bias_init": "zeros",
-        }
-        channels = conv.inputs, conv.outputs, conv.kernel
-        if conv.transposed:
-            self.conv = nn.Conv2dTranspose(*channels, pad_mode="valid", **plain)
-        else:
-            self.conv = nn.Conv2d(
-                *channels,
-                pad_mode="pad",
-                padding=(before, behind, before, behind),
-                dilation=conv.dilation,
-                group=conv.inputs if conv.depthwise else 1,
-                **plain,
-            )
-        self.norm = nn.Identity()
-        if conv.batch_norm:
-            self.norm = batch_norm(conv.outputs, net.batch_norm_eps, conv.momentum)
-
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
-        return self.norm(self.conv(x))
-
-
-class BottleneckLayer(nn.Cell):
-    """A bottleneck, without the ReLU behind the sum."""
-
-    def __init__(self, block: Bottleneck, net: NetworkConfig) -> None:
-        super().__init__()
-        first, middle, last = (ConvLayer(conv, net) for conv in block.convs)
-        self.convs = nn.SequentialCell([first, nn.ReLU(), middle, nn.ReLU(), last])
-        self.shortcut = ConvLayer(block.projection, net) if block.projection else nn.Identity()
-
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
-        return self.convs(x) + self.shortcut(x)
-
-
-def layer(step: Conv | Bottleneck, net: NetworkConfig) -> nn.Cell:
-    """A step of the trunk, without activation."""
-    return ConvLayer(step, net) if isinstance(step, Conv) else BottleneckLayer(step, net)
-
-
-def pool(step: Pool) -> nn.Cell:
-    """``spec.layers.max_pool2x2`` or ``max_pool3x3``; the input has passed a ReLU.
-
-    Its border is therefore as good with zeros, and the plain operation, whose gradient is
-    fast on CPU, needs no padding of its own.
-    """
-    if step.kernel == 2:
-        return nn.MaxPool2d(2, 2)
-    sides = (step.before, 1 - step.before)
-    return nn.SequentialCell([nn.Pad(((0, 0), (0, 0), sides, sides)), nn.MaxPool2d(3, 2)])
-
-
-class L2Normalise(nn.Cell):
-    """``spec.layers.l2_normalise`` in plain operations.
-
-    The fused operation's gradient takes a thousand times as long on CPU.
-    """
-
-    def __init__(self, name: str, channels: int, net: NetworkConfig) -> None:
-        super().__init__()
-        self.canonical = name
-        self.l2_scale = ms.Parameter(np.zeros(channels, np.float32))
-        self.eps, self.floor = net.l2_eps, net.l2_floor
-
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
-        squares = (x * x).sum(1, keepdims=True)
-        squares = ops.maximum(squares, self.eps) if self.floor else squares + self.eps
-        return x / ops.sqrt(squares) * self.l2_scale.reshape((1, -1, 1, 1))
-
-
-class InFloat32(nn.Cell):
-    """A cell that computes in float32, between others in float16."""
-
-    def __init__(self, cell: nn.Cell) -> None:
-        super().__init__()
-        self.cell = cell
-
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
-        return self.cell(x.astype(ms.float32)).astype(ms.float16)
-
-
-def halve(detector: nn.Cell) -> None:
-    """Make all activations float16, normalisation float32; the parameters stay float32.
-
-    Each convolution rounds its input, weights and bias, and the way back rounds with it.
-    """
-    for _, cell in list(detector.cells_and_names()):
-        if isinstance(cell, ConvLayer):
-            cell.conv.to_float(ms.float16)
-            if not isinstance(cell.norm, nn.Identity):
-                cell.norm = InFloat32(cell.norm)
-        elif isinstance(cell, Backbone):
-            cell.norms = nn.CellList(
-                [InFloat32(n) if isinstance(n, L2Normalise) else n for n in cell.norms]
-            )
+from refinedet.spec.network import Heads, Parameters, check_parameters
+from refinedet.spec.types import Array
 
 
 class Backbone(nn.Cell):
@@ -244,6 +147,22 @@ class Module(nn.Cell):
         return self.offsets(shared), self.logits(shared)
 
 
+def halve(detector: nn.Cell) -> None:
+    """Make all activations float16, normalisation float32; the parameters stay float32.
+
+    Each convolution rounds its input, weights and bias, and the way back rounds with it.
+    """
+    for _, cell in list(detector.cells_and_names()):
+        if isinstance(cell, ConvLayer):
+            cell.conv.to_float(ms.float16)
+            if not isinstance(cell.norm, nn.Identity):
+                cell.norm = InFloat32(cell.norm)
+        elif isinstance(cell, Backbone):
+            cell.norms = nn.CellList(
+                [InFloat32(n) if isinstance(n, L2Normalise) else n for n in cell.norms]
+            )
+
+
 class Detector(nn.Cell):
     """The whole network: images (N, 3, H, W) to the four outputs of ``spec.Heads``.
 
@@ -259,7 +178,7 @@ class Detector(nn.Cell):
         if half:
             halve(self)
         for _, cell in self.cells_and_names():
-            if hasattr(cell, "canonical"):
+            if isinstance(cell, ConvLayer | L2Normalise):
                 for parameter in cell.get_parameters():
                     last = parameter.name.rsplit(".", 1)[-1]
                     parameter.name = f"{cell.canonical}.{last}"
@@ -294,13 +213,13 @@ class Scoring(nn.Cell):
         odm_logits: ms.Tensor,
     ) -> tuple[ms.Tensor, ms.Tensor]:
         if self.refined:
-            boxes = cascade(arm_offsets, odm_offsets, self.anchors, self.centre, self.size)
+            boxes = cascaded_decode(arm_offsets, odm_offsets, self.anchors, self.centre, self.size)
         else:
             boxes = decode(odm_offsets, self.anchors, self.centre, self.size)
         objectness = ops.softmax(arm_logits, -1)[:, :, 1:2]
         seen = (objectness >= self.objectness).astype(odm_logits.dtype)
         scores = ops.softmax(odm_logits, -1) if self.softmax else ops.sigmoid(odm_logits)
-        return to_corners(boxes), scores * seen
+        return centres_to_corners(boxes), scores * seen
 
 
 class ScoredBoxes(nn.Cell):
@@ -315,47 +234,6 @@ class ScoredBoxes(nn.Cell):
         return self.scoring(*self.detector(images))
 
 
-def centre_anchors(config: Config) -> ms.Tensor:
-    """The anchors as a constant (1, A, 4), centre form."""
-    centres = corners_to_centres(all_anchors(config).astype(np.float64)).astype(np.float32)
-    return ms.Tensor(centres[None])
-
-
-def decode(offsets: ms.Tensor, anchors: ms.Tensor, centre: float, size: float) -> ms.Tensor:
-    """``spec.coding.decode`` with anchors and boxes (N, A, 4) in centre form."""
-    sides = anchors[:, :, 2:]
-    return ops.concat(
-        (
-            anchors[:, :, :2] + offsets[:, :, :2] * centre * sides,
-            sides * ops.exp(offsets[:, :, 2:] * size),
-        ),
-        2,
-    )
-
-
-def cascade(
-    arm_offsets: ms.Tensor,
-    odm_offsets: ms.Tensor,
-    anchors: ms.Tensor,
-    centre: float,
-    size: float,
-) -> ms.Tensor:
-    """``spec.coding.cascaded_decode``, anchors and boxes (N, A, 4) in centre form."""
-    return decode(odm_offsets, decode(arm_offsets, anchors, centre, size), centre, size)
-
-
-def to_centres(boxes: ms.Tensor) -> ms.Tensor:
-    """Corner form to centre form, (N, A, 4)."""
-    low, high = boxes[:, :, :2], boxes[:, :, 2:]
-    return ops.concat(((low + high) / 2, high - low), 2)
-
-
-def to_corners(boxes: ms.Tensor) -> ms.Tensor:
-    """Centre form to corner form, (N, A, 4)."""
-    half = boxes[:, :, 2:] / 2
-    return ops.concat((boxes[:, :, :2] - half, boxes[:, :, :2] + half), 2)
-
-
 def load_parameters(cell: nn.Cell, parameters: Parameters) -> None:
     """Give the cell's parameters the values of that name; there must be one for each."""
     for parameter in cell.get_parameters():
@@ -365,3 +243,23 @@ def load_parameters(cell: nn.Cell, parameters: Parameters) -> None:
 def read_parameters(cell: nn.Cell) -> Parameters:
     """Copies of the cell's parameters by name."""
     return {p.name: p.asnumpy().copy() for p in cell.get_parameters()}
+
+
+class MindSporeNetwork:
+    """``Network`` in graph mode; one graph is compiled a batch size."""
+
+    def __init__(self, config: Config, parameters: Parameters) -> None:
+        check_parameters(parameters, config)
+        self.config = config
+        self.detector = Detector(config).set_train(False)
+        load_parameters(self.detector, parameters)
+        self.scored = ScoredBoxes(self.detector, config).set_train(False)
+
+    def heads(self, images: Array) -> Heads:
+        """The raw outputs."""
+        return Heads(*(output.asnumpy() for output in self.detector(ms.Tensor(images))))
+
+    def scored_boxes(self, images: Array) -> tuple[Array, Array]:
+        """Decoded boxes and scores of every anchor."""
+        boxes, scores = self.scored(ms.Tensor(images))
+        return boxes.asnumpy(), scores.asnumpy()

@@ -15,7 +15,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from refinedet.adapters.mindspore import losses, network
+from refinedet.adapters.mindspore import boxes as geometry
+from refinedet.adapters.mindspore import losses, matching, network
 from refinedet.adapters.mindspore.trainer import (
     Update,
     learning_rates,
@@ -65,21 +66,21 @@ def normalise(image: Array, config: ImageConfig) -> Array:
 
 
 def anchors(config: Config) -> Array:
-    return _numpy(network.to_corners(network.centre_anchors(config))[0])
+    return _numpy(geometry.centres_to_corners(geometry.centre_anchors(config))[0])
 
 
 def corners_to_centres(boxes: Array) -> Array:
-    return _one(network.to_centres, boxes)
+    return _one(geometry.corners_to_centres, boxes)
 
 
 def centres_to_corners(boxes: Array) -> Array:
-    return _one(network.to_corners, boxes)
+    return _one(geometry.centres_to_corners, boxes)
 
 
 def box_iou(anchors: Array, ground_truth: Array) -> Array:
     if len(anchors) == 0 or len(ground_truth) == 0:
         return np.zeros((len(anchors), len(ground_truth)), np.float32)
-    return np.ascontiguousarray(_one(losses.pairwise_iou, ground_truth, anchors).T)
+    return np.ascontiguousarray(_one(geometry.pairwise_iou, ground_truth, anchors).T)
 
 
 def clip_boxes(boxes: Array) -> Array:
@@ -91,14 +92,16 @@ def clip_boxes(boxes: Array) -> Array:
 
 def encode(boxes: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
     def run(b: ms.Tensor, a: ms.Tensor) -> ms.Tensor:
-        return losses.encode(b, network.to_centres(a), *variances)
+        return geometry.encode(b, geometry.corners_to_centres(a), *variances)
 
     return _one(run, boxes, anchors)
 
 
 def decode(offsets: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
     def run(o: ms.Tensor, a: ms.Tensor) -> ms.Tensor:
-        return network.to_corners(network.decode(o, network.to_centres(a), *variances))
+        return geometry.centres_to_corners(
+            geometry.decode(o, geometry.corners_to_centres(a), *variances)
+        )
 
     return _one(run, offsets, anchors)
 
@@ -107,8 +110,8 @@ def cascaded_decode(
     arm_offsets: Array, odm_offsets: Array, anchors: Array, variances: tuple[float, ...]
 ) -> Array:
     def run(arm: ms.Tensor, odm: ms.Tensor, a: ms.Tensor) -> ms.Tensor:
-        boxes = network.cascade(arm, odm, network.to_centres(a), *variances)
-        return network.to_corners(boxes)
+        boxes = geometry.cascaded_decode(arm, odm, geometry.corners_to_centres(a), *variances)
+        return geometry.centres_to_corners(boxes)
 
     return _one(run, arm_offsets, odm_offsets, anchors)
 
@@ -122,7 +125,7 @@ def match(iou: Array, config: MatchingConfig) -> Array:
         return np.zeros(0, np.int64)
     padded = np.zeros((1, max(objects, 1), anchors), np.float32)
     padded[0, :objects] = iou.T
-    rule = losses.match if config.rule == "bipartite" else losses.match_in_order
+    rule = matching.match if config.rule == "bipartite" else matching.match_in_order
     matched = rule(ms.Tensor(padded), config.iou, config.lowest_iou)
     return _numpy(matched[0]).astype(np.int64)
 
@@ -131,8 +134,8 @@ def targets(anchors: Array, boxes: Array, labels: Array, config: Config) -> tupl
     if len(anchors) == 0:
         return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
     padded, classes = _padded([boxes], [labels])
-    target, found = losses.targets(
-        network.to_centres(ms.Tensor(anchors[None])),
+    target, found = matching.targets(
+        geometry.corners_to_centres(ms.Tensor(anchors[None])),
         ms.Tensor(padded),
         ms.Tensor(classes),
         config,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import mindspore as ms
 import numpy as np
 from mindspore import amp, nn, ops
@@ -214,3 +218,15 @@ class MindSporeTrainer:
     def loss_scale(self) -> LossScale:
         """Of the next step, in float16."""
         return LossScale(float(self.run.scale.asnumpy()), int(self.run.good_steps.asnumpy()))
+
+
+@contextmanager
+def profiler(folder: Path, device: str) -> Iterator[None]:
+    """MindSpore's profiler: a timeline, and tables of the operators, below a folder."""
+    activity = ms.profiler.ProfilerActivity
+    seen = {"CPU": [], "GPU": [activity.GPU], "Ascend": [activity.NPU]}[device]
+    with ms.profiler.profile(  # which begins when it is made
+        activities=[activity.CPU, *seen],
+        on_trace_ready=ms.profiler.tensorboard_trace_handler(str(folder)),
+    ):
+        yield

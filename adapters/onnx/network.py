@@ -115,6 +115,6 @@ def _require_tensors(
         kind, sides = found.get(name, ("missing", []))
         if (kind, sides) != ("tensor(float)", shape):
             raise BackendError(
-                f"{name} is {kind} {sides}, its settings want tensor(float) {shape}; export again",
+                f"{name} is {kind} {sides}, its settings need tensor(float) {shape}; export again",
                 path=path,
             )

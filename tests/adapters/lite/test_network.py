@@ -285,13 +285,13 @@ def test_settings_of_another_file_are_refused(backend, exported):
     [
         (
             {"image_size": (128, 64)},
-            "takes [['images', [1, 3, 64, 128], 'FLOAT32']], its settings want "
+            "takes [['images', [1, 3, 64, 128], 'FLOAT32']], its settings need "
             "[['images', ['N', 3, 128, 64], 'FLOAT32']]; export again",
         ),
-        ({"num_classes": 5}, "odm_logits is float32 (1, 510, 3), its settings want float32 (1, 51"),
+        ({"num_classes": 5}, "odm_logits is float32 (1, 510, 3), its settings need float32 (1, 51"),
         (
             {"anchors": {"aspect_ratios": (1.0, 2.0)}},
-            "arm_offsets is float32 (1, 510, 4), its settings want float32 (1, 340, 4)",
+            "arm_offsets is float32 (1, 510, 4), its settings need float32 (1, 340, 4)",
         ),
     ],
     ids=["another size", "other classes", "other anchors"],
@@ -311,9 +311,9 @@ def test_outputs_of_another_name_or_dtype_are_refused(monkeypatch, tmp_path, exp
     mindspore_lite = standing_in(monkeypatch, tmp_path)
     half = {name: output.astype(np.float16) for name, output in expected._asdict().items()}
     mindspore_lite.OUTPUTS = half
-    refused(MindSporeLite(), exported, "arm_offsets is float16 (1, 510, 4), its settings want flo")
+    refused(MindSporeLite(), exported, "arm_offsets is float16 (1, 510, 4), its settings need flo")
     mindspore_lite.OUTPUTS = {"boxes": expected.arm_offsets}
-    refused(MindSporeLite(), exported, "arm_offsets is missing, its settings want float32 (1, 51")
+    refused(MindSporeLite(), exported, "arm_offsets is missing, its settings need float32 (1, 51")
     mindspore_lite.Tensor.name = "image"
     refused(MindSporeLite(), exported, "takes [['image', [1, 3, 64, 128], 'FLOAT32']], its sett")
 

@@ -6,7 +6,6 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from refinedet.adapters.mindspore import engine
 from refinedet.adapters.mindspore.backend import MindSporeAscend, MindSporeCPU
 from refinedet.errors import BackendError
 from refinedet.models.embedded_settings import read_exported, settings_file, with_settings
@@ -124,7 +123,7 @@ def test_a_file_that_belies_its_settings_is_refused(contents, tmp_path):
     file.write_bytes(with_settings(body, other))
     refused(
         file,
-        "gives float32 (1, 510, 4), float32 (1, 510, 3); its settings want float32 (1, 510, 4), "
+        "gives float32 (1, 510, 4), float32 (1, 510, 3); its settings need float32 (1, 510, 4), "
         "float32 (1, 510, 4); export again",
         other,
     )
@@ -148,7 +147,7 @@ def test_a_file_of_another_dtype_is_refused(network, tmp_path):
     ms.export(Halves(network.scored), images, file_name=str(file), file_format="MINDIR")
     file.chmod(0o644)
     file.write_bytes(with_settings(file.read_bytes(), SETTINGS))
-    refused(file, "gives float16 (1, 510, 4), float16 (1, 510, 3); its settings want float32")
+    refused(file, "gives float16 (1, 510, 4), float16 (1, 510, 3); its settings need float32")
 
 
 def test_a_file_of_another_program_is_refused(contents, tmp_path):
@@ -176,10 +175,13 @@ def test_a_damaged_file_is_refused(contents, tmp_path):
 def test_what_cannot_be_exported_is_one_line(network, file, tmp_path):
     backend = MindSporeCPU()
     for name, message in (
-        ("x.onnx", "this backend writes MindIR; give --backend onnxruntime"),
+        ("x.onnx", "this backend writes MindIR; onnxruntime writes ONNX"),
         ("x.txt", "is not named as a MindIR is; give it the suffix .mindir"),
         ("x", "is not named as a MindIR is; give it the suffix .mindir"),
-        ("x.air", "AIR is written on Ascend alone; give --target ascend there, or export .mindir"),
+        (
+            "x.air",
+            "AIR is written on Ascend alone; use the backend mindspore-ascend, or export .mindir",
+        ),
         ("x.mindir", "the model is exported already; copy its file, and its .yaml"),
     ):
         made = load(file) if name == "x.mindir" else network
@@ -211,7 +213,7 @@ def test_air_is_asked_of_mindspore_for_one_image_on_ascend(network, tmp_path, mo
             stream.write(b"air")
 
     monkeypatch.setattr(ms, "export", export)
-    monkeypatch.setattr(MindSporeAscend, "_engine", lambda _: engine)
+    monkeypatch.setattr(MindSporeAscend, "_set_up", lambda _: None)
     for heads, cell in ((False, network.scored), (True, network.detector)):
         MindSporeAscend().export(network, tmp_path / "x.air", SETTINGS, heads=heads)
         assert asked.pop() == (cell, (1, 3, 64, 128), "AIR")

@@ -192,7 +192,7 @@ def test_a_graph_that_belies_its_settings_is_refused(file, dimension, value, sho
     onnx.save(model, file)
     refused(
         file,
-        f"images is tensor(float) {shown}, its settings want tensor(float) ['N', 3, 64, 128]",
+        f"images is tensor(float) {shown}, its settings need tensor(float) ['N', 3, 64, 128]",
     )
 
 
@@ -203,7 +203,7 @@ def test_a_graph_of_another_dtype_is_refused(network, file):
     model.graph.output[1].name = "halves"
     model.graph.output[1].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
     onnx.save(model, file)
-    refused(file, "scores is missing [], its settings want tensor(float) ['N',")
+    refused(file, "scores is missing [], its settings need tensor(float) ['N',")
 
 
 def test_an_exported_detector_is_not_exported_again(file, tmp_path):

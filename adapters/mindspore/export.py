@@ -1,62 +1,27 @@
-"""What the MindSpore backend computes with; importing it imports MindSpore."""
+"""Exported detectors: MindIR, written and run, and AIR, written."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from refinedet.adapters.mindspore.network import Detector, ScoredBoxes, load_parameters
-from refinedet.backends.interface import ExportedFile
+from refinedet.adapters.mindspore.network import MindSporeNetwork
+from refinedet.backends.interface import ExportedFile, Network
 from refinedet.errors import BackendError
 from refinedet.models.embedded_settings import with_settings
 from refinedet.settings import Settings
 from refinedet.spec.anchors import anchors as all_anchors
-from refinedet.spec.config import Config
 from refinedet.spec.detection import scored_boxes
 from refinedet.spec.errors import check_shape
-from refinedet.spec.network import Heads, Parameters, check_parameters
+from refinedet.spec.network import Heads
 from refinedet.spec.types import Array
 from refinedet.support.files import write_atomically
 
 AIR = ".air"
-
-
-@contextmanager
-def profiler(folder: Path, device: str) -> Iterator[None]:
-    """MindSpore's profiler: a timeline, and tables of the operators, below a folder."""
-    activity = ms.profiler.ProfilerActivity
-    seen = {"CPU": [], "GPU": [activity.GPU], "Ascend": [activity.NPU]}[device]
-    with ms.profiler.profile(  # which begins when it is made
-        activities=[activity.CPU, *seen],
-        on_trace_ready=ms.profiler.tensorboard_trace_handler(str(folder)),
-    ):
-        yield
-
-
-class MindSporeNetwork:
-    """``Network`` in graph mode; one graph is compiled a batch size."""
-
-    def __init__(self, config: Config, parameters: Parameters) -> None:
-        check_parameters(parameters, config)
-        self.config = config
-        self.detector = Detector(config).set_train(False)
-        load_parameters(self.detector, parameters)
-        self.scored = ScoredBoxes(self.detector, config).set_train(False)
-
-    def heads(self, images: Array) -> Heads:
-        """The raw outputs."""
-        return Heads(*(output.asnumpy() for output in self.detector(ms.Tensor(images))))
-
-    def scored_boxes(self, images: Array) -> tuple[Array, Array]:
-        """Decoded boxes and scores of every anchor."""
-        boxes, scores = self.scored(ms.Tensor(images))
-        return boxes.asnumpy(), scores.asnumpy()
 
 
 class MindIRNetwork:
@@ -83,7 +48,7 @@ class MindIRNetwork:
         raw = [f"float32 (1, {rows}, {width})" for width in (4, 2, 4, classes)]
         given = [f"{output.dtype} {output.shape}" for output in found]
         if given not in (boxes, raw):
-            shown = f"{', '.join(given)}; its settings want {', '.join(boxes)}"
+            shown = f"{', '.join(given)}; its settings need {', '.join(boxes)}"
             raise BackendError(f"gives {shown}; export again", path=path)
         self.raw = given == raw
 
@@ -106,7 +71,7 @@ class MindIRNetwork:
 
 
 def export(
-    network: MindSporeNetwork | MindIRNetwork,
+    network: Network,
     path: Path,
     settings: Settings,
     heads: bool,
@@ -118,15 +83,15 @@ def export(
         heads: the raw outputs in place of boxes and scores.
         device: MindSpore's name of the one that is set.
     """
-    if isinstance(network, MindIRNetwork):
+    if not isinstance(network, MindSporeNetwork):
         raise BackendError("the model is exported already; copy its file, and its .yaml", path=path)
     if path.suffix == ".onnx":
-        raise BackendError("this backend writes MindIR; give --backend onnxruntime", path=path)
+        raise BackendError("this backend writes MindIR; onnxruntime writes ONNX", path=path)
     if path.suffix not in (".mindir", AIR):
         raise BackendError("is not named as a MindIR is; give it the suffix .mindir", path=path)
     if path.suffix == AIR and device != "Ascend":
         raise BackendError(
-            "AIR is written on Ascend alone; give --target ascend there, or export .mindir",
+            "AIR is written on Ascend alone; use the backend mindspore-ascend, or export .mindir",
             path=path,
         )
     kind, suffix, count = ("AIR", AIR, 1) if path.suffix == AIR else ("MINDIR", ".mindir", None)
