@@ -16,10 +16,8 @@ from refinedet.spec.config import Config
 
 def centre_anchors(config: Config) -> ms.Tensor:
     """The anchors as a constant (1, A, 4), centre form."""
-    centres = spec_boxes.corners_to_centres(all_anchors(config).astype(np.float64)).astype(
-        np.float32
-    )
-    return ms.Tensor(centres[None])
+    centres = spec_boxes.corners_to_centres(all_anchors(config).astype(np.float64))
+    return ms.Tensor(centres.astype(np.float32)[None])
 
 
 def corners_to_centres(boxes: ms.Tensor) -> ms.Tensor:

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from refinedet.backends.interface import Backend, ExportedFile, Network
+from refinedet.errors import BackendError
 from refinedet.settings import Settings
 from refinedet.spec.config import Config
 from refinedet.spec.network import Parameters
@@ -45,9 +46,14 @@ class OnnxRuntime(Backend):
 
     def export(self, network: Network, path: Path, settings: Settings, heads: bool = False) -> None:
         """Write an ONNX file that holds its settings; see ``Backend``."""
-        from refinedet.adapters.onnx.network import export
+        from refinedet.adapters.onnx.export import export
+        from refinedet.adapters.onnx.network import OnnxNetwork
 
-        export(network, path, settings, heads)
+        if not isinstance(network, OnnxNetwork):
+            raise BackendError(
+                "the model is exported already; copy its file, and its .yaml", path=path
+            )
+        export(network.config, network.parameters, path, settings, heads)
 
     def load(self, file: ExportedFile) -> Network:
         """Read an ONNX file; see ``Backend``."""

@@ -1,4 +1,4 @@
-"""The detector as an ONNX model, built from the canonical parameters.
+"""The detector as an ONNX model, built from the canonical parameters, and written as a file.
 
 Built, not converted from a framework: every node is one of opset 13's plain operators, the
 parameters keep the names of ``refinedet.spec.network``, and only the batch size is open.
@@ -9,10 +9,13 @@ The layers are those of ``refinedet.spec.architecture``, in the order of
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from refinedet.models.embedded_settings import KEY
+from refinedet.settings import Settings, to_yaml
 from refinedet.spec import architecture
 from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.architecture import LEVELS, Bottleneck, Conv, Pool
@@ -20,6 +23,7 @@ from refinedet.spec.boxes import corners_to_centres
 from refinedet.spec.config import Config, feature_sizes
 from refinedet.spec.network import Heads, Parameters, check_parameters
 from refinedet.spec.types import Array
+from refinedet.support.files import write_atomically
 from refinedet.version import __version__
 
 OPSET = 13
@@ -76,6 +80,15 @@ def detector(config: Config, parameters: Parameters, outputs: Sequence[str]) -> 
         producer_name="refinedet",
         producer_version=__version__,
     )
+
+
+def export(
+    config: Config, parameters: Parameters, path: Path, settings: Settings, heads: bool
+) -> None:
+    """Write the detector with its settings; with decoded boxes, or ``heads`` alone."""
+    model = detector(config, parameters, HEADS if heads else SCORED_BOXES)
+    model.metadata_props.add(key=KEY, value=to_yaml(settings))
+    write_atomically(path, model.SerializeToString())
 
 
 def _value(name: str, *shape: int | str) -> object:

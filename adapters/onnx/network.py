@@ -1,4 +1,7 @@
-"""What the ONNX Runtime backend computes with; importing it imports ONNX and its runtime."""
+"""Detectors run by ONNX Runtime: from parameters, and from an exported file.
+
+Importing this imports ONNX and its runtime.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,26 @@ from pathlib import Path
 import onnxruntime
 
 from refinedet.adapters.onnx.export import HEADS, SCORED_BOXES, detector
-from refinedet.backends.interface import ExportedFile, Network
+from refinedet.backends.interface import ExportedFile
 from refinedet.errors import BackendError
-from refinedet.models.embedded_settings import KEY
-from refinedet.settings import Settings, to_yaml
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import Config
 from refinedet.spec.detection import scored_boxes
 from refinedet.spec.errors import check_shape
 from refinedet.spec.network import Heads, Parameters
 from refinedet.spec.types import Array
-from refinedet.support.files import write_atomically
 
 
 def session_of(model: bytes | Path) -> onnxruntime.InferenceSession:
     """A model, or a file, on as many cores as this process may use."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what is wrong is said by the exception
+    options.log_severity_level = 4  # errors are reported by the exception
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     return onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
 
 
-class _Runs:
-    """A session that gives scored boxes."""
+class _Session:
+    """A session that computes scored boxes."""
 
     def __init__(self, config: Config, session: onnxruntime.InferenceSession) -> None:
         self.config = config
@@ -43,11 +43,11 @@ class _Runs:
 
     def _run(self, outputs: tuple[str, ...], images: Array) -> list[Array]:
         check_shape(images, "images", None, 3, *self.config.image_size)
-        found: list[Array] = self.session.run(outputs, {"images": images})
-        return found
+        results: list[Array] = self.session.run(outputs, {"images": images})
+        return results
 
 
-class OnnxNetwork(_Runs):
+class OnnxNetwork(_Session):
     """``Network``, its model in memory."""
 
     def __init__(self, config: Config, parameters: Parameters) -> None:
@@ -60,7 +60,7 @@ class OnnxNetwork(_Runs):
         return Heads(*self._run(HEADS, images))
 
 
-class OnnxFile(_Runs):
+class OnnxFile(_Session):
     """An exported detector, run from its file."""
 
     def __init__(self, file: ExportedFile) -> None:
@@ -91,28 +91,19 @@ class OnnxFile(_Runs):
         return super().scored_boxes(images)
 
 
-def export(network: Network, path: Path, settings: Settings, heads: bool) -> None:
-    """Write the detector with its settings, and with its decoding or its raw outputs."""
-    if not isinstance(network, OnnxNetwork):
-        raise BackendError("the model is exported already; copy its file, and its .yaml", path=path)
-    model = detector(network.config, network.parameters, HEADS if heads else SCORED_BOXES)
-    model.metadata_props.add(key=KEY, value=to_yaml(settings))
-    write_atomically(path, model.SerializeToString())
-
-
 def _require_tensors(
     path: Path, session: onnxruntime.InferenceSession, config: Config, *, raw: bool
 ) -> None:
-    """The file takes and gives what ``export`` writes for this config."""
+    """Raise a BackendError unless inputs and outputs are those of an export of this config."""
     rows = len(anchors(config))
-    found = {v.name: (v.type, v.shape) for v in (*session.get_inputs(), *session.get_outputs())}
+    tensors = {v.name: (v.type, v.shape) for v in (*session.get_inputs(), *session.get_outputs())}
     widths = (4, 2, 4, config.num_classes) if raw else (4, config.num_classes)
     outputs = zip(HEADS if raw else SCORED_BOXES, widths, strict=True)
     for name, *shape in (
         ("images", "N", 3, *config.image_size),
         *((name, "N", rows, width) for name, width in outputs),
     ):
-        kind, sides = found.get(name, ("missing", []))
+        kind, sides = tensors.get(name, ("missing", []))
         if (kind, sides) != ("tensor(float)", shape):
             raise BackendError(
                 f"{name} is {kind} {sides}, its settings need tensor(float) {shape}; export again",

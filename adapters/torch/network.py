@@ -6,37 +6,25 @@ It is a function of tensors that keep their canonical names; the layers are thos
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from torch import Tensor
 
+from refinedet.adapters.torch.boxes import (
+    cascaded_decode,
+    centre_anchors,
+    centres_to_corners,
+    decode,
+)
+from refinedet.adapters.torch.tensors import to_numpy, to_tensor
 from refinedet.spec import architecture
-from refinedet.spec.anchors import anchors as all_anchors
 from refinedet.spec.architecture import Bottleneck, Conv, Head, Pool
-from refinedet.spec.boxes import corners_to_centres
 from refinedet.spec.config import Config
 from refinedet.spec.network import Heads, Parameters, check_parameters
 from refinedet.spec.types import Array
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 """The fields of ``refinedet.spec.network.Heads``, in their order."""
-
-
-def to_tensor(array: Array, device: str) -> Tensor:
-    """A copy on the device."""
-    return torch.tensor(array, device=device)
-
-
-def to_numpy(tensor: Tensor) -> Array:
-    """A copy that NumPy owns, C-contiguous."""
-    array: Array = np.array(tensor.detach().cpu().numpy(), order="C")
-    return array
-
-
-def to_parameters(tensors: dict[str, Tensor]) -> Parameters:
-    """Copies by canonical name."""
-    return {name: to_numpy(tensor) for name, tensor in tensors.items()}
 
 
 class Detector:
@@ -187,41 +175,18 @@ def l2_normalise(x: Tensor, scale: Tensor, eps: float, floor: bool) -> Tensor:
     return x / squares.sqrt() * scale[:, None, None]
 
 
-def centre_anchors(config: Config, device: str) -> Tensor:
-    """The anchors, (A, 4), centre form."""
-    centres = corners_to_centres(all_anchors(config).astype(np.float64)).astype(np.float32)
-    return to_tensor(centres, device)
-
-
-def to_centres(boxes: Tensor) -> Tensor:
-    """Corner form to centre form, (..., 4)."""
-    low, high = boxes.split(2, -1)
-    return torch.cat(((low + high) / 2, high - low), -1)
-
-
-def to_corners(boxes: Tensor) -> Tensor:
-    """Centre form to corner form, (..., 4)."""
-    centre, sides = boxes.split(2, -1)
-    return torch.cat((centre - sides / 2, centre + sides / 2), -1)
-
-
-def decode(offsets: Tensor, anchors: Tensor, variances: tuple[float, ...]) -> Tensor:
-    """``spec.coding.decode`` with anchors and boxes (..., 4) in centre form."""
-    (move, stretch), (centre, sides) = offsets.split(2, -1), anchors.split(2, -1)
-    moved = centre + move * variances[0] * sides
-    return torch.cat((moved, sides * torch.exp(stretch * variances[1])), -1)
-
-
 def scored_boxes(outputs: Outputs, anchors: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     """``spec.detection.scored_boxes``, anchors (A, 4) in centre form."""
     arm_offsets, arm_logits, odm_offsets, odm_logits = outputs
+    variances = config.anchors.variances
     if config.anchors.refined:
-        anchors = decode(arm_offsets, anchors, config.anchors.variances)
-    boxes = decode(odm_offsets, anchors, config.anchors.variances)
+        boxes = cascaded_decode(arm_offsets, odm_offsets, anchors, variances)
+    else:
+        boxes = decode(odm_offsets, anchors, variances)
     seen = arm_logits.softmax(-1)[..., 1:] >= config.loss.objectness
     softmax = config.loss.classes == "softmax"
     scores = odm_logits.softmax(-1) if softmax else odm_logits.sigmoid()
-    return to_corners(boxes), scores * seen
+    return centres_to_corners(boxes), scores * seen
 
 
 class TorchNetwork:

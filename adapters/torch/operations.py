@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refinedet.adapters.torch import losses, network, trainer
-from refinedet.adapters.torch.network import to_centres, to_corners, to_numpy, to_tensor
+from refinedet.adapters.torch import boxes as geometry
+from refinedet.adapters.torch import losses, matching, network, trainer
+from refinedet.adapters.torch.boxes import centres_to_corners, corners_to_centres
+from refinedet.adapters.torch.tensors import to_numpy, to_parameters, to_tensor
 from refinedet.data.augment import normaliser
 from refinedet.data.batch import padded
 from refinedet.data.targets import ArmTargets
@@ -54,17 +56,17 @@ class Operations:
         return normaliser(config)(image)
 
     def anchors(self, config: Config) -> Array:
-        return to_numpy(to_corners(network.centre_anchors(config, self.device)))
+        return to_numpy(centres_to_corners(geometry.centre_anchors(config, self.device)))
 
     def corners_to_centres(self, boxes: Array) -> Array:
-        return self._run(to_centres, boxes)
+        return self._run(corners_to_centres, boxes)
 
     def centres_to_corners(self, boxes: Array) -> Array:
-        return self._run(to_corners, boxes)
+        return self._run(centres_to_corners, boxes)
 
     def box_iou(self, anchors: Array, ground_truth: Array) -> Array:
         return self._run(
-            lambda a, t: losses.pairwise_iou(t[None], a[None])[0].T, anchors, ground_truth
+            lambda a, t: geometry.pairwise_iou(t[None], a[None])[0].T, anchors, ground_truth
         )
 
     def clip_boxes(self, boxes: Array) -> Array:
@@ -73,11 +75,13 @@ class Operations:
     # Coding
 
     def encode(self, boxes: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
-        return self._run(lambda b, a: losses.encode(b, to_centres(a), variances), boxes, anchors)
+        return self._run(
+            lambda b, a: geometry.encode(b, corners_to_centres(a), variances), boxes, anchors
+        )
 
     def decode(self, offsets: Array, anchors: Array, variances: tuple[float, ...]) -> Array:
         def run(o: Tensor, a: Tensor) -> Tensor:
-            return to_corners(network.decode(o, to_centres(a), variances))
+            return centres_to_corners(geometry.decode(o, corners_to_centres(a), variances))
 
         return self._run(run, offsets, anchors)
 
@@ -85,8 +89,8 @@ class Operations:
         self, arm_offsets: Array, odm_offsets: Array, anchors: Array, variances: tuple[float, ...]
     ) -> Array:
         def run(arm: Tensor, odm: Tensor, a: Tensor) -> Tensor:
-            refined = network.decode(arm, to_centres(a), variances)
-            return to_corners(network.decode(odm, refined, variances))
+            boxes = geometry.cascaded_decode(arm, odm, corners_to_centres(a), variances)
+            return centres_to_corners(boxes)
 
         return self._run(run, arm_offsets, odm_offsets, anchors)
 
@@ -95,7 +99,7 @@ class Operations:
     def match(self, iou: Array, config: MatchingConfig) -> Array:
         if iou.size == 0:
             return np.full(len(iou), -1, np.int64)
-        return self._run(lambda x: losses.match(x.T[None], config)[0], iou)
+        return self._run(lambda x: matching.match(x.T[None], config)[0], iou)
 
     def targets(
         self, anchors: Array, boxes: Array, labels: Array, config: Config
@@ -103,7 +107,7 @@ class Operations:
         if len(anchors) == 0:
             return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
         a, b, c = self._tensors(anchors, *_padded([boxes], [labels]))
-        offsets, found = losses.targets(to_centres(a)[None], b, c.long(), config)
+        offsets, found = matching.targets(corners_to_centres(a)[None], b, c.long(), config)
         return to_numpy(offsets[0]), to_numpy(found[0])
 
     # Losses
@@ -167,7 +171,7 @@ class Operations:
         padded, classes, goal, found = self._tensors(
             *_padded(boxes, labels), arm_target, arm_labels
         )
-        constants = padded, classes, goal, found, network.centre_anchors(config, self.device)
+        constants = padded, classes, goal, found, geometry.centre_anchors(config, self.device)
 
         def run(*outputs: Tensor) -> tuple[Tensor, ...]:
             return losses.detector_loss(outputs, *constants, config).unbind()
@@ -179,7 +183,7 @@ class Operations:
     # Detection
 
     def scored_boxes(self, heads: Heads, config: Config) -> tuple[Array, Array]:
-        anchors = network.centre_anchors(config, self.device)
+        anchors = geometry.centre_anchors(config, self.device)
         arm, seen, odm, logits = self._tensors(*heads)
         found = network.scored_boxes((arm, seen, odm, logits), anchors, config)
         return to_numpy(found[0]), to_numpy(found[1])
@@ -208,7 +212,7 @@ class Operations:
         trained = trained_parameters(config)
         options = config.optimizer
         trainer.momentum_step(new, by, moved, rate, trained, options, scale or options.scale)
-        return network.to_parameters(new), network.to_parameters(moved)
+        return to_parameters(new), to_parameters(moved)
 
 
 def _padded(boxes: list[Array], labels: list[Array]) -> tuple[Array, Array]:

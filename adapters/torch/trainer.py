@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from refinedet.adapters.torch.losses import detector_loss
-from refinedet.adapters.torch.network import Detector, to_parameters, to_tensor
+from refinedet.adapters.torch.network import Detector
+from refinedet.adapters.torch.tensors import to_parameters, to_tensor
 from refinedet.backends.interface import StepLosses
 from refinedet.data.batch import Batch
 from refinedet.spec.config import Config, OptimizerConfig

@@ -192,7 +192,7 @@ def test_a_device_that_is_not_there_is_told(monkeypatch, tmp_path):
     for name in ("davinci0", "davinci1", "davinci_manager"):
         (tmp_path / name).touch()
     monkeypatch.setattr(devices, "DEVICES", tmp_path)
-    assert "--device-id 2: there are 2 (davinci0, davinci1)" in str(Ascend310(2).missing())
+    assert "device_id 2: there are 2 (davinci0, davinci1)" in str(Ascend310(2).missing())
     assert "davinci" not in str(Ascend310(1).missing())
 
 

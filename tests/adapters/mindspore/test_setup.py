@@ -112,9 +112,9 @@ def test_a_gpu_with_everything(machine, monkeypatch):
     assert MindSporeGPU().missing().startswith("no CUDA 11.6 (libcudart")
     machine(*devices.CUDA)
     assert MindSporeGPU(1).missing() is None
-    assert MindSporeGPU(2).missing() == "--device-id 2: there are 2 (nvidia0, nvidia1)"
+    assert MindSporeGPU(2).missing() == "device_id 2: there are 2 (nvidia0, nvidia1)"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert MindSporeGPU(1).missing() == "--device-id 1: there are 1 (1)"
+    assert MindSporeGPU(1).missing() == "device_id 1: there are 1 (1)"
     for hidden in ("", "-1", "-1,0"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         assert MindSporeGPU().missing().startswith("no GPU is shown: ")
@@ -126,7 +126,7 @@ def test_an_ascend_with_everything(machine):
     assert cann.startswith("no CANN (libascendcl.so is not found)")
     machine("libascendcl.so", "davinci_manager", "davinci10", "davinci9")
     assert MindSporeAscend(1).missing() is None
-    assert MindSporeAscend(2).missing() == "--device-id 2: there are 2 (davinci9, davinci10)"
+    assert MindSporeAscend(2).missing() == "device_id 2: there are 2 (davinci9, davinci10)"
 
 
 @pytest.mark.parametrize("device", BACKENDS)

@@ -17,7 +17,7 @@ from refinedet.conformance.checks.network import (
     WITH_BIASES,
     cases,
 )
-from refinedet.conformance.margin import is_silenced_surely
+from refinedet.conformance.margin import is_arm_filter_decided
 from refinedet.spec.anchors import anchors
 from refinedet.spec.config import replace
 from refinedet.spec.detection import scored_boxes
@@ -49,7 +49,7 @@ def agrees(config, number, count, session):
         assert_allclose(mine, expected, atol=1e-5, rtol=1e-5, err_msg=name)
     expected_boxes, expected_scores = scored_boxes(heads, config)
     assert_allclose(boxes, expected_boxes, atol=1e-5, rtol=1e-5)
-    sure = is_silenced_surely(heads, config, number)
+    sure = is_arm_filter_decided(heads, config, number)
     assert sure.mean() > 0.98
     assert scores.shape == expected_scores.shape
     assert_allclose(scores[sure], expected_scores[sure], atol=1e-5, rtol=1e-5)

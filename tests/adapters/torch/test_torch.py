@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from refinedet.adapters.torch import backend as module
-from refinedet.adapters.torch import losses, network
+from refinedet.adapters.torch import losses, matching, network
+from refinedet.adapters.torch.tensors import to_numpy, to_tensor
 from refinedet.data.batch import Batch
 from refinedet.data.formats.shapes import generate_shapes
 from refinedet.errors import BackendError
@@ -41,7 +42,7 @@ WHATEVER_THE_FIXTURE = settings(
 
 
 def tensor(array, backend):
-    return network.to_tensor(array, backend.device)
+    return to_tensor(array, backend.device)
 
 
 def batch_of(images):
@@ -68,7 +69,7 @@ def batch_of(images):
 def test_matching_of_a_batch_is_the_contracts_with_all_its_ties(backend, grid, rule, lowest):
     iou = grid.astype(np.float32) / 8
     config = MatchingConfig(iou=0.5, lowest_iou=lowest, rule=rule)
-    got = network.to_numpy(losses.match(tensor(iou, backend), config))
+    got = to_numpy(matching.match(tensor(iou, backend), config))
     np.testing.assert_array_equal(got, np.stack([match(one.T.copy(), config) for one in iou]))
 
 
@@ -81,7 +82,7 @@ def test_mining_of_a_batch_is_the_contracts_with_all_its_ties(backend, values, k
     rows = values.astype(np.float32), kinds == 2, kinds == 1
     got = losses.hard_negatives(*(tensor(row, backend) for row in rows), 2.5)
     want = [spec_losses.hard_negatives(*row, 2.5) for row in zip(*rows, strict=True)]
-    np.testing.assert_array_equal(network.to_numpy(got), np.stack(want))
+    np.testing.assert_array_equal(to_numpy(got), np.stack(want))
 
 
 @WHATEVER_THE_FIXTURE
@@ -99,8 +100,8 @@ def test_the_gradient_of_a_pooling_goes_to_the_first_of_equals(backend, grid, po
     seen = tensor(x, backend).requires_grad_()
     pooled = network.max_pool(pool, seen)
     (by_input,) = torch.autograd.grad(pooled, seen, tensor(d, backend))
-    np.testing.assert_array_equal(network.to_numpy(pooled), want[0])
-    np.testing.assert_array_equal(network.to_numpy(by_input), want[1])
+    np.testing.assert_array_equal(to_numpy(pooled), want[0])
+    np.testing.assert_array_equal(to_numpy(by_input), want[1])
 
 
 @pytest.mark.parametrize("eps", [4.0, 25.0])
@@ -112,7 +113,7 @@ def test_a_norm_at_its_floor_does_not_move(backend, eps):
     seen = [tensor(x, backend).requires_grad_(), tensor(scale, backend).requires_grad_()]
     y = network.l2_normalise(*seen, eps, True)
     for got, one in zip(torch.autograd.grad(y, seen, tensor(d, backend)), want, strict=True):
-        np.testing.assert_allclose(network.to_numpy(got), one, rtol=1e-6)
+        np.testing.assert_allclose(to_numpy(got), one, rtol=1e-6)
 
 
 def test_a_step_on_one_number_a_channel_is_the_contracts(backend):
@@ -168,7 +169,7 @@ def test_no_tensor_of_a_step_is_left_on_the_processor(classes):
     """
     config = replace(CONFIG, loss={"classes": classes}, matching={"rule": "in_order"})
     detector = network.Detector(config, initial_parameters(config, 1), "meta", training=True)
-    images, *expected = (network.to_tensor(array, "meta") for array in batch_of(2))
+    images, *expected = (to_tensor(array, "meta") for array in batch_of(2))
     outputs = detector(images)
     made = [
         losses.detector_loss(outputs, *expected, detector.anchors, config),
@@ -212,7 +213,7 @@ def test_what_is_missing_is_one_line_and_nothing_falls_back(monkeypatch, attribu
     backend = module.TorchCUDA(device_id=1)
     assert backend.missing() is None
     assert backend.device == "cuda:1"
-    assert module.TorchCUDA(device_id=2).missing() == "--device-id 2: there are 2, from 0"
+    assert module.TorchCUDA(device_id=2).missing() == "device_id 2: there are 2, from 0"
     monkeypatch.setattr(attribute, value)
     assert said in backend.missing()
     assert "\n" not in backend.missing()
@@ -243,7 +244,7 @@ def test_it_exports_nothing_and_says_so(run, tmp_path):
     files = "--model", tmp_path, "--output", tmp_path / "x"
     status, _, errors = run("export", *files, "--backend", "torch-cpu")
     assert status == 1
-    assert errors == "refinedet: error: backend torch-cpu: has no export; use another --backend\n"
+    assert errors == "refinedet: error: backend torch-cpu: has no export; use another backend\n"
 
 
 def test_a_detector_of_shapes_is_trained_and_finds_them(backend, tmp_path):
@@ -261,6 +262,6 @@ def test_a_detector_of_shapes_is_trained_and_finds_them(backend, tmp_path):
     chosen = resolve("refinedet_eighth_128", None, changes, training.class_names)
     done = train(prepare_datasets(backend, training, None, chosen, tmp_path / "run"))
     assert done.steps_done == 300
-    found = evaluate(backend.network(done.config, done.parameters), held_out)
-    figures = found.result().figures
-    assert figures["AP50"] > 0.5, figures
+    evaluator = evaluate(backend.network(done.config, done.parameters), held_out)
+    metrics = evaluator.result().metrics
+    assert metrics["AP50"] > 0.5, metrics
