@@ -67,7 +67,7 @@ def test_what_is_not_declared_is_refused_by_name(backends, capability):
         ("batches", lambda b: b.batches(None, None, None, None)),
         ("profiler", lambda b: b.profiler(None)),
         ("export", lambda b: b.export(None, None, None)),
-        ("load", lambda b: b.load(None, None)),
+        ("load", lambda b: b.load(None)),
     ],
 )
 def test_what_is_not_implemented_raises(capability, call):
