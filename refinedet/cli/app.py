@@ -36,7 +36,12 @@ COMMANDS = {
 GROUP = "refinedet.commands"
 """Entry-point group of further commands: functions or Typer's apps."""
 
-FLAGS = {"cache": "--data-cache", "class_names": "--classes", "url": "--data-url"}
+FLAGS = {
+    "assignments": "--set",
+    "cache": "--data-cache",
+    "class_names": "--classes",
+    "url": "--data-url",
+}
 """The flags that are not named as the argument of the library is."""
 
 INTERRUPTED = 130

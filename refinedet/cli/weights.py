@@ -11,10 +11,11 @@ import typer
 from safetensors.numpy import save
 
 from refinedet.errors import CheckpointError, DataError
+from refinedet.models import run_folder
 from refinedet.models.checkpoint import load_checkpoint, newest_checkpoint, write_checkpoint
-from refinedet.models.foreign.loading import import_weights, patterns, renamed
+from refinedet.models.foreign.import_weights import import_weights, patterns, renamed
 from refinedet.models.foreign.mindspore_ckpt import written_ckpt
-from refinedet.models.foreign.reading import read_weights
+from refinedet.models.foreign.weights_file import read_weights
 from refinedet.settings import to_yaml
 from refinedet.support.files import write_atomically
 from refinedet.support.text import one_line
@@ -78,10 +79,10 @@ def export_command(
     if names is Names.modelzoo and output.suffix != ".ckpt":
         raise DataError("MindSpore reads it only as .ckpt; choose such an --output", path=output)
     if model.is_dir():
-        found = newest_checkpoint(model / "checkpoints")
+        found = newest_checkpoint(model / run_folder.CHECKPOINTS)
         if found is None:
             raise CheckpointError(
-                "no checkpoint in it; it is not a run, or has none yet", key=model
+                "no checkpoint in it; it is not a run, or has none yet", path=model
             )
         checkpoint = found
     else:

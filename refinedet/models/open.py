@@ -15,7 +15,7 @@ from refinedet.errors import BackendError, CheckpointError
 from refinedet.models import run_folder
 from refinedet.models.checkpoint import Checkpoint, newest_checkpoint
 from refinedet.models.embedded_settings import HOLDING, read_exported, settings_file
-from refinedet.models.foreign.loading import import_weights
+from refinedet.models.foreign.import_weights import import_weights
 from refinedet.settings import Settings
 from refinedet.spec.config import Config
 

@@ -22,7 +22,7 @@ from refinedet.data.source import DataSource, read_dataset
 from refinedet.errors import TrainingError, UsageError
 from refinedet.models import run_folder
 from refinedet.models.checkpoint import Checkpoint, newest_checkpoint, require_match
-from refinedet.models.foreign.loading import patterns, with_backbone, with_detector
+from refinedet.models.foreign.import_weights import patterns, with_backbone, with_detector
 from refinedet.settings import Settings, resolve
 from refinedet.spec.network import Parameters, initial_parameters
 from refinedet.support.text import Report, to_stderr

@@ -11,7 +11,7 @@ from refinedet.errors import BackendError, CheckpointError
 from refinedet.models import checkpoint as checkpoint_module
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.models.embedded_settings import settings_file, with_settings
-from refinedet.models.foreign import reading
+from refinedet.models.foreign import weights_file
 from refinedet.models.foreign.protobuf import written_field
 from refinedet.models.open import open_model, open_network, read_model
 from refinedet.settings import resolve, to_yaml
@@ -142,7 +142,7 @@ def test_a_checkpoint_is_read_and_hashed_once(run_folder, hashed, monkeypatch):
         def __exit__(self, *error):
             return self.context.__exit__(*error)
 
-    for module in (checkpoint_module, reading):
+    for module in (checkpoint_module, weights_file):
         monkeypatch.setattr(module, "safe_open", Counting)
     newest = run_folder / "checkpoints" / "step-00000010.safetensors"
     digests = set()

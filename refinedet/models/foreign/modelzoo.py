@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from refinedet.models.foreign.naming_scheme import Scheme, trunk_fields
 from refinedet.models.foreign.resnet import torch_layers
-from refinedet.models.foreign.scheme import Scheme, trunk_fields
 from refinedet.spec.architecture import LEVELS, NORMALISED, backbone_convs, normalised_sources
 from refinedet.spec.config import VGG16_BLOCKS, Config
 from refinedet.spec.presets import PRESETS

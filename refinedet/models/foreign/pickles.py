@@ -1,8 +1,8 @@
-"""The pickle in a PyTorch file, read by hand: names of tensors in, no code run.
+"""The pickle in a PyTorch file, read without running any of its code.
 
-A pickle is a program for a machine with a stack. Python's own machine imports and calls
-what the pickle names; this one knows the few operations that a dictionary of tensors
-needs and calls nothing. Names are compared with a list; any other is an error.
+A pickle is a program for a stack machine. Python's own machine imports and calls whatever
+the pickle names. This one has only the operations that a dictionary of tensors needs, accepts
+only the names in a list, and calls nothing.
 
 Sources: CPython, Lib/pickletools.py, for the operations; PyTorch, torch/_utils.py and
 torch/serialization.py, for the names and their arguments.
@@ -11,6 +11,7 @@ torch/serialization.py, for the names and their arguments.
 from __future__ import annotations
 
 import pickletools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -36,19 +37,19 @@ REBUILT = {
     "torch._utils._rebuild_tensor_v2": 6,
     "torch._utils._rebuild_parameter": 3,
 }
-"""What rebuilds a tensor, and how many arguments it has at least."""
+"""Functions that rebuild a tensor, and their smallest number of arguments."""
 
 
 @dataclass(frozen=True)
 class Name:
-    """A name that the pickle mentions, and that is known."""
+    """A function or class that the pickle names and that is in a list here."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Numbers that lie elsewhere in the file."""
+    """Numbers elsewhere in the file."""
 
     key: str
     dtype: str
@@ -57,7 +58,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A view of a storage; everything in elements."""
+    """A view of a storage; offset and strides count elements."""
 
     storage: Storage
     offset: int
@@ -70,21 +71,20 @@ class _Mark:
     """Where a run of items begins on the stack."""
 
 
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 ARGUMENTS = {
     "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
     "BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING",
 }  # fmt: skip
-"""Operations that put their own argument on the stack."""
+"""Operations that push their argument."""
 
 
 def read_pickle(stream: IO[bytes]) -> Any:
-    """The value of the next pickle, of dicts, lists, tuples, texts, numbers and tensors.
+    """The value of the next pickle: dicts, lists, tuples, strings, numbers and tensors.
 
     An ``OrderedDict`` is a dict, a parameter its tensor; attributes are dropped.
 
     Raises:
-        FormatError: cut off, or it holds something else than tensors; nothing was run.
+        FormatError: cut off, or it holds something other than tensors; nothing was run.
     """
     machine = _Machine()
     try:
@@ -93,7 +93,7 @@ def read_pickle(stream: IO[bytes]) -> Any:
                 return machine.pop()
             machine.step(operation.name, argument)
     except (IndexError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise FormatError(f"its pickle makes no sense: {type(error).__name__}") from error
+        raise FormatError(f"its pickle is malformed: {type(error).__name__}") from error
     except FormatError:
         raise
     except ValueError as error:  # of pickletools
@@ -102,17 +102,17 @@ def read_pickle(stream: IO[bytes]) -> Any:
 
 
 class _Machine:
-    """The stack and the memory of a pickle."""
+    """The stack and the memo of a pickle."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
-        self.memory: dict[int, Any] = {}
+        self.memo: dict[int, Any] = {}
 
     def pop(self) -> Any:
         return self.stack.pop()
 
     def pop_run(self) -> list[Any]:
-        """The items down to the last mark, which goes too."""
+        """Pop the items above the last mark, and the mark."""
         for start in range(len(self.stack) - 1, -1, -1):
             if isinstance(self.stack[start], _Mark):
                 run = self.stack[start + 1 :]
@@ -121,66 +121,92 @@ class _Machine:
         raise IndexError
 
     def step(self, operation: str, argument: Any) -> None:
-        """One operation."""
-        push = self.stack.append
-        if operation in ARGUMENTS:
-            push(argument)
-        elif operation in CONSTANTS:
-            push(CONSTANTS[operation])
-        elif operation in ("PROTO", "FRAME"):
-            pass
-        elif operation in ("BINPUT", "LONG_BINPUT"):
-            self.memory[argument] = self.stack[-1]
-        elif operation == "MEMOIZE":
-            self.memory[len(self.memory)] = self.stack[-1]
-        elif operation in ("BINGET", "LONG_BINGET"):
-            push(self.memory[argument])
-        elif operation == "MARK":
-            push(_Mark())
-        elif operation == "EMPTY_TUPLE":
-            push(())
-        elif operation in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            count = int(operation[-1])
-            items = self.stack[-count:]
-            del self.stack[-count:]
-            push(tuple(items))
-        elif operation == "TUPLE":
-            push(tuple(self.pop_run()))
-        elif operation == "EMPTY_LIST":
-            push([])
-        elif operation == "APPEND":
-            item = self.pop()
-            _of(list, self.stack[-1]).append(item)
-        elif operation == "APPENDS":
-            run = self.pop_run()
-            _of(list, self.stack[-1]).extend(run)
-        elif operation == "EMPTY_DICT":
-            push({})
-        elif operation == "SETITEM":
-            value, key = self.pop(), self.pop()
-            _set(self.stack[-1], key, value)
-        elif operation == "SETITEMS":
-            run = self.pop_run()
-            for key, value in zip(run[::2], run[1::2], strict=True):
-                _set(self.stack[-1], key, value)
-        elif operation == "GLOBAL":
-            push(_known(argument.replace(" ", ".", 1)))
-        elif operation == "STACK_GLOBAL":
-            name, module = self.pop(), self.pop()
-            push(_known(f"{module}.{name}"))
-        elif operation == "BINPERSID":
-            push(_storage(self.pop()))
-        elif operation == "REDUCE":
-            arguments, name = _of(tuple, self.pop()), _of(Name, self.pop()).name
-            push(_rebuilt(name, arguments))
-        elif operation == "BUILD":
-            self.pop()  # attributes of an OrderedDict: the versions of its layers
-            _of(dict, self.stack[-1])
-        else:
+        """Run one operation."""
+        if operation in PUSHED:
+            self.stack.append(PUSHED[operation](argument))
+        elif operation in OPERATIONS:
+            OPERATIONS[operation](self, argument)
+        elif operation not in IGNORED:
             raise FormatError(
                 f"its pickle has the operation {operation}, which tensors do not need; "
                 "nothing of it was run"
             )
+
+    def store(self, argument: Any) -> None:
+        """Remember the top of the stack, under a number or the next one."""
+        self.memo[len(self.memo) if argument is None else argument] = self.stack[-1]
+
+    def recall(self, argument: Any) -> None:
+        self.stack.append(self.memo[argument])
+
+    def make_tuple(self, count: int) -> None:
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        self.stack.append(tuple(items))
+
+    def append(self) -> None:
+        item = self.pop()
+        _of(list, self.stack[-1]).append(item)
+
+    def extend(self) -> None:
+        run = self.pop_run()
+        _of(list, self.stack[-1]).extend(run)
+
+    def set_item(self) -> None:
+        value, key = self.pop(), self.pop()
+        _set(self.stack[-1], key, value)
+
+    def set_items(self) -> None:
+        run = self.pop_run()
+        for key, value in zip(run[::2], run[1::2], strict=True):
+            _set(self.stack[-1], key, value)
+
+    def name_from_stack(self) -> None:
+        name, module = self.pop(), self.pop()
+        self.stack.append(_known(f"{module}.{name}"))
+
+    def call(self) -> None:
+        arguments, name = _of(tuple, self.pop()), _of(Name, self.pop()).name
+        self.stack.append(_rebuilt(name, arguments))
+
+    def drop_attributes(self) -> None:
+        """Of an OrderedDict: the versions of its layers."""
+        self.pop()
+        _of(dict, self.stack[-1])
+
+
+PUSHED: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(ARGUMENTS, lambda argument: argument),
+    "NONE": lambda _: None,
+    "NEWTRUE": lambda _: True,
+    "NEWFALSE": lambda _: False,
+    "MARK": lambda _: _Mark(),
+    "EMPTY_TUPLE": lambda _: (),
+    "EMPTY_LIST": lambda _: [],
+    "EMPTY_DICT": lambda _: {},
+    "GLOBAL": lambda argument: _known(argument.replace(" ", ".", 1)),
+}
+"""Operations that only push a value, made of their argument."""
+
+OPERATIONS: Mapping[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.store),
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), _Machine.recall),
+    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.pop_run())),
+    "TUPLE1": lambda machine, _: machine.make_tuple(1),
+    "TUPLE2": lambda machine, _: machine.make_tuple(2),
+    "TUPLE3": lambda machine, _: machine.make_tuple(3),
+    "APPEND": lambda machine, _: machine.append(),
+    "APPENDS": lambda machine, _: machine.extend(),
+    "SETITEM": lambda machine, _: machine.set_item(),
+    "SETITEMS": lambda machine, _: machine.set_items(),
+    "STACK_GLOBAL": lambda machine, _: machine.name_from_stack(),
+    "BINPERSID": lambda machine, _: machine.stack.append(_storage(machine.pop())),
+    "REDUCE": lambda machine, _: machine.call(),
+    "BUILD": lambda machine, _: machine.drop_attributes(),
+}
+"""The other operations that tensors need."""
+
+IGNORED = ("PROTO", "FRAME")
 
 
 def _of(kind: type | tuple[type, ...], value: Any) -> Any:
@@ -217,7 +243,7 @@ def _storage(mark: Any) -> Storage:
 
 
 def _rebuilt(name: str, arguments: tuple[Any, ...]) -> Any:
-    """What calling the name would have made."""
+    """What a call of the name would have returned."""
     if name == ORDERED:
         made: dict[Any, Any] = {}
         for pairs in arguments:

@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from refinedet.models.foreign.scheme import BGR, IMAGENET, Scheme, classifier_layers, trunk_fields
+from refinedet.models.foreign.naming_scheme import (
+    BGR,
+    IMAGENET,
+    Scheme,
+    classifier_layers,
+    trunk_fields,
+)
 from refinedet.models.foreign.vgg16 import levels
 from refinedet.spec.architecture import sources
 from refinedet.spec.config import replace

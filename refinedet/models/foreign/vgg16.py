@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from refinedet.models.foreign.scheme import BGR, IMAGENET, RGB, Scheme, classifier_layers
+from refinedet.models.foreign.naming_scheme import BGR, IMAGENET, RGB, Scheme, classifier_layers
 from refinedet.spec.architecture import NORMALISED, sources
 from refinedet.spec.presets import PRESETS
 from refinedet.spec.types import Array

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from refinedet.errors import CheckpointError
-from refinedet.models.foreign.loading import import_weights
-from refinedet.models.foreign.reading import read_weights
+from refinedet.models.foreign.import_weights import import_weights
+from refinedet.models.foreign.weights_file import read_weights
 
 from .writers import (
     SMALL,

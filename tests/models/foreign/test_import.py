@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from refinedet.errors import CheckpointError
+from refinedet.errors import CheckpointError, UsageError
 from refinedet.models.checkpoint import Checkpoint, load_checkpoint, write_checkpoint
-from refinedet.models.foreign.loading import import_weights, with_backbone, with_detector
-from refinedet.models.foreign.reading import read_weights
+from refinedet.models.foreign.import_weights import import_weights, with_backbone, with_detector
 from refinedet.models.foreign.vgg16 import CAFFE, PORT
+from refinedet.models.foreign.weights_file import read_weights
 from refinedet.settings import resolve
 from refinedet.spec.config import replace
 from refinedet.spec.network import forward
@@ -90,7 +90,7 @@ def test_classes_are_counted_by_the_heads(tmp_path, count, first):
     assert len(settings.class_names) == count - 1
     assert settings.class_names[0] == first
     if count == 4:
-        with pytest.raises(ValueError, match=r"--classes: .* detects 3 classes, got 2"):
+        with pytest.raises(ValueError, match=r"class_names: has 2 names, but .* detects 3 classes"):
             import_weights(path, None, ("a", "b"), SMALL)
 
 
@@ -174,14 +174,19 @@ def test_a_classifier_gives_its_layers_to_the_trunk(tmp_path, kind):
         layer = name.rpartition(".")[0]
         from_file = layer.startswith("backbone.") and "6_" not in layer and "l2" not in name
         assert np.array_equal(value, source[name]) == from_file, name
-    assert "30 of 36 tensors of the trunk" in said
-    assert "fresh: backbone.conv4_3.l2_scale, backbone.conv5_3.l2_scale, backbone.conv6_1" in said
+    assert "30 of 36 tensors of the backbone" in said
+    assert (
+        "newly initialised: backbone.conv4_3.l2_scale, backbone.conv5_3.l2_scale, backbone.conv6_1"
+        in said
+    )
 
 
 def test_a_classifier_is_no_detector(tmp_path):
     for kind, write in classifier_files().items():
         write(tmp_path / kind)
-        with pytest.raises(CheckpointError, match="has no heads; give it to train, as --backbone"):
+        with pytest.raises(
+            CheckpointError, match="has no heads; only a training can begin with it"
+        ):
             import_weights(tmp_path / kind)
 
 
@@ -271,7 +276,8 @@ def test_misfits_are_listed_and_nothing_is_loaded(tmp_path):
     gone = dict.fromkeys([n for n in state if n.startswith("odm")])
     refused(lambda: attempt(**gone), r"16 misfits: .*; and 11 more; nothing was loaded")
     refused(lambda: attempt(["odm.0"], **gone), "12 misfits")
-    refused(lambda: attempt(["odm.9"], **gone), "--partial: 'odm.9' is none of the tensors")
+    with pytest.raises(UsageError, match="partial: 'odm.9' matches none of the tensors"):
+        attempt(["odm.9"], **gone)
     checkpoint, said = attempt(["odm"], **gone)
     assert f"{len(state) - len(gone)} of {len(state)} tensors from" in said
     np.testing.assert_array_equal(
@@ -327,7 +333,7 @@ def test_a_whole_detector_begins_a_run_whatever_its_classes(tmp_path):
         refused(lambda path=path: with_detector(path, settings), r"8 misfits: odm\.0\.logits")
         got, said = with_detector(path, settings, ["odm.*.logits"])
         assert "90 of 98 tensors of the detector are from" in said
-        assert "fresh: odm.0.logits.bias, odm.0.logits.weight" in said
+        assert "newly initialised: odm.0.logits.bias, odm.0.logits.weight" in said
         for name, value in got.items():
             assert np.array_equal(value, expected[name]) != ("odm" in name and "logits" in name)
     names = resolve("refinedet_vgg16_320", None, SMALL, ("x", "y", "z"))

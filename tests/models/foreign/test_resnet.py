@@ -7,12 +7,12 @@ import pytest
 from helpers import refused as refused_command
 from safetensors.numpy import load_file
 
-from refinedet.errors import CheckpointError
+from refinedet.errors import CheckpointError, UsageError
 from refinedet.models.checkpoint import load_checkpoint, write_checkpoint
 from refinedet.models.foreign import modelzoo, resnet
-from refinedet.models.foreign.loading import import_weights, renamed, with_backbone
+from refinedet.models.foreign.import_weights import import_weights, renamed, with_backbone
 from refinedet.models.foreign.mindspore_ckpt import read_ckpt
-from refinedet.models.foreign.reading import read_weights
+from refinedet.models.foreign.weights_file import read_weights
 from refinedet.settings import resolve
 from refinedet.spec.config import replace
 from refinedet.spec.network import forward, initial_parameters, parameter_table
@@ -171,7 +171,7 @@ def test_the_preset_of_512_and_the_classes_of_coco(path, run, tmp_path):
     assert again.read_bytes() == output.read_bytes()
     refused_command(
         run("weights", "export", "--model", output, "--output", plain, "--names", "port"),
-        "RefineDet of the PyTorch port has no such tensor; export with --names canonical",
+        "--names: RefineDet of the PyTorch port has no ",
     )
 
 
@@ -258,8 +258,8 @@ def test_the_classifier_of_caffe_gives_its_layers_to_the_trunk(path):
     fresh = initial_parameters(settings.model, settings.input.seed)
     same(got, {**fresh, **classifier(WANTED)})
     assert said == (
-        f"520 of 540 tensors of the trunk are from {path} (RefineDet or ResNet101 of Caffe); "
-        f"fresh: {', '.join(sorted(n for n in fresh if 'res6_1' in n)[:8])}, ..."
+        f"520 of 540 tensors of the backbone are from {path} (RefineDet or ResNet101 of Caffe); "
+        f"newly initialised: {', '.join(sorted(n for n in fresh if 'res6_1' in n)[:8])}, ..."
     )
     path.write_bytes(caffemodel(caffe_layers(classifier(WANTED), 1.0, classifier=True)[:-4]))
     with pytest.raises(CheckpointError, match=r"res5_3\.conv3\.weight is missing"):
@@ -269,7 +269,7 @@ def test_the_classifier_of_caffe_gives_its_layers_to_the_trunk(path):
 def test_the_trunk_of_a_detector(path):
     path.write_bytes(caffemodel(caffe_layers(WANTED)))
     got, said = with_backbone(path, fresh_settings())
-    assert "540 of 540 tensors of the trunk" in said
+    assert "540 of 540 tensors of the backbone" in said
     assert "trained with" not in said
     for name, value in got.items():
         if name.startswith("backbone."):
@@ -281,8 +281,11 @@ def test_a_classifier_in_the_zoos_network(path):
     path.write_bytes(caffemodel(caffe_layers(classifier(WANTED), 1.0, classifier=True)))
     settings = fresh_settings("model.network.extra_width=64", name="modelzoo_resnet101_320")
     said = with_backbone(path, settings)[1]
-    assert "520 of 542 tensors of the trunk" in said
-    assert "; fresh: backbone.res3_4.l2_scale, backbone.res4_23.l2_scale, backbone.res6_1" in said
+    assert "520 of 542 tensors of the backbone" in said
+    assert (
+        "; newly initialised: backbone.res3_4.l2_scale, backbone.res4_23.l2_scale, backbone.res6_1"
+        in said
+    )
     assert said.endswith(
         "; they were trained with other settings: model.image.channels=BGR "
         "model.image.mean=[104.0, 117.0, 123.0] model.image.std=[1.0, 1.0, 1.0] "
@@ -305,7 +308,7 @@ def test_torchvisions_trunk_and_its_settings(path, images):
     told = [part.replace(",", ", ") for part in note.replace(", ", ",").split(" ")]
     settings = fresh_settings(*told)
     got, said = with_backbone(path, settings)
-    assert "520 of 540 tensors of the trunk" in said
+    assert "520 of 540 tensors of the backbone" in said
     assert "trained with" not in said
     lively = {**drawn(replace(PAPER, num_classes=2), 5), **classifier(got)}
     outputs = forward(lively, images, settings.model)[0]
@@ -335,7 +338,7 @@ def test_training_from_torchvisions_trunk(run, tmp_path, path, noise, monkeypatc
         *(*data, *SET, *steps),
     )
     assert status == 0, err
-    assert "520 of 540 tensors of the trunk" in out
+    assert "520 of 540 tensors of the backbone" in out
     assert "trained with other" not in out
     last = "backbone.res5_3.conv3.moving_variance"
     np.testing.assert_array_equal(backend.began[last], state["layer4.2.bn3.running_var"])
@@ -397,7 +400,7 @@ def test_the_zoos_trunk_alone(path):
     path.write_bytes(zoo.ckpt(STATE))
     settings = resolve("modelzoo_resnet101_320", None, ZOO_SMALL, ("x",))
     got, said = with_backbone(path, settings)
-    assert "542 of 542 tensors of the trunk" in said
+    assert "542 of 542 tensors of the backbone" in said
     assert "trained with" not in said
     for name, array in got.items():
         if name.startswith("backbone."):
@@ -419,10 +422,10 @@ def test_out_and_in_again(run, tmp_path, path):
 
 
 def test_names_that_fit_no_detector_of_the_zoo(tmp_path):
-    with pytest.raises(CheckpointError, match=r"RefineDet ResNet101 of .* has no such tensor"):
+    with pytest.raises(UsageError, match=r"RefineDet ResNet101 of .* has no tcb\."):
         renamed(WANTED, "modelzoo")
     lost = {n: a for n, a in ZOO_WANTED.items() if n != "backbone.res4_23.l2_scale"}
-    with pytest.raises(CheckpointError, match=r"res4_23\.l2_scale: .* this detector does not"):
+    with pytest.raises(UsageError, match=r"res4_23\.l2_scale, which this detector lacks"):
         renamed(lost, "modelzoo")
-    with pytest.raises(CheckpointError, match="the PyTorch port has no such tensor"):
+    with pytest.raises(UsageError, match="the PyTorch port has no "):
         renamed(ZOO_WANTED, "port")

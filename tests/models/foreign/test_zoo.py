@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from helpers import refused as refused_command
 
-from refinedet.errors import CheckpointError
+from refinedet.errors import CheckpointError, UsageError
 from refinedet.models.checkpoint import load_checkpoint
-from refinedet.models.foreign.loading import import_weights, renamed, with_backbone
+from refinedet.models.foreign.import_weights import import_weights, renamed, with_backbone
 from refinedet.models.foreign.mindspore_ckpt import read_ckpt, written_ckpt
 from refinedet.models.foreign.modelzoo import VGG16 as ZOO
-from refinedet.models.foreign.reading import read_weights
+from refinedet.models.foreign.weights_file import read_weights
 from refinedet.models.open import open_model
 from refinedet.settings import resolve
 from refinedet.spec.config import replace
@@ -160,7 +160,7 @@ def test_the_trunk_alone(path):
     path.write_bytes(ckpt(training(STATE)))
     settings = resolve(PRESET, None, SMALL, ("x",))
     got, said = with_backbone(path, settings)
-    assert "19 of 19 tensors of the trunk" in said
+    assert "19 of 19 tensors of the backbone" in said
     for name, array in got.items():
         if name.startswith("backbone."):
             np.testing.assert_array_equal(array, WANTED[name])
@@ -255,16 +255,18 @@ def test_export_and_again(run, tmp_path, path):
     write_safetensors(plain, WANTED)
     assert run("weights", "import", plain, "--output", again, *common)[0] == 0
     same(load_checkpoint(again).parameters, WANTED)
-    refused_command(run(*canonical, "--names", "port"), "the PyTorch port has no such tensor")
+    refused_command(
+        run(*canonical, "--names", "port"), "--names: RefineDet of the PyTorch port has no "
+    )
 
 
 @pytest.mark.parametrize("name", [n for n in PRESETS if not n.startswith("modelzoo")])
 def test_other_detectors_are_not_written_under_the_zoos_names(name):
     config = replace(preset(name), network={"width": 1 / 64})
-    with pytest.raises(CheckpointError, match="model zoo has no such tensor"):
+    with pytest.raises(UsageError, match="model zoo has no "):
         renamed(initial_parameters(config, 0), "modelzoo")
     short = {n: a for n, a in WANTED.items() if ".output2" not in n}
-    with pytest.raises(CheckpointError, match=r"tcb\.0\.output2\.weight: .* does not"):
+    with pytest.raises(UsageError, match=r"has tcb\.0\.output2\.weight, which this detector lacks"):
         renamed(short, "modelzoo")
 
 

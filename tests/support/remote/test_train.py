@@ -209,5 +209,8 @@ def test_what_users_get_wrong_is_one_line(run, command, tmp_path):
     refused(run(*command, *data, "--dry-run"), "--dry-run: writes nothing")
     refused(run(*command, *out, "--dry-run"), "--dry-run: writes nothing")
     refused(run(*command, "--train-url", "out"), "'out': is no URL of a folder")
-    refused(run("eval", "--results", "r.json", "--annotations", "a.json", *data), "--data-url: is not read with --results")
+    refused(
+        run("eval", "--results", "r.json", "--annotations", "a.json", *data),
+        "--data-url: is not read with --results",
+    )
     assert list(tmp_path.iterdir()) == []

@@ -17,10 +17,10 @@ from refinedet.errors import CheckpointError, FormatError, SettingsError
 from refinedet.models.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from refinedet.models.checkpoint import LARGEST_HEADER, load_checkpoint
 from refinedet.models.foreign.caffe import read_caffemodel
-from refinedet.models.foreign.mapping import recognise
+from refinedet.models.foreign.known_schemes import recognise
 from refinedet.models.foreign.mindspore_ckpt import is_ckpt, read_ckpt
+from refinedet.models.foreign.naming_scheme import Scheme
 from refinedet.models.foreign.pytorch import read_legacy, read_zip
-from refinedet.models.foreign.scheme import Scheme
 from refinedet.settings import Settings, from_yaml
 from refinedet.spec.network import Parameters
 from refinedet.spec.types import Array

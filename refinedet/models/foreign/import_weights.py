@@ -1,4 +1,4 @@
-"""Foreign weights into a detector: all of them or none, and every misfit is named."""
+"""Detectors and backbones from files of weights: every tensor that does not fit is reported."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import numpy as np
 
 from refinedet.data.formats.coco import COCO_CLASSES
 from refinedet.data.formats.voc import CLASSES as VOC_CLASSES
-from refinedet.errors import CheckpointError, SettingsError
+from refinedet.errors import CheckpointError, UsageError
 from refinedet.models.checkpoint import Checkpoint
-from refinedet.models.foreign.mapping import for_export
-from refinedet.models.foreign.reading import WeightsFile, read_weights
-from refinedet.models.foreign.scheme import classifier_layers, trunk_fields
+from refinedet.models.foreign.known_schemes import for_export
+from refinedet.models.foreign.naming_scheme import classifier_layers, trunk_fields
+from refinedet.models.foreign.weights_file import WeightsFile, read_weights
 from refinedet.settings import Settings, plain, resolve
 from refinedet.spec.config import Config, ImageConfig, NetworkConfig
 from refinedet.spec.network import Parameters, initial_parameters
-from refinedet.spec.presets import preset
+from refinedet.spec.presets import preset as find_preset
 from refinedet.spec.unread import without_unread
 from refinedet.support.text import one_line
 
-FIRST = 5
-"""So many misfits are told; the others are counted."""
+LISTED = 5
+"""Tensors that are listed in an error; further ones are counted."""
 
 
 def _under(name: str, pattern: str) -> bool:
-    """Whether a pattern means this name, or something that the name is in."""
+    """Whether a pattern matches this name or a module that contains it."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
 
@@ -38,71 +38,72 @@ def fit(
     fresh: Parameters,
     expected: Sequence[str],
     partial: Sequence[str],
-    part: str = "",
+    prefix: str = "",
 ) -> Parameters:
-    """Parameters of a file, over the fresh ones.
+    """The parameters that a file provides, all of which must fit the network.
 
     Args:
         fresh: all parameters of the network, by canonical name.
-        part: what the names begin with that are looked at; the file's others are left.
-        expected: those of them that the file must have; its others are left.
-        partial: patterns of canonical names, or of what they are in; such a tensor stays
-            fresh where the file lacks it or has it in another shape.
+        expected: names of the parameters that the file must have.
+        partial: patterns of names, or of modules that contain them; a matching parameter may
+            be missing from the file or have another shape, and is left out.
+        prefix: parameters of the file with other names are ignored.
     Returns:
-        The tensors of ``expected`` that come from the file, float32.
+        The parameters of ``expected`` that the file provides, float32.
     Raises:
-        CheckpointError: lists what is missing, unexpected, misshapen or not finite.
+        CheckpointError: lists tensors that are missing, unexpected, of another shape or not
+            finite.
+        UsageError: a pattern that matches nothing.
     """
     for pattern in partial:
         if not any(_under(name, pattern) for name in expected):
-            raise CheckpointError(
-                f"{pattern!r} is none of the tensors that are loaded", key="--partial"
+            raise UsageError(
+                f"{pattern!r} matches none of the tensors that are loaded", key="partial"
             )
-    found = {name: value for name, value in file.parameters.items() if name.startswith(part)}
+    given = {name: value for name, value in file.parameters.items() if name.startswith(prefix)}
     faults = [f"{one_line(name, 60)} is unexpected" for name in file.unexpected()]
-    faults += [f"{name} is unexpected" for name in found if name not in fresh]
+    faults += [f"{name} is unexpected" for name in given if name not in fresh]
     taken = {}
     for name in expected:
         optional = any(_under(name, pattern) for pattern in partial)
-        if name not in found:
+        if name not in given:
             faults += [] if optional else [f"{name} is missing"]
-        elif found[name].shape != fresh[name].shape:
-            shapes = f"has shape {found[name].shape}, expected {fresh[name].shape}"
+        elif given[name].shape != fresh[name].shape:
+            shapes = f"has shape {given[name].shape}, expected {fresh[name].shape}"
             faults += [] if optional else [f"{name} {shapes}"]
-        elif not np.isfinite(found[name]).all():
+        elif not np.isfinite(given[name]).all():
             faults.append(f"{name} is not finite")
         else:
-            taken[name] = found[name]
+            taken[name] = given[name]
     if faults:
-        more = f"; and {len(faults) - FIRST} more" if len(faults) > FIRST else ""
+        more = f"; and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
         count = f"{len(faults)} misfit{'s' if len(faults) > 1 else ''}"
         raise CheckpointError(
-            f"{file.scheme.kind}: {count}: {'; '.join(faults[:FIRST])}{more}; nothing was loaded",
-            key=file.path,
+            f"{file.scheme.kind}: {count}: {'; '.join(faults[:LISTED])}{more}; nothing was loaded",
+            path=file.path,
         )
     if not taken:
-        raise CheckpointError("holds nothing that is expected; nothing was loaded", key=file.path)
+        raise CheckpointError("has none of the tensors; nothing was loaded", path=file.path)
     return taken
 
 
 def patterns(partial: str | None) -> tuple[str, ...]:
-    """The value of ``--partial``, split at its commas."""
+    """The patterns of a text in which commas separate them."""
     return tuple(part.strip() for part in (partial or "").split(",") if part.strip())
 
 
 def with_backbone(
     path: Path, settings: Settings, partial: Sequence[str] = ()
 ) -> tuple[Parameters, str]:
-    """Fresh parameters, with the trunk of a file over them.
+    """Initial parameters, with those of the backbone from a file.
 
-    A detector's file must have the whole trunk, ``backbone.*``. A classifier's has no L2
-    scales, and nothing of the last stage: of it, VGG16's conv1_1 to fc7 or a ResNet's conv1
-    to res5 are expected.
+    A detector's file must have the whole backbone, ``backbone.*``. A classifier's file has no L2
+    scales and no last stage: VGG16's conv1_1 to fc7, or a ResNet's conv1 to res5, are required.
 
     Returns:
-        All parameters, and a line that tells what came from where.
+        All parameters, and one line that describes which come from the file.
     Raises:
-        CheckpointError: as ``fit`` and ``read_weights``.
+        CheckpointError, UsageError: as ``fit`` and ``read_weights``.
     """
     file = read_weights(path)
     fresh = initial_parameters(settings.model, settings.input.seed)
@@ -112,28 +113,28 @@ def with_backbone(
     expected = [n for n in trunk if n.rpartition(".")[0] in classifier and ".l2_scale" not in n]
     expected = expected if layers <= classifier else trunk
     taken = fit(file, fresh, expected, partial, "backbone.")
-    return _laid_over(file, fresh, taken, trunk, "the trunk", settings)
+    return _merged(file, fresh, taken, trunk, "the backbone", settings)
 
 
 def with_detector(
     path: Path, settings: Settings, partial: Sequence[str] = ()
 ) -> tuple[Parameters, str]:
-    """Fresh parameters, with those of a whole detector over them.
+    """Initial parameters, with those of a detector from a file.
 
-    Of a checkpoint the parameters alone are taken: what begins is another training.
+    Of a checkpoint only the parameters are used: a new training begins.
 
     Returns:
-        All parameters, and a line that tells what came from where.
+        All parameters, and one line that describes which come from the file.
     Raises:
-        CheckpointError: as ``fit`` and ``read_weights``.
+        CheckpointError, UsageError: as ``fit`` and ``read_weights``.
     """
     file = read_weights(path)
     fresh = initial_parameters(settings.model, settings.input.seed)
     taken = fit(file, fresh, list(fresh), partial)
-    return _laid_over(file, fresh, taken, list(fresh), "the detector", settings)
+    return _merged(file, fresh, taken, list(fresh), "the detector", settings)
 
 
-def _laid_over(
+def _merged(
     file: WeightsFile,
     fresh: Parameters,
     taken: Parameters,
@@ -141,28 +142,27 @@ def _laid_over(
     part: str,
     settings: Settings,
 ) -> tuple[Parameters, str]:
-    """All parameters, and how many of ``names``, which are ``part``, come from the file."""
-    said = f"{len(taken)} of {len(names)} tensors of {part} are from {file.path}"
-    said += f" ({file.scheme.kind})"
-    stay = sorted({name for name in names if name not in taken})
-    if stay:
-        said += f"; fresh: {', '.join(stay[:8])}{', ...' if len(stay) > 8 else ''}"
-    return {**fresh, **taken}, said + _settings_note(file, settings)
+    """All parameters, and a line with how many of ``names``, called ``part``, are the file's."""
+    line = f"{len(taken)} of {len(names)} tensors of {part} are from {file.path}"
+    line += f" ({file.scheme.kind})"
+    if rest := sorted({name for name in names if name not in taken}):
+        line += f"; newly initialised: {', '.join(rest[:8])}{', ...' if len(rest) > 8 else ''}"
+    return {**fresh, **taken}, line + _settings_note(file, settings)
 
 
 def _settings_note(file: WeightsFile, settings: Settings) -> str:
-    """What a trunk was trained with, where the settings differ."""
+    """The end of the line: settings that the file was trained with and that differ now."""
     image, network = file.scheme.image, file.scheme.network
     if file.settings:
         image = file.settings.model.image
         network = trunk_fields(file.settings.model.network)
     now = settings.model.network
     trained = without_unread(NetworkConfig, {**vars(now), **network}, ())
-    told = _assignments(
+    different = _assignments(
         None if image == settings.model.image else image,
         {name: trained[name] for name in network if trained[name] != getattr(now, name)},
     )
-    return f"; they were trained with other settings: {' '.join(told)}" if told else ""
+    return f"; they were trained with other settings: {' '.join(different)}" if different else ""
 
 
 def _assignments(image: ImageConfig | None, network: Mapping[str, object]) -> list[str]:
@@ -174,7 +174,7 @@ def _assignments(image: ImageConfig | None, network: Mapping[str, object]) -> li
 def _required_settings(
     image: ImageConfig | None, network: Mapping[str, object]
 ) -> dict[str, object]:
-    """The settings, by dotted key, with which a file's network computes."""
+    """By dotted key, the settings that a file's network was trained with."""
     fields = plain(image) if image is not None else {}
     return {f"model.image.{name}": value for name, value in fields.items()} | {
         f"model.network.{name}": value for name, value in network.items()
@@ -183,64 +183,68 @@ def _required_settings(
 
 def import_weights(
     path: Path,
-    preset_name: str | None = None,
+    preset: str | None = None,
     class_names: tuple[str, ...] = (),
     assignments: Sequence[str] = (),
     partial: Sequence[str] = (),
 ) -> tuple[Checkpoint, str]:
-    """A detector of this program from a file of weights.
+    """The detector in a file of weights.
 
     Args:
-        path: any file that ``read_weights`` knows, of a whole detector.
-        preset_name: the detector; if None, that of the file's kind at 320x320. Not for files
-            with settings of this program in them; nor are the next two.
-        class_names: without the background; VOC's for 20 classes, COCO's for 80, else
-            ``class 1`` and so on.
-        assignments: ``KEY=VALUE`` of settings, over those that the file's kind wants.
+        path: a whole detector, in any format that ``read_weights`` reads.
+        preset: of the detector; by default that of the file's kind, for 320x320. A file with
+            its own settings takes neither this nor the next two.
+        class_names: without the background; by default VOC's for 20 classes, COCO's for 80,
+            else ``class 1`` and so on.
+        assignments: ``KEY=VALUE`` of settings, over those that the file's kind requires.
         partial: as for ``fit``.
     Returns:
-        Weights without momentum, and a line that tells what they are.
+        A checkpoint without momentum buffers, and one line that describes it.
     Raises:
-        CheckpointError, SettingsError: see ``fit``, ``read_weights``; or unfit settings.
+        CheckpointError: see ``fit`` and ``read_weights``; a file without heads.
+        SettingsError: settings that cannot be used.
+        UsageError: arguments that do not go with the file.
     """
     file = read_weights(path)
     if file.settings is not None:
-        if preset_name or class_names or assignments:
-            raise CheckpointError(
-                "has its own settings; leave out --preset, --classes and --set", path=path
-            )
+        arguments = {"preset": preset, "class_names": class_names, "assignments": assignments}
+        for name, value in arguments.items():
+            if value:
+                raise UsageError(f"is not for {path}, which has its own settings", key=name)
         settings = file.settings
     else:
-        chosen = preset_name or file.scheme.preset
-        base = preset(chosen)
+        chosen = preset or file.scheme.preset
         if not partial and not any(".logits." in name for name in file.parameters):
             raise CheckpointError(
-                "has no heads; give it to train, as --backbone", path=path, key=file.scheme.kind
+                "has no heads; only a training can begin with it, as its backbone",
+                path=path,
+                key=file.scheme.kind,
             )
-        count = _classes(file, base) or len(class_names) + 1
+        count = _classes(file, find_preset(chosen)) or len(class_names) + 1
         names = class_names or _default_names(count)
         if len(names) + 1 != count:
-            raise SettingsError(
-                f"{path} detects {count - 1} classes, got {len(names)}", key="--classes"
+            raise UsageError(
+                f"has {len(names)} names, but {path} detects {count - 1} classes",
+                key="class_names",
             )
         defaults = _required_settings(file.scheme.image, file.scheme.network)
         settings = resolve(chosen, None, assignments, names, defaults)
     fresh = initial_parameters(settings.model, settings.input.seed)
     taken = fit(file, fresh, list(fresh), partial)
     height, width = settings.model.image_size
-    said = (
+    line = (
         f"{file.scheme.kind}, {len(settings.class_names)} classes, {height}x{width}: "
         f"{len(taken)} of {len(fresh)} tensors from {path}"
     )
     if dropped := file.dropped():
-        said += f"; {dropped} others, which a detector does not need, are dropped"
+        line += f"; {dropped} others, which a detector does not need, are dropped"
     digest = None if partial else file.digest
     parameters = {**fresh, **taken}
-    return Checkpoint(settings, parameters, None, 0, stored_digest=digest), said
+    return Checkpoint(settings, parameters, None, 0, stored_digest=digest), line
 
 
 def _classes(file: WeightsFile, config: Config) -> int:
-    """Classes with the background, by the rows of the file's logits; 0 where it has none."""
+    """Number of classes, background included, by the shape of the logits; 0 if it has none."""
     logits = file.parameters.get("odm.0.logits.weight")
     rows = 0 if logits is None or logits.ndim != 4 else len(logits)
     cell = len(config.anchors.aspect_ratios)
@@ -255,21 +259,21 @@ def _default_names(count: int) -> tuple[str, ...]:
 
 
 def renamed(parameters: Parameters, names: str) -> Parameters:
-    """Parameters under ``canonical`` names, or as the ``port`` or the ``modelzoo`` has them.
+    """Parameters as another program names and stores them.
 
+    Args:
+        names: ``canonical``; ``port``, the PyTorch port; or ``modelzoo``.
     Raises:
-        CheckpointError: of another network, as with batch normalisation in the trunk.
+        UsageError: that program has another network, such as one without batch normalisation.
     """
     if names == "canonical":
         return dict(parameters)
     scheme = for_export(names, parameters)
     if lost := [name for name in parameters if name not in scheme.names]:
-        raise CheckpointError(
-            f"{scheme.kind} has no such tensor; export with --names canonical", key=lost[0]
-        )
+        raise UsageError(f"{scheme.kind} has no {lost[0]}; choose the canonical names", key="names")
     if lost := [name for name in scheme.names if name not in parameters]:
-        raise CheckpointError(
-            f"{scheme.kind} has it, this detector does not; export with --names canonical",
-            key=lost[0],
+        raise UsageError(
+            f"{scheme.kind} has {lost[0]}, which this detector lacks; choose the canonical names",
+            key="names",
         )
     return {scheme.names[name]: scheme.revert(name, value) for name, value in parameters.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from refinedet.models.foreign import modelzoo, resnet, vgg16
-from refinedet.models.foreign.scheme import BGR, Scheme
+from refinedet.models.foreign.naming_scheme import BGR, Scheme
 from refinedet.spec.network import parameter_table
 from refinedet.spec.presets import PRESETS
 
