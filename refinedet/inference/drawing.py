@@ -1,7 +1,7 @@
-"""Images of results: detections drawn, sheets of samples, curves of a run.
+"""Detections drawn on images, as JSON, and sheets of several images.
 
 All images are (H, W, 3) uint8 in the order R, G, B. Files are written whole or not
-at all. The same input gives the same image.
+at all. Equal arguments give equal images.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 FONT_HEIGHT = 22.0
 """Pixels of a capital letter at scale 1."""
 GOLDEN = (math.sqrt(5) - 1) / 2
-"""Of the colour circle from one class to the next: no two of many classes come close."""
+"""Step on the colour circle from one class to the next; keeps many classes apart."""
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of R, G and B in the brightness that the eye sees (ITU-R BT.601)."""
+"""Weights of R, G and B in the perceived brightness (ITU-R BT.601)."""
 GREY = 64
 GAP = 4
 """Pixels between the images of a sheet."""
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
-    """R, G, B of a class, from 1; bright and saturated, the same in every image."""
+    """R, G, B of a class, whose label is at least 1: saturated, the same in every image."""
     hue = (label - 1) * GOLDEN % 1
     pixel = np.array([[[round(hue * 179), 200, 255]]], np.uint8)
     r, g, b = cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0].tolist()
@@ -48,14 +48,14 @@ def draw_detections(
 ) -> Array:
     """A copy of the image with a box, a name and a score for every object.
 
-    Line and letters grow with the image. The best are drawn last, on top. Letters
-    outside ASCII, which OpenCV's fonts lack, show as "?".
+    Lines and letters scale with the image. The highest scores are drawn last, on top.
+    Characters outside ASCII, which OpenCV's fonts lack, become "?".
 
     Args:
         image: (H, W, 3) uint8.
-        boxes: (D, 4) float32 or float64, pixels, corner form; cut at the image's edges.
+        boxes: (D, 4) float32 or float64, pixels, corner form; clipped to the image.
         labels: (D,) integers from 1.
-        scores: (D,), or None, for ground truth.
+        scores: (D,), or None for ground truth.
         class_names: without the background; label 1 is the first.
     Returns:
         (H, W, 3) uint8.
@@ -85,24 +85,24 @@ def draw_detections(
 
 
 def _write(image: Array, text: str, corner: Sequence[int], colour: tuple[int, int, int]) -> None:
-    """Letters on the class's colour, above the corner where there is room."""
+    """Write text on the class's colour, above the corner if there is room."""
     height, width = image.shape[:2]
     scale = max(0.35, min(height, width) / 40 / FONT_HEIGHT)
     weight = max(1, round(scale * 1.5))
-    shown = text.encode("ascii", "replace").decode()
-    (wide, tall), below = cv2.getTextSize(shown, FONT, scale, weight)
+    ascii_text = text.encode("ascii", "replace").decode()
+    (wide, tall), below = cv2.getTextSize(ascii_text, FONT, scale, weight)
     x = max(0, min(corner[0], width - wide))
     top = max(0, corner[1] - tall - below)
     cv2.rectangle(image, (x, top), (x + wide, top + tall + below), colour, cv2.FILLED)
     bright = np.dot(colour, LUMA) > 110
     ink = (0, 0, 0) if bright else (255, 255, 255)
-    cv2.putText(image, shown, (x, top + tall), FONT, scale, ink, weight, cv2.LINE_AA)
+    cv2.putText(image, ascii_text, (x, top + tall), FONT, scale, ink, weight, cv2.LINE_AA)
 
 
 def detections_json(
     images: Iterable[tuple[str, int, int, Detections]], class_names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Detections of many images as plain values, ready for ``json.dumps``.
+    """Detections of several images, ready for ``json.dumps``.
 
     Args:
         images: file name, width and height in pixels, and the detections with boxes
@@ -110,8 +110,8 @@ def detections_json(
         class_names: label 1 is the first.
     Returns:
         For each image "file", "width", "height" and "objects", best first; for each
-        object "label", "class", "score" (6 places) and "box": x_min, y_min, x_max,
-        y_max in pixels (2 places).
+        object "label", "class", "score" (6 decimals) and "box": x_min, y_min, x_max,
+        y_max in pixels (2 decimals).
     """
     return [
         {
@@ -126,39 +126,41 @@ def detections_json(
                     "box": [round(x, 2) for x in box],
                 }
                 for box, score, label in zip(
-                    found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+                    *(column.tolist() for column in detections), strict=True
                 )
             ],
         }
-        for file, width, height, found in images
+        for file, width, height, detections in images
     ]
 
 
 def sheet(images: Sequence[Array], columns: int, path: Path, cell: int = 320) -> None:
-    """Write one image that shows many, row by row on grey.
+    """Write one image that shows several, in rows on grey.
 
     Args:
-        images: at least one, of any sizes; each is fitted, undistorted, into its place;
-            places are as high and wide as the largest needs.
-        columns: from 1; fewer images take fewer.
+        images: at least one, of any sizes; each is resized to fit its cell, undistorted. All
+            cells are as high and wide as the largest image needs.
+        columns: at least 1; fewer images use fewer.
         path: a PNG.
-        cell: the longer side of every image, pixels.
+        cell: the longer side of every resized image, pixels.
     Raises:
         SpecError: no image, or not an image; columns or cell below 1.
         WriteError: the file cannot be written.
     """
     if not images or columns < 1 or cell < 1:
-        raise SpecError("expected an image, a column and a cell size, at least 1 each", key="sheet")
+        raise SpecError(
+            "expected an image, a column and a cell size, at least 1 each", key="images"
+        )
     fitted = [_fit(image, cell) for image in images]
     columns = min(columns, len(fitted))
     wide = max(image.shape[1] for image in fitted)
     tall = max(image.shape[0] for image in fitted)
     shape = (math.ceil(len(fitted) / columns) * (tall + GAP) + GAP, columns * (wide + GAP) + GAP, 3)
     canvas = np.full(shape, GREY, np.uint8)
-    for place, image in enumerate(fitted):
+    for index, image in enumerate(fitted):
         height, width = image.shape[:2]
-        top = GAP + place // columns * (tall + GAP) + (tall - height) // 2
-        left = GAP + place % columns * (wide + GAP) + (wide - width) // 2
+        top = GAP + index // columns * (tall + GAP) + (tall - height) // 2
+        left = GAP + index % columns * (wide + GAP) + (wide - width) // 2
         canvas[top : top + height, left : left + width] = image
     write_image(path, canvas)
 

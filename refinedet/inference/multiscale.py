@@ -1,12 +1,12 @@
-"""Prediction at several sizes of input, mirrored too: the test behind the paper's "+" rows.
+"""Multi-scale testing: predictions at several input sizes, also mirrored, are fused.
 
-A network is made for each size that the views want, with the same parameters. Anchors keep
-their sides in pixels of the input, also where another preset's would grow with it, as the
-model zoo's do: offsets were learnt against anchors of these sides, on features of this
-scale. So an image twice as large shows objects of half the size.
+The paper's rows with a "+" are measured so. Each input size of the views gets a network with
+the same parameters. Anchors keep their sides in input pixels at every size, also with presets
+whose anchors are larger for larger inputs (the model zoo's), because the offsets were trained
+with anchors of these sides, on features of this scale.
 
-Networks of all sizes stay in memory, each with its own copy of the parameters if the
-backend makes one. A batch is held while all views look at it.
+The networks of all sizes stay in memory, each with its own copy of the parameters if the
+backend makes one. A batch of images stays in memory until all views of it are evaluated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from refinedet.spec.types import Array
 
 
 class MultiScalePredictor:
-    """As ``refinedet.inference.predictor.Predictor``, by several looks at each image."""
+    """As ``refinedet.inference.predictor.Predictor``, by several views of each image."""
 
     def __init__(
         self,
@@ -34,18 +34,19 @@ class MultiScalePredictor:
         rebuild: Callable[[Config], Network],
         batch_size: int = 8,
     ) -> None:
-        """Look with this network, and with its likes for other sizes of input.
+        """Make the networks of all input sizes.
 
         Args:
-            rebuild: the same detector for a config with another ``image_size``; called once
-                for each size. What it raises is raised here.
+            network: that of the config's own ``image_size``.
+            rebuild: gives the same detector for a config with another ``image_size``; called
+                once for each size. Its errors are raised here.
         """
         self.config = network.config
         self.fusion = fusion
         self.rebuild = rebuild
         self.batch_size = batch_size
         self._predictors = {self.config.image_size: Predictor(network, batch_size)}
-        for view in fusion.views:  # now, not when half of the images are done
+        for view in fusion.views:  # now: an error must not come after hours of evaluation
             for image in ((1, 1), (1, 2)):
                 self._predictor(view.input_size(self.config.image_size, image))
 
@@ -53,27 +54,28 @@ class MultiScalePredictor:
         """See ``Predictor.predict``."""
         remaining = iter(images)
         while group := list(itertools.islice(remaining, self.batch_size)):
-            looks = [self._look(view, group) for view in self.fusion.views]
-            for image, found in zip(group, zip(*looks, strict=True), strict=True):
+            views = [self._detect(view, group) for view in self.fusion.views]
+            for image, detections in zip(group, zip(*views, strict=True), strict=True):
                 height, width = image.shape[:2]
-                fused = fuse(found, self.fusion, (height, width))
+                fused = fuse(detections, self.fusion, (height, width))
                 yield in_pixels(fused, (height, width))
 
-    def _look(self, view: View, group: list[Array]) -> list[Detections]:
-        """What each image shows in a view: boxes as fractions, in that view."""
+    def _detect(self, view: View, group: list[Array]) -> list[Detections]:
+        """The detections of each image in a view; boxes as fractions of that view."""
         rows: dict[tuple[int, int], list[int]] = {}
         for row, image in enumerate(group):
             height, width = image.shape[:2]
             size = view.input_size(self.config.image_size, (height, width))
             rows.setdefault(size, []).append(row)
-        found: dict[int, Detections] = {}
-        for size, mine in rows.items():
-            shown = (group[row] for row in mine)
+        by_row: dict[int, Detections] = {}
+        for size, same_size in rows.items():
+            images = (group[row] for row in same_size)
             if view.mirrored:
-                shown = (np.ascontiguousarray(image[:, ::-1]) for image in shown)
-            seen = self._predictor(size).detect(shown)
-            found |= {row: detections for row, (_, detections) in zip(mine, seen, strict=True)}
-        return [found[row] for row in range(len(group))]
+                images = (np.ascontiguousarray(image[:, ::-1]) for image in images)
+            results = self._predictor(size).detect(images)
+            for row, (_, detections) in zip(same_size, results, strict=True):
+                by_row[row] = detections
+        return [by_row[row] for row in range(len(group))]
 
     def _predictor(self, size: tuple[int, int]) -> Predictor:
         if size not in self._predictors:

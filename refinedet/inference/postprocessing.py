@@ -1,9 +1,10 @@
-"""From scored boxes to detections, fast.
+"""From scored boxes to detections: filter, non-maximum suppression, limits.
 
-The result is that of ``spec.detection.detect``, ties and order included. Candidates
-are selected before they are sorted. Suppression goes through all classes at once, a
-block of each class's best candidates at a time, and stops where a class is full;
-only pairs of one class, with a kept or a new candidate before a new one, are compared.
+The result equals that of ``spec.detection.detect``, ties and order included, and is computed
+faster. Candidates are selected before they are sorted. Suppression treats all classes
+together, in rounds of one block of each class's best candidates, and skips a class that has
+its maximum number of detections. Only pairs of one class are compared: a kept or a new
+candidate with a new one of lower rank.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from refinedet.spec.errors import SpecError, check_boxes, check_float, check_sha
 from refinedet.spec.types import Array
 
 BLOCK = 64
-"""Candidates of a class that one round compares."""
+"""Candidates of a class in one round."""
 GROUP = 4096
-"""Candidates of the classes that are treated together; bounds the memory."""
+"""Candidates, of whole classes, that are treated together; limits the memory."""
 
 
 def postprocess(
     boxes: Array, scores: Array, config: DetectionConfig, size: tuple[int, int] | None = None
 ) -> Detections:
-    """The detections of one image; see ``spec.detection``, steps 3 to 5.
+    """The detections of one image; ``spec.detection``, steps 3 to 5.
 
     Args:
-        boxes: (A, 4) float32, corner form, one box an anchor for all classes.
-        scores: (A, K) float32; column 0 is the background and is not read.
+        boxes: (A, 4) float32, corner form; an anchor has one box for all classes.
+        scores: (A, K) float32; column 0 is the background and is ignored.
         size: height and width of the original image; see ``spec.detection.detect``.
     Raises:
         SpecError: shapes, dtypes, crossed corners.
@@ -38,28 +39,30 @@ def postprocess(
     check_float(boxes=boxes, scores=scores)
     check_shape(scores, "scores", len(boxes), None)
     if scores.shape[1] < 2:
-        raise SpecError("want a column for the background and one a class", key="scores")
+        raise SpecError("expected a column for the background and one for each class", key="scores")
     pixel = pixel_sides(config, size)
     if config.clip_first:
         boxes = boxes.clip(0, 1)
     above = scores > config.score
     above[:, 0] = False
-    place = np.flatnonzero(above)  # by rising anchor, then rising class
-    score = scores.ravel()[place]
+    flat = np.flatnonzero(above)  # by rising anchor, then rising class
+    score = scores.ravel()[flat]
     order = _best_first(score, config.top_before_nms)
     score = score[order]
-    anchor, label = np.divmod(place[order], scores.shape[1])
+    anchor, label = np.divmod(flat[order], scores.shape[1])
 
     by_class = np.argsort(label, kind="stable")  # each class best first
     by_class = by_class[_rank(label[by_class]) < (config.top_before_nms_per_class or len(score))]
     kept = suppress(boxes[anchor[by_class]], label[by_class], config, pixel)
     rows = np.sort(by_class[kept])[: config.top]
-    found = boxes[anchor[rows]]
-    return Detections(found.clip(0, 1) if config.clip else found, score[rows], label[rows])
+    kept_boxes = boxes[anchor[rows]]
+    if config.clip:
+        kept_boxes = kept_boxes.clip(0, 1)
+    return Detections(kept_boxes, score[rows], label[rows])
 
 
 def _best_first(score: Array, top: int | None) -> Array:
-    """Rows by falling score, equal ones as they stand; the first ``top`` of them."""
+    """The first ``top`` rows by falling score; equal scores keep their order."""
     if top is None or top >= len(score):
         return np.argsort(-score, kind="stable")
     lowest = np.partition(score, len(score) - top)[len(score) - top]
@@ -69,20 +72,20 @@ def _best_first(score: Array, top: int | None) -> Array:
 
 
 def _rank(label: Array) -> Array:
-    """How many of its own label stand before each row; ``label`` is sorted."""
+    """Number of earlier rows with the same label, for each row; ``label`` is sorted."""
     rank: Array = np.arange(len(label)) - np.searchsorted(label, label)
     return rank
 
 
 def _largest_kept(iou: float) -> float:
-    """The largest float64 that is at most ``iou`` after the specification's rounding to float32."""
+    """The largest float64 that, rounded to float32 as in the specification, is at most ``iou``."""
     exact = np.float32(iou)
     middle = (float(exact) + float(np.nextafter(exact, np.float32(2)))) / 2
     return middle if np.float32(middle) == exact else float(np.nextafter(middle, 0))
 
 
 def nms(boxes: Array, scores: Array, iou: float, pixel: tuple[float, float] = (0.0, 0.0)) -> Array:
-    """``spec.detection.nms`` for boxes that are sound: non-maximum suppression within a class."""
+    """Non-maximum suppression within one class: ``spec.detection.nms`` for valid boxes."""
     order = np.argsort(-scores, kind="stable")
     config = DetectionConfig(nms_iou=iou)
     return order[suppress(boxes[order], np.ones(len(order), np.int64), config, pixel)]
@@ -91,15 +94,15 @@ def nms(boxes: Array, scores: Array, iou: float, pixel: tuple[float, float] = (0
 def suppress(
     boxes: Array, label: Array, config: DetectionConfig, pixel: tuple[float, float] = (0.0, 0.0)
 ) -> Array:
-    """Rows that survive, of candidates sorted by class, each class best first.
+    """The rows that are kept, of candidates sorted by class, each class best first.
 
-    ``pixel`` is added to widths and heights where overlaps are measured.
+    ``pixel`` is added to widths and heights when overlaps are computed.
     """
     rank, longer = _rank(label), lengthened(boxes, pixel)
     kept = [np.zeros(0, np.int64)]
     start = 0
     while start < len(label):
-        # Whole classes: up to the end of the one in which the group is full.
+        # Whole classes, up to the one with which the group is full.
         last = min(start + GROUP, len(label)) - 1
         stop = int(np.searchsorted(label, label[last], side="right"))
         group = slice(start, stop)
@@ -114,7 +117,7 @@ def _suppress_group(
     rank: Array,
     config: DetectionConfig,
 ) -> Array:
-    """``suppress`` for some classes, in rounds of one block of each."""
+    """``suppress`` for some whole classes, in rounds of one block of each."""
     corners = np.ascontiguousarray(boxes.T)
     limit = _largest_kept(config.nms_iou)
     cap = config.top_per_class or len(label)
@@ -131,7 +134,7 @@ def _suppress_group(
         clash = _overlaps(corners, pool[earlier], pool[later]) > limit
         alive = np.ones(len(pool), bool)
         for i, j in zip(earlier[clash].tolist(), later[clash].tolist(), strict=True):
-            if alive[i]:  # decided: pairs run by rising j
+            if alive[i]:  # final: pairs are in order of j
                 alive[j] = False
         kept = pool[alive]
         kept = kept[_rank(label[kept]) < cap]
@@ -139,7 +142,7 @@ def _suppress_group(
 
 
 def _countdown(counts: Array) -> Array:
-    """For each count n the numbers n - 1 to 0, one after the other."""
+    """For each count n, the numbers from n - 1 down to 0, concatenated."""
     return np.repeat(np.cumsum(counts), counts) - 1 - np.arange(counts.sum())
 
 

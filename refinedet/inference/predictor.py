@@ -1,4 +1,4 @@
-"""Prediction: images of any size in, detections in their own pixels out."""
+"""Prediction: from images of any size to detections in their own pixels."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from refinedet.spec.errors import SpecError
 from refinedet.spec.types import Array
 
 
-def confident(found: Detections, score: float) -> Detections:
-    """The detections with at least this score, in their order."""
-    sure = found.scores >= score
-    return Detections(found.boxes[sure], found.scores[sure], found.labels[sure])
+def confident(detections: Detections, score: float) -> Detections:
+    """The detections with at least this score, in the same order."""
+    kept = detections.scores >= score
+    return Detections(*(column[kept] for column in detections))
 
 
-def in_pixels(found: Detections, size: tuple[int, int]) -> Detections:
-    """Detections as fractions of an image in its pixels; ``size`` is height and width."""
+def in_pixels(detections: Detections, size: tuple[int, int]) -> Detections:
+    """Convert boxes from fractions of an image to its pixels; ``size`` is height and width."""
     height, width = size
-    return found._replace(boxes=found.boxes * np.array([width, height, width, height], np.float32))
+    scale = np.array([width, height, width, height], np.float32)
+    return detections._replace(boxes=detections.boxes * scale)
 
 
 class Predictor:
-    """Runs a network over images, a fixed number at a time.
+    """Runs a network over images, in batches of one size.
 
-    The last batch is filled up, so that a backend that compiles for a shape compiles
-    once.
+    The last batch is padded with blank images, so that a backend that compiles for a shape
+    compiles once.
     """
 
     def __init__(self, network: Network, batch_size: int = 8) -> None:
@@ -41,18 +42,20 @@ class Predictor:
         self.normalise = normaliser(network.config.image)
 
     def predict(self, images: Iterable[Array]) -> Iterator[Detections]:
-        """The detections of each image, in order; reads ahead one batch at most.
+        """The detections of each image, in order; reads at most one batch ahead.
 
         Args:
             images: each (H, W, 3) uint8, RGB, of any size.
         Returns:
-            For each the ``Detections``, boxes in pixels of that image.
+            For each image its ``Detections``, boxes in pixels of that image.
+        Raises:
+            BackendError: outputs that are not finite.
         """
-        for size, found in self.detect(images):
-            yield in_pixels(found, size)
+        for size, detections in self.detect(images):
+            yield in_pixels(detections, size)
 
     def detect(self, images: Iterable[Array]) -> Iterator[tuple[tuple[int, int], Detections]]:
-        """As ``predict``: for each its height and width, and boxes as fractions of it."""
+        """As ``predict``, with height and width of each image, and boxes as fractions of it."""
         config = self.network.config
         remaining = iter(images)
         while group := list(itertools.islice(remaining, self.batch_size)):
@@ -63,11 +66,10 @@ class Predictor:
             for image, b, s in zip(group, boxes, scores, strict=False):
                 height, width = image.shape[:2]
                 try:
-                    found = postprocess(b, s, config.detection, (height, width))
+                    detections = postprocess(b, s, config.detection, (height, width))
                 except SpecError as error:
                     raise BackendError(
-                        f"its outputs are no detections: {error}; its parameters are "
-                        "damaged, or its training has diverged",
-                        key="--model",
+                        f"the outputs of the model cannot be used: {error}; its parameters "
+                        "are damaged, or its training has diverged"
                     ) from error
-                yield (height, width), found
+                yield (height, width), detections

@@ -224,7 +224,7 @@ def test_outputs_that_are_not_finite_are_told(run, weights, noise, tmp_path, mon
             *("detect", noise.records[0].path, "--model", weights, "--backend", "spec"),
             *("--output", tmp_path / "out"),
         ),
-        "--model: its outputs are no detections: boxes: not finite at (0, 0); its parameters are",
+        "the outputs of the model cannot be used: boxes: not finite at (0, 0); its parameters are",
     )
     assert not (tmp_path / "out").exists()
 
