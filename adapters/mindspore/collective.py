@@ -1,8 +1,8 @@
-"""What several workers compute together: sums inside the graph, and what they tell each other.
+"""What several ranks compute together: sums inside the graph, and the group of the ranks.
 
-A job's workers hold the same parameters and see different images. A loss divides by a
-number of positives, and batch normalisation by a number of pixels: both are those of all
-workers, so that any number of them trains as one with the whole batch would.
+The ranks of a job hold the same parameters and take different images. A loss divides by a number
+of positives, and batch normalisation by a number of pixels. Both are counted over all ranks, so
+that several ranks train as one rank with the whole batch.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from refinedet.errors import BackendError
 
 
 def joined() -> bool:
-    """Whether this process belongs to a job of several workers."""
+    """Whether this process belongs to a job of several ranks."""
     return bool(communication.GlobalComm.INITED)
 
 
-def workers() -> int:
-    """How many workers there are."""
+def rank_count() -> int:
+    """Number of ranks."""
     return communication.get_group_size() if joined() else 1
 
 
 def join(library: str) -> Group:
-    """Join the other workers of this job, on the device that is set.
+    """Join the other ranks of this job, on the device that is set.
 
     Args:
         library: ``hccl``, ``nccl`` or ``mccl``.
@@ -42,27 +42,27 @@ def join(library: str) -> Group:
         return _star(communication.get_rank(), communication.get_group_size())
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise BackendError(f"the workers do not find each other: {reason}") from error
+        raise BackendError(f"the ranks cannot connect: {reason}") from error
 
 
 def _star(rank: int, size: int) -> Star:
-    """Connect to rank 0, whose port and secret go round by MindSpore's own means."""
+    """Connect to rank 0, whose port and secret are sent by MindSpore's AllGather."""
     host = os.environ["MS_SCHED_HOST"]  # of the first machine, where rank 0 is
-    listener, told = None, np.zeros(1 + KEY_BYTES, np.int32)
+    listener, address = None, np.zeros(1 + KEY_BYTES, np.int32)
     if rank == 0:
         key = secrets.token_bytes(KEY_BYTES)
         listener = Listener((host, 0), backlog=size, authkey=key)
-        told = np.array([listener.address[1], *key], np.int32)
-    told = ops.AllGather()(ms.Tensor(told)).asnumpy()[: len(told)]
+        address = np.array([listener.address[1], *key], np.int32)
+    address = ops.AllGather()(ms.Tensor(address)).asnumpy()[: len(address)]
     if listener is not None:
         return Star.first(size, listener)
-    return Star.other(rank, size, (host, int(told[0])), bytes(told[1:].tolist()))
+    return Star.other(rank, size, (host, int(address[0])), bytes(address[1:].tolist()))
 
 
-class SumOverWorkers(nn.Cell):
-    """The sum of a tensor over all workers, on each of them.
+class SumOverRanks(nn.Cell):
+    """The sum of a tensor over all ranks, on each of them.
 
-    It has its own way back: a change here changes every worker's loss, so gradients are
+    It has its own backward pass: a change here changes every rank's loss, so gradients are
     summed too. That of MindSpore's AllReduce gives other numbers on the CPU (2.8.0).
     """
 
@@ -77,13 +77,13 @@ class SumOverWorkers(nn.Cell):
         return (self.sum(gradient),)
 
 
-def over_workers() -> nn.Cell:
-    """Sums over all workers; with one worker, nothing."""
-    return SumOverWorkers() if workers() > 1 else nn.Identity()
+def sum_over_ranks() -> nn.Cell:
+    """Sums a tensor over all ranks; with one rank it is the identity."""
+    return SumOverRanks() if rank_count() > 1 else nn.Identity()
 
 
 class GlobalBatchNorm(nn.Cell):
-    """Batch normalisation by the statistics of all workers' images: ``spec.layers``."""
+    """Batch normalisation with the statistics over all ranks: ``spec.layers``."""
 
     def __init__(self, channels: int, eps: float, momentum: float) -> None:
         super().__init__()
@@ -92,12 +92,12 @@ class GlobalBatchNorm(nn.Cell):
         self.moving_mean = ms.Parameter(np.zeros(channels, np.float32), requires_grad=False)
         self.moving_variance = ms.Parameter(np.ones(channels, np.float32), requires_grad=False)
         self.eps, self.kept, self.fresh = eps, momentum, 1 - momentum
-        self.total, self.workers = over_workers(), workers()
+        self.total, self.ranks = sum_over_ranks(), rank_count()
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         mean, variance = self.moving_mean, self.moving_variance
         if self.training:
-            count = x.shape[0] * x.shape[2] * x.shape[3] * self.workers
+            count = x.shape[0] * x.shape[2] * x.shape[3] * self.ranks
             mean = self.total(x.sum((0, 2, 3))) / count
             centred = x - mean.reshape((1, -1, 1, 1))
             variance = self.total((centred * centred).sum((0, 2, 3))) / count
@@ -112,7 +112,7 @@ class GlobalBatchNorm(nn.Cell):
 
 
 def batch_norm(channels: int, eps: float, momentum: float) -> nn.Cell:
-    """MindSpore's own with one worker; ``momentum`` is the weight of the old average."""
-    if workers() > 1:
+    """MindSpore's own with one rank; ``momentum`` is the weight of the old average."""
+    if rank_count() > 1:
         return GlobalBatchNorm(channels, eps, momentum)
     return nn.BatchNorm2d(channels, eps=eps, momentum=momentum)

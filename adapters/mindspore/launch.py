@@ -1,9 +1,9 @@
 """The command ``launch``: ``train`` or ``eval`` on several devices, through MindSpore's ``msrun``.
 
-``msrun`` starts the workers of this machine, and on the first machine the scheduler by which
-all find each other. It tells little of a worker that fails; so each worker notes how it ended
-(``refinedet.adapters.mindspore.worker``), and this command watches the notes: the first
-worker that fails ends the job, and its own line is the job's.
+``msrun`` starts the ranks of this machine, and on the first machine the scheduler through which
+all ranks connect. It reports little of a rank that fails. So each rank writes a note of how it
+ended (``refinedet.adapters.mindspore.rank``), and this command watches the notes: the first
+rank that fails ends the job, and its error line becomes the job's.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from typing import Annotated, Any
 
 import typer
 
+from refinedet.adapters.mindspore.rank import FOLDER, LAUNCHER, SCHEDULER
 from refinedet.adapters.mindspore.ranktable import read_rank_table, require_fit
-from refinedet.adapters.mindspore.worker import FOLDER, LAUNCHER, SCHEDULER
-from refinedet.backends.process_group import LOST
-from refinedet.errors import BackendError
+from refinedet.backends.process_group import SEE_OTHER_LOG
+from refinedet.errors import BackendError, UsageError
 
 COMMANDS = ("train", "eval")
 TARGETS = ("cpu", "gpu", "ascend")
 PORT = 8118
-"""Of the scheduler, where nobody says another; ``msrun``'s own."""
+"""Of the scheduler by default, as in ``msrun``."""
 ERROR = "refinedet: error: "
-"""Begins the line with which a worker says why it ended."""
+"""Begins a rank's error line."""
 CHATTER = "[INFO] "
 """Begins lines of MindSpore's communication that GLOG_v does not silence."""
 OFTEN = 0.2
-"""Seconds between two looks at the workers."""
+"""Seconds between two checks of the ranks."""
 GRACE = 30.0
-"""Seconds that ``msrun`` may take to end after the last worker."""
+"""Seconds that ``msrun`` may take to end after the last rank."""
 MSRUN = """
 import sys
 sys.path[:] = filter(None, sys.path)  # the folder of the user, who may have a mindspore in it
@@ -58,8 +58,8 @@ class Job:
     """The part of a job that is on this machine."""
 
     command: tuple[str, ...]
-    workers: int
-    """On all machines."""
+    size: int
+    """Number of ranks on all machines."""
     nodes: int
     node_rank: int
     address: str
@@ -69,18 +69,18 @@ class Job:
 
     @property
     def ranks(self) -> range:
-        """Of the workers of this machine."""
-        here = self.workers // self.nodes
+        """The ranks on this machine."""
+        here = self.size // self.nodes
         return range(self.node_rank * here, (self.node_rank + 1) * here)
 
     def log(self, rank: int) -> Path:
-        """What a worker of this machine prints."""
+        """The file of what a rank of this machine prints; the name is ``msrun``'s."""
         return self.logs / f"worker_{rank}.log"
 
     def msrun(self, script: Path) -> list[str]:
-        """The arguments of ``msrun``; ``script`` is what it has Python run."""
+        """The arguments of ``msrun``, which runs the Python file ``script`` in each rank."""
         options = {
-            "worker_num": self.workers,
+            "worker_num": self.size,
             "local_worker_num": len(self.ranks),
             "master_addr": self.address,
             "master_port": self.port,
@@ -94,12 +94,12 @@ class Job:
         return [*named, str(script), *self.command]
 
     def environment(self, inherited: Mapping[str, str], folder: Path) -> dict[str, str]:
-        """Of the workers. ``folder`` is the job's, and holds the ``python`` that they run."""
-        wishes = {"GLOG_v": "3"}  # of MindSpore only errors
-        if target_of(self.command) == "cpu":  # else each worker takes all cores
-            wishes["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // len(self.ranks)))
+        """The ranks' environment. ``folder`` is the job's, with the ``python`` that they run."""
+        defaults = {"GLOG_v": "3"}  # MindSpore logs errors only
+        if target_of(self.command) == "cpu":  # else each rank takes all cores
+            defaults["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // len(self.ranks)))
         return {
-            **wishes,
+            **defaults,
             **inherited,
             "PATH": f"{folder}{os.pathsep}{inherited.get('PATH', os.defpath)}",
             "PYTHONUNBUFFERED": "1",
@@ -112,11 +112,11 @@ def launch(
     command: Annotated[
         list[str], typer.Argument(help="After --: train or eval, with its options.")
     ],
-    workers: Annotated[int, typer.Option(min=1, help="On all machines; one a device.")],
+    ranks: Annotated[int, typer.Option(min=1, help="Ranks on all machines, one a device.")],
     rank_table_file: Annotated[
-        Path | None, typer.Option(help="Huawei's table of the devices, for HCCL.")
+        Path | None, typer.Option(help="Huawei's table of the ranks' devices, for HCCL.")
     ] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
     node_rank: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
     master_addr: Annotated[str, typer.Option(help="Address of machine 0.")] = "127.0.0.1",
     master_port: Annotated[
@@ -125,28 +125,24 @@ def launch(
             min=1, max=65535, help=f"A free port of machine 0; {PORT} on several machines."
         ),
     ] = None,
-    logs: Annotated[Path, typer.Option(help="Folder for what each worker prints.")] = Path(
+    logs: Annotated[Path, typer.Option(help="Folder for what each rank prints.")] = Path(
         "launch-logs"
     ),
 ) -> None:
-    """Run train or eval with several workers, each on a device, on one machine or many."""
+    """Run train or eval as several ranks, one a device, on one machine or more."""
     _require_command(command)
-    if workers % nodes:
-        raise BackendError(
-            f"{workers} are not as many on each of {nodes} machines", key="--workers"
-        )
+    if ranks % nodes:
+        raise UsageError(f"{ranks} is not a multiple of the {nodes} machines", key="ranks")
     if node_rank >= nodes:
-        raise BackendError(
-            f"is {node_rank}; {nodes} machines are 0 to {nodes - 1}", key="--node-rank"
-        )
+        raise UsageError(f"is {node_rank}; {nodes} machines are 0 to {nodes - 1}", key="node_rank")
     if nodes > 1 and master_addr in ("127.0.0.1", "localhost"):
-        raise BackendError(
-            "give the address of machine 0; the others look there", key="--master-addr"
+        raise UsageError(
+            "give the address of machine 0, to which the others connect", key="master_addr"
         )
     if not master_addr:
-        raise BackendError("is empty; give the address of machine 0", key="--master-addr")
+        raise UsageError("is empty; give the address of machine 0", key="master_addr")
     if rank_table_file is not None:
-        require_fit(rank_table_file, read_rank_table(rank_table_file), workers, nodes)
+        require_fit(rank_table_file, read_rank_table(rank_table_file), ranks, nodes)
     port = master_port or (PORT if nodes > 1 else 0)
     if node_rank == 0:
         port = _free_port(master_addr, port)
@@ -155,30 +151,30 @@ def launch(
             "MindSpore is not installed; run: pip install 'refinedet[cpu]'", key="launch"
         )
     logs.mkdir(parents=True, exist_ok=True)
-    job = Job(tuple(command), workers, nodes, node_rank, master_addr, port, rank_table_file, logs)
-    with _own(logs), _told_to_end():
-        typer.echo(f"workers {job.ranks[0]} to {job.ranks[-1]} of {workers}; they print to {logs}")
+    job = Job(tuple(command), ranks, nodes, node_rank, master_addr, port, rank_table_file, logs)
+    with _locked(logs), _ended_by_signals():
+        typer.echo(f"ranks {job.ranks[0]} to {job.ranks[-1]} of {ranks}; they print to {logs}")
         with tempfile.TemporaryDirectory(prefix="refinedet-launch-") as folder:
             _run(job, Path(folder))
 
 
 def target_of(command: Sequence[str]) -> str:
     """The device that a command names, ``cpu`` if none; another backend by its name."""
-    found = "cpu"
+    target = "cpu"
     for i, argument in enumerate(command):
         name, _, value = argument.partition("=")
         if name in ("--backend", "--target"):
-            found = value or "".join(command[i + 1 : i + 2])
-    return found.removeprefix("mindspore-")
+            target = value or "".join(command[i + 1 : i + 2])
+    return target.removeprefix("mindspore-")
 
 
 def _require_command(command: list[str]) -> None:
     if command[0] not in COMMANDS:
         raise BackendError(
-            f"runs {' or '.join(COMMANDS)}, as: launch --workers 2 -- train ...", key="launch"
+            f"runs {' or '.join(COMMANDS)}, as: launch --ranks 2 -- train ...", key="launch"
         )
     if any(argument.partition("=")[0] == "--device-id" for argument in command):
-        raise BackendError("each worker has a device of its own; leave it out", key="--device-id")
+        raise UsageError("each rank has a device of its own; leave it out", key="device_id")
     if (target := target_of(command)) not in TARGETS:
         raise BackendError(
             f"{target} runs alone; give --target {', '.join(TARGETS[:-1])} or {TARGETS[-1]}",
@@ -187,30 +183,30 @@ def _require_command(command: list[str]) -> None:
 
 
 def _free_port(address: str, port: int) -> int:
-    """The port, or any for 0, after a look whether it is free."""
+    """The port, checked to be free; for 0, any free one."""
     with socket.socket() as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             tried.bind((address, port))
         except OSError as error:
             reason = error.strerror or str(error)
-            raise BackendError(
+            raise UsageError(
                 f"{address}:{port}: {reason}; choose another port, or --master-addr",
-                key="--master-port",
+                key="master_port",
             ) from error
         return int(tried.getsockname()[1])
 
 
 @contextmanager
-def _own(logs: Path) -> Iterator[None]:
-    """Keep other jobs out of a folder of logs: the reason of a failure is read there."""
+def _locked(logs: Path) -> Iterator[None]:
+    """Lock a folder of logs: the reason of a failure is read from them."""
     handle = os.open(logs, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BackendError(
-                f"{logs}: another launch prints there; choose another folder", key="--logs"
+            raise UsageError(
+                f"{logs}: another launch prints there; choose another folder", key="logs"
             ) from error
         yield
     finally:
@@ -218,14 +214,14 @@ def _own(logs: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _told_to_end() -> Iterator[None]:
-    """Make of SIGTERM and SIGHUP an error, so that workers and folder are cleared away."""
+def _ended_by_signals() -> Iterator[None]:
+    """Raise an error on SIGTERM and SIGHUP, so that the ranks are ended and the folder removed."""
 
     def end(number: int, frame: object) -> None:
-        for other in before:  # a second one must not disturb the clearing away
+        for other in before:  # a second one must not interrupt the cleaning up
             signal.signal(other, signal.SIG_IGN)
         raise BackendError(
-            f"was told to end ({signal.Signals(number).name}); train goes on with --resume",
+            f"was ended by {signal.Signals(number).name}; train goes on with --resume",
             key="launch",
         )
 
@@ -241,8 +237,8 @@ def _told_to_end() -> Iterator[None]:
 
 
 def _run(job: Job, folder: Path) -> None:
-    script, python = folder / "worker.py", folder / "python"
-    script.write_text("from refinedet.adapters.mindspore.worker import main\n\nmain()\n")
+    script, python = folder / "rank.py", folder / "python"
+    script.write_text("from refinedet.adapters.mindspore.rank import main\n\nmain()\n")
     # msrun runs whatever `python` is first on PATH.
     python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
     python.chmod(0o755)
@@ -267,9 +263,9 @@ def _run(job: Job, folder: Path) -> None:
 
 
 def _notes(folder: Path) -> dict[int, dict[str, Any]]:
-    """What the workers have noted, by rank."""
-    found = (json.loads(path.read_text()) for path in sorted(folder.glob("[0-9]*.json")))
-    return {note["rank"]: note for note in found}
+    """What the ranks have noted, by rank."""
+    notes = (json.loads(path.read_text()) for path in sorted(folder.glob("[0-9]*.json")))
+    return {note["rank"]: note for note in notes}
 
 
 def _watch(job: Job, folder: Path, process: subprocess.Popen[bytes]) -> str | None:
@@ -285,17 +281,17 @@ def _watch(job: Job, folder: Path, process: subprocess.Popen[bytes]) -> str | No
         if killed:
             rank, pid = killed[0]["rank"], killed[0]["pid"]
             return (
-                f"worker {rank} (process {pid}) was killed, or ran out of memory; "
+                f"rank {rank} (process {pid}) was killed, or ran out of memory; "
                 f"its log is {job.log(rank)}; train goes on with --resume"
             )
         failed = [n for n in notes.values() if n["status"]]
         if failed:
-            said = [(n["rank"], _last_words(job.log(n["rank"]))) for n in failed]
-            own = [(rank, line) for rank, line in said if line and LOST not in line]
-            if own:
-                return f"{own[0][1]} (worker {own[0][0]})"
+            errors = [(n["rank"], _error_line(job.log(n["rank"]))) for n in failed]
+            causes = [(rank, line) for rank, line in errors if line and SEE_OTHER_LOG not in line]
+            if causes:
+                return f"{causes[0][1]} (rank {causes[0][0]})"
             rank, status = failed[0]["rank"], failed[0]["status"]
-            return f"worker {rank} ended with status {status}; see {job.log(rank)}"
+            return f"rank {rank} ended with status {status}; see {job.log(rank)}"
         at_work = [n for n in notes.values() if n["status"] is None]
         if at_work and scheduler.exists() and not _lives(json.loads(scheduler.read_text())["pid"]):
             return (
@@ -307,7 +303,7 @@ def _watch(job: Job, folder: Path, process: subprocess.Popen[bytes]) -> str | No
             if not running or time.monotonic() - ended > GRACE:
                 return None
         elif not running:
-            return f"the workers did not start; see {job.logs / 'msrun.log'}"
+            return f"the ranks did not start; see {job.logs / 'msrun.log'}"
         time.sleep(OFTEN)
 
 
@@ -319,15 +315,15 @@ def _lives(pid: int) -> bool:
     return state != "Z"
 
 
-def _last_words(log: Path) -> str | None:
-    """The error line at the end of a worker's log."""
+def _error_line(log: Path) -> str | None:
+    """The last error line in a rank's log."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    said = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
-    return said[-1] if said else None
+    errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
+    return errors[-1] if errors else None
 
 
 def _end(folder: Path, process: subprocess.Popen[bytes]) -> None:
-    """End what still runs: the workers, each in a session of its own, msrun, the scheduler."""
+    """End what still runs: the ranks, each in a session of its own, msrun, the scheduler."""
     groups = [note["pid"] for note in _notes(folder).values()]
     for group in [*groups, process.pid]:
         with suppress(ProcessLookupError, PermissionError):
@@ -337,7 +333,7 @@ def _end(folder: Path, process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def _shown(log: Path) -> Iterator[None]:
-    """Show on the terminal what is written to a log, but for its last words."""
+    """Print what is written to a log, except its error line, which ends the job."""
     over = threading.Event()
 
     def show() -> None:

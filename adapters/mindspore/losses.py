@@ -8,7 +8,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from refinedet.adapters.mindspore.boxes import centre_anchors, decode
-from refinedet.adapters.mindspore.collective import over_workers
+from refinedet.adapters.mindspore.collective import sum_over_ranks
 from refinedet.adapters.mindspore.matching import targets
 from refinedet.adapters.mindspore.network import Detector
 from refinedet.spec.config import Config
@@ -57,8 +57,8 @@ def cross_entropy(logits: ms.Tensor, labels: ms.Tensor) -> ms.Tensor:
     return -picked.squeeze(2)
 
 
-def alone(x: ms.Tensor) -> ms.Tensor:
-    """The sum over the workers where there is one."""
+def of_one_rank(x: ms.Tensor) -> ms.Tensor:
+    """The sum over the ranks where there is one rank."""
     return x
 
 
@@ -72,10 +72,10 @@ def over_positives(
     """The loss of the offsets of ``positive`` (N, A) and ``class_loss``, over their number.
 
     Args:
-        total: gives the sum over all workers; the losses are this worker's parts.
+        total: gives the sum over all ranks; the losses are this rank's parts.
     """
-    paid = ops.broadcast_to(positive.expand_dims(2), offsets.shape)
-    box_loss = smooth_l1(ops.select(paid, offsets, target), target).sum()
+    mask = ops.broadcast_to(positive.expand_dims(2), offsets.shape)
+    box_loss = smooth_l1(ops.select(mask, offsets, target), target).sum()
     divisor = ops.maximum(total(positive.astype(ms.float32).sum()), 1.0)
     return box_loss / divisor, class_loss / divisor
 
@@ -87,7 +87,7 @@ def module_loss(
     labels: ms.Tensor,
     eligible: ms.Tensor,
     ratio: float,
-    total: Total = alone,
+    total: Total = of_one_rank,
 ) -> tuple[ms.Tensor, ms.Tensor]:
     """``spec.losses.module_loss``: the loss of the offsets and that of the classes."""
     positive = labels > 0
@@ -117,7 +117,7 @@ def focal_module_loss(
     labels: ms.Tensor,
     alpha: float,
     gamma: float,
-    total: Total = alone,
+    total: Total = of_one_rank,
 ) -> tuple[ms.Tensor, ms.Tensor]:
     """``spec.losses.focal_module_loss``: the loss of the offsets and that of the classes."""
     class_loss = focal(logits, labels, alpha, gamma).sum()
@@ -128,7 +128,7 @@ class HeadsLoss(nn.Cell):
     """``spec.losses.detector_loss``: from the four outputs and a batch's objects.
 
     Returns the sum times the loss scale (the config's, unless one that changes is given), and
-    the four parts as (4,) float32: with several workers this one's, whose sum over the workers
+    the four parts as (4,) float32: with several ranks those of this rank, whose sum over the ranks
     is the loss of the whole batch.
     """
 
@@ -143,7 +143,7 @@ class HeadsLoss(nn.Cell):
         self.focal, self.arm_first_class = options.classes == "sigmoid", options.arm_first_class
         self.alpha, self.gamma = options.focal_alpha, options.focal_gamma
         self.scale = config.optimizer.scale if scale is None else scale
-        self.total = over_workers()
+        self.total = sum_over_ranks()
 
     def construct(
         self,

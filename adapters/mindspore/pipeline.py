@@ -106,7 +106,7 @@ def batches(
     first_step: int,
     group: Group = ALONE,
 ) -> Iterator[Batch]:
-    """See ``Backend.batches``; with several workers, this one's share."""
+    """See ``Backend.batches``; with several ranks, this rank's share."""
     max_objects = slot_count(training_objects(dataset), settings.max_objects)
     file, count, unreadable = by_first(group, lambda: build_cache(dataset, cache))
     report_left_out(dataset, unreadable)

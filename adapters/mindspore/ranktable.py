@@ -1,11 +1,11 @@
-"""Huawei's rank tables: which device of which machine is which worker."""
+"""Huawei's rank tables: the machine and the device of each rank."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from refinedet.errors import BackendError
+from refinedet.errors import UsageError
 
 DIGITS = 9
 """The most that a rank or a device has."""
@@ -17,7 +17,7 @@ def read_rank_table(path: Path) -> list[dict[int, int]]:
     Args:
         path: JSON as ``hccl_tools`` writes it: ``server_list``, each with a list ``device``.
     Raises:
-        BackendError: not such a file, ranks that are not 0, 1, 2, ..., or a machine that has
+        UsageError: not such a file, ranks that are not 0, 1, 2, ..., or a machine that has
             a device twice.
     """
     try:
@@ -31,24 +31,22 @@ def read_rank_table(path: Path) -> list[dict[int, int]]:
         ]
         count = sum(len(server["device"]) for server in servers)
     except OSError as error:
-        raise BackendError(f"{path}: {error.strerror}", key="--rank-table-file") from error
+        raise UsageError(f"{path}: {error.strerror}", key="rank_table_file") from error
     except (KeyError, RecursionError, TypeError, ValueError) as error:
-        raise BackendError(
+        raise UsageError(
             f"{path}: no rank table; it has a server_list, whose servers have "
             "a list device of rank_id and device_id",
-            key="--rank-table-file",
+            key="rank_table_file",
         ) from error
     if sorted(rank for server in found for rank in server) != list(range(count)):
-        raise BackendError(
-            f"{path}: its rank_ids are not 0 to {count - 1}", key="--rank-table-file"
-        )
+        raise UsageError(f"{path}: its rank_ids are not 0 to {count - 1}", key="rank_table_file")
     for node, server in enumerate(found):
         devices = list(server.values())
         if twice := [device for device in devices if devices.count(device) > 1]:
-            raise BackendError(
+            raise UsageError(
                 f"{path}: machine {node} has device {twice[0]} twice; "
-                "each worker expected one of its own",
-                key="--rank-table-file",
+                "each rank needs one of its own",
+                key="rank_table_file",
             )
     return found
 
@@ -61,29 +59,29 @@ def _number(value: object) -> int:
     return int(text)
 
 
-def require_fit(path: Path, table: list[dict[int, int]], workers: int, nodes: int) -> None:
-    """Refuse a table of other workers than those asked for.
+def require_fit(path: Path, table: list[dict[int, int]], ranks: int, nodes: int) -> None:
+    """Refuse a table for other ranks than those asked for.
 
     Raises:
-        BackendError: another number of machines, or of devices on one of them.
+        UsageError: another number of machines, or of devices on one of them.
     """
     counts = [len(server) for server in table]
-    if sum(counts) != workers:
-        raise BackendError(
-            f"{path}: has {sum(counts)} devices, and --workers is {workers}; they must agree",
-            key="--rank-table-file",
+    if sum(counts) != ranks:
+        raise UsageError(
+            f"{path}: has {sum(counts)} devices for {ranks} ranks",
+            key="rank_table_file",
         )
-    if counts != [workers // nodes] * nodes:
-        raise BackendError(
+    if counts != [ranks // nodes] * nodes:
+        raise UsageError(
             f"{path}: its machines have {', '.join(map(str, counts))} devices; "
-            f"--workers {workers} --nodes {nodes} expected {workers // nodes} on each of {nodes}",
-            key="--rank-table-file",
+            f"{ranks} ranks need {ranks // nodes} on each of {nodes}",
+            key="rank_table_file",
         )
     for node, server in enumerate(table):
-        first = node * workers // nodes
-        if sorted(server) != list(range(first, first + workers // nodes)):
-            raise BackendError(
+        first = node * ranks // nodes
+        if sorted(server) != list(range(first, first + ranks // nodes)):
+            raise UsageError(
                 f"{path}: machine {node} must have the ranks from {first} on, "
                 "in this order of machines",
-                key="--rank-table-file",
+                key="rank_table_file",
             )

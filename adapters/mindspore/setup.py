@@ -27,7 +27,7 @@ CALL_DEPTH = 10_000
 """Calls within calls in a graph while it is compiled. MindSpore's own 1,000 are too few for the
 gradient of a ResNet101."""
 COLLECTIVES = {"CPU": "mccl", "GPU": "nccl", "Ascend": "hccl"}
-"""MindSpore's libraries for several workers, by device."""
+"""MindSpore's libraries for several ranks, by device."""
 PLUGINS = {"GPU": "libmindspore_gpu.so.11.6", "Ascend": "libmindspore_ascend.so.2"}
 """In ``lib/plugin`` of MindSpore's package; without it, it knows no such device."""
 
@@ -44,9 +44,9 @@ class Setup:
     mode: str = "GRAPH_MODE"
     max_call_depth: int = CALL_DEPTH
     communication: str | None = None
-    """Library for several workers, or None with one."""
+    """The library that sums over several ranks; None with one rank."""
     rank: int = 0
-    workers: int = 1
+    ranks: int = 1
 
 
 def decide(
@@ -58,29 +58,31 @@ def decide(
         device: MindSpore's name of it.
         device_id: as the user gave it; None takes that of the launcher, or else 0.
         version: MindSpore's.
-        environment: variables of this process: those of MindSpore's launcher, ``msrun``, say
-            which worker of how many it is, and its device.
+        environment: variables of this process: those of MindSpore's launcher, ``msrun``, hold
+            its rank, their number, and its device.
     Raises:
         BackendError: variables of a launcher that are no numbers.
     """
     launched = environment.get("MS_ROLE") == "MS_WORKER"
-    workers = _number(environment, "MS_WORKER_NUM", 1) if launched else 1
+    ranks = _number(environment, "MS_WORKER_NUM", 1) if launched else 1
     if device_id is None:
         device_id = _number(environment, "DEVICE_ID", 0) if launched and device != "CPU" else 0
     return Setup(
         device,
         device_id,
         CAP if device == "CPU" and version >= CAPPED_FROM else {},
-        communication=COLLECTIVES[device] if workers > 1 else None,
-        rank=_number(environment, "RANK_ID", 0) if workers > 1 else 0,
-        workers=workers,
+        communication=COLLECTIVES[device] if ranks > 1 else None,
+        rank=_number(environment, "RANK_ID", 0) if ranks > 1 else 0,
+        ranks=ranks,
     )
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     value = environment.get(name, str(default))
     if not value.isdecimal():
-        raise BackendError("want a number from 0; refinedet launch sets it", key=f"{name}={value}")
+        raise BackendError(
+            "is not a number from 0; refinedet launch sets it", key=f"{name}={value}"
+        )
     return int(value)
 
 
@@ -115,7 +117,7 @@ def plugin_folder() -> Path:
 def apply(setup: Setup) -> None:
     """Hand it to MindSpore.
 
-    Once workers have joined, the device is set and stays. A program that has computed with
+    Once the ranks have joined, the device is set and stays. A program that has computed with
     MindSpore before stays on the CPU where it is: then MindSpore refuses even that.
 
     Raises:

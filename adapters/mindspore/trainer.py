@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import amp, nn, ops
 
-from refinedet.adapters.mindspore.collective import over_workers, workers
+from refinedet.adapters.mindspore.collective import rank_count, sum_over_ranks
 from refinedet.adapters.mindspore.losses import DetectorLoss
 from refinedet.adapters.mindspore.network import Detector, load_parameters, read_parameters
 from refinedet.backends.interface import StepLosses
@@ -95,14 +95,14 @@ class Update(nn.Cell):
 
 
 def summing(optimizer: nn.Momentum) -> tuple[nn.Cell, nn.Cell]:
-    """What sums a tensor, and the gradients, over all workers."""
-    if workers() > 1:
-        return over_workers(), nn.DistributedGradReducer(optimizer.parameters, mean=False)
-    return over_workers(), nn.Identity()
+    """Cells that sum a tensor, and the gradients, over all ranks."""
+    if rank_count() > 1:
+        return sum_over_ranks(), nn.DistributedGradReducer(optimizer.parameters, mean=False)
+    return sum_over_ranks(), nn.Identity()
 
 
 class TrainStep(nn.Cell):
-    """Loss, gradient, update; returns the four parts of the loss, of all workers."""
+    """Loss, gradient, update; returns the four parts of the loss, summed over all ranks."""
 
     def __init__(self, loss: DetectorLoss, optimizer: nn.Momentum, config: Config) -> None:
         super().__init__(auto_prefix=False)
@@ -143,7 +143,7 @@ class HalfStep(nn.Cell):
 
     def construct(self, *batch: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         (_, parts), gradients = self.grad(*batch)
-        gradients = self.reduced(gradients)  # what overflows for one worker does for all
+        gradients = self.reduced(gradients)  # what overflows on one rank does on all
         finite = amp.all_finite(gradients)
         if finite:
             self.update(gradients)
@@ -196,8 +196,8 @@ class MindSporeTrainer:
         """One step; see ``Trainer``."""
         tensors = [ms.Tensor(array) for array in batch]
         if self.group.size > 1 and self.first:
-            # Compiling takes one worker longer than another, and a sum over workers on the
-            # CPU waits half a minute for the last of them.
+            # Ranks take different times to compile, and a sum over ranks on the CPU waits
+            # at most half a minute for the last of them.
             self.run.compile(*tensors)
             self.group.gather(None)
         self.first = False

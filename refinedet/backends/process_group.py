@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from refinedet.errors import LostRankError
 
 T = TypeVar("T")
-LOST = "its own log says why"
+SEE_OTHER_LOG = "its own log says why"
 """Ends the error line of a rank that stops because another one has ended."""
 KEY_BYTES = 16
 """Length of the secret with which the ranks of one job authenticate each other."""
@@ -76,7 +76,7 @@ def _connection_to(rank: int) -> Iterator[None]:
     try:
         yield
     except (EOFError, OSError) as error:
-        raise LostRankError(f"rank {rank} has ended; {LOST}") from error
+        raise LostRankError(f"rank {rank} has ended; {SEE_OTHER_LOG}") from error
 
 
 class Star:

@@ -83,7 +83,7 @@ def test_commands_exist(page):
         ("teach --run", "no command teach"),
         ("train --set modle.name=a", "unknown key 'modle.name'"),
         ("train --settings docs/bccd.yaml --preset none", "no 'none'"),
-        ("launch --workers 2 -- train --nonsense", "train has no --nonsense"),
+        ("launch --ranks 2 -- train --nonsense", "train has no --nonsense"),
     ],
 )
 @pytest.mark.parametrize("form", ["x\n\n    refinedet {}\n", "x `refinedet {}`\n"])

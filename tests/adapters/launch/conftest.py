@@ -1,4 +1,4 @@
-"""Real jobs of two workers on the CPU; what several tests look at is trained once."""
+"""Real jobs of two ranks on the CPU; what several tests look at is trained once."""
 
 import subprocess
 import sys
@@ -39,7 +39,7 @@ class Job:
         return [*start, *self.data(), *chosen, *more]
 
     def launch(self, command):
-        return ["launch", "--workers", "2", "--logs", self.folder / "logs", "--", *command]
+        return ["launch", "--ranks", "2", "--logs", self.folder / "logs", "--", *command]
 
     def start(self, arguments, **options):
         code = "from refinedet.cli.app import main; main()"
@@ -61,7 +61,7 @@ def job(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(job):
-    """Two runs by the same settings: of one worker, and of two."""
+    """Two runs by the same settings: of one rank, and of two."""
     for run, wrap in (("one", list), ("two", job.launch)):
         status, out, err = job.run(wrap(job.train(run)))
         assert status == 0, (out, err)

@@ -16,7 +16,7 @@ SIGNALS = [(signal.SIGTERM, 1, "was told to end (SIGTERM)"), (signal.SIGINT, 130
 
 
 def started(job, folder, name):
-    """A launch whose workers are at work, with a folder of its own for temporary files."""
+    """A launch whose ranks are at work, with a folder of its own for temporary files."""
     temporary = folder / "temporary"
     temporary.mkdir()
     environment = os.environ | {"TMPDIR": str(temporary)}
@@ -108,7 +108,7 @@ def test_a_killed_msrun_is_named(part, process, tmp_path):
 
 
 def test_a_killed_scheduler_is_named(part, process, tmp_path):
-    """At once; the workers notice after twenty seconds."""
+    """At once; the ranks notice after twenty seconds."""
     note(tmp_path, 0)
     (tmp_path / "scheduler.json").write_text(json.dumps({"pid": ended()}))
     assert "scheduler was killed" in _watch(part, tmp_path, process)

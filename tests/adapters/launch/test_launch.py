@@ -1,4 +1,4 @@
-"""Two workers train and evaluate as one does; whatever ends one of them ends the job."""
+"""Two ranks train and evaluate as one does; whatever ends one of them ends the job."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ PARTS = ("arm_offsets", "arm_logits", "odm_offsets", "odm_logits", "total")
 CLOSE = 1e-5
 """Tolerance without batch normalisation, relative: ten times what was seen."""
 NORMALISED_LOSS, NORMALISED_STEP = 2e-5, 5e-3
-"""With it: one worker has MindSpore's own, whose gradient is less exact; the second is of the
+"""With it: one rank has MindSpore's own, whose gradient is less exact; the second is of the
 L2 norm of all momentum buffers after one step."""
 
 
@@ -35,7 +35,7 @@ def norm(tensors):
     return np.sqrt(sum(np.square(tensor.astype(np.float64)).sum() for tensor in tensors))
 
 
-def test_losses_are_those_of_one_worker_with_the_whole_batch(trained):
+def test_losses_are_those_of_one_rank_with_the_whole_batch(trained):
     one, two = map(rows, trained)
     assert len(one) == len(two) == 6
     for mine, other in zip(one, two, strict=True):
@@ -43,7 +43,7 @@ def test_losses_are_those_of_one_worker_with_the_whole_batch(trained):
             assert other[part] == pytest.approx(mine[part], rel=CLOSE)
 
 
-def test_parameters_are_those_of_one_worker(trained):
+def test_parameters_are_those_of_one_rank(trained):
     one, two = (newest_checkpoint(run / "checkpoints", print) for run in trained)
     assert one.steps_done == two.steps_done == 6
     for kind in ("parameters", "momentum_buffers"):
@@ -53,7 +53,7 @@ def test_parameters_are_those_of_one_worker(trained):
             assert np.abs(other[name] - value).max() <= CLOSE * np.abs(value).max(), (kind, name)
 
 
-def test_batch_normalisation_is_over_all_workers(normalised):
+def test_batch_normalisation_is_over_all_ranks(normalised):
     one, two = map(rows, normalised)
     assert len(one) == len(two) == 2
     for mine, other in zip(one, two, strict=True):
@@ -71,10 +71,10 @@ def test_batch_normalisation_is_over_all_workers(normalised):
         np.testing.assert_allclose(two.parameters[name], one.parameters[name], rtol=1e-5, atol=1e-6)
 
 
-def test_in_float16_all_workers_skip_the_same_steps(job):
+def test_in_float16_all_ranks_skip_the_same_steps(job):
     """The loss scale begins too large for both, and comes down until a step trains.
 
-    Nearer to what float16 holds two workers overflow less: each adds up its own images in
+    Nearer to what float16 holds two ranks overflow less: each adds up its own images in
     float16, and what they have in common in float32.
     """
     half = "model.optimizer={precision: float16, loss_scale: 16777216, loss_scale_window: 4}"
@@ -92,7 +92,7 @@ def test_in_float16_all_workers_skip_the_same_steps(job):
     assert two[0]["total"] == pytest.approx(one[0]["total"], rel=1e-3)
 
 
-def test_figures_are_those_of_one_worker_to_the_last_digit(job, trained):
+def test_metrics_are_those_of_one_rank_to_the_last_digit(job, trained):
     # Shares of six images: in batches of three, so that both compute the same batches.
     model = ["eval", "--model", trained[0], "--batch-size", "3", *job.data()]
     alone = job.run([*model, "--output", job.folder / "alone"])
@@ -104,7 +104,7 @@ def test_figures_are_those_of_one_worker_to_the_last_digit(job, trained):
     assert alone[1].strip().splitlines()[-1] in shared[1]
 
 
-def test_the_first_worker_alone_writes(trained):
+def test_the_first_rank_alone_writes(trained):
     one, two = map(names, trained)
     assert one == two
     assert (trained[1] / "log.txt").read_text().count("training on") == 1
@@ -122,7 +122,7 @@ def test_killed_it_ends_at_once_and_goes_on_to_the_same_end(job, trained):
     _, err = process.communicate(timeout=60)
     assert time.monotonic() - killed < 60
     assert process.returncode == 1
-    assert f"worker 1 (process {pid}) was killed" in err
+    assert f"rank 1 (process {pid}) was killed" in err
     assert err.count("\n") == 1
     assert not processes_of(process.pid, "0")
     status, out, err = job.run(job.launch(job.train("killed", "--resume")))
@@ -135,7 +135,7 @@ def test_killed_it_ends_at_once_and_goes_on_to_the_same_end(job, trained):
 
 
 def processes_of(launcher, rank):
-    """The living workers of a rank that a launcher started."""
+    """The living processes of a rank that a launcher started."""
     expected = {
         f"REFINEDET_LAUNCHER={launcher}".encode(),
         b"MS_ROLE=MS_WORKER",
@@ -149,7 +149,7 @@ def processes_of(launcher, rank):
     return found
 
 
-def test_a_full_disk_ends_all_workers_with_one_line(job, trained):
+def test_a_full_disk_ends_all_ranks_with_one_line(job, trained):
     """The first alone writes; here no file may grow as large as a checkpoint."""
     run = job.folder / "full"
     shutil.copytree(trained[1], run)
@@ -165,17 +165,17 @@ def test_a_full_disk_ends_all_workers_with_one_line(job, trained):
     assert names(run / "checkpoints") == ["step-00000002.safetensors", "step-00000004.safetensors"]
 
 
-def test_what_every_worker_refuses_is_told_once(job, trained):
+def test_what_every_rank_refuses_is_told_once(job, trained):
     command = job.launch(job.train("odd", settings=["input.batch_size=3"]))
     status, _, err = job.run(command)
     assert status == 1
-    assert "input.batch_size: 3 images cannot be shared among 2 workers alike" in err
+    assert "input.batch_size: 3 images cannot be shared equally among 2 ranks" in err
     assert err.count("\n") == 1
     assert not (job.folder / "odd").exists()
 
 
 def test_other_sessions_end_with_the_command(job):
-    """Even ``kill -9`` of the command leaves no worker behind."""
+    """Even ``kill -9`` of the command leaves no rank behind."""
     process = job.start(job.launch(job.train("left")))
     deadline = time.monotonic() + 60
     while not processes_of(process.pid, "1") and time.monotonic() < deadline:

@@ -42,21 +42,21 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--workers", "2", "--", "detect", "x"], "runs train or eval"),
-        (["--workers", "0", *TRAIN], "greater than or equal to 1"),
-        (["--workers", "2", *TRAIN, "--device-id", "1"], "a device of its own"),
-        (["--workers", "2", *TRAIN, "--device-id=1"], "a device of its own"),
+        (["--ranks", "2", "--", "detect", "x"], "runs train or eval"),
+        (["--ranks", "0", *TRAIN], "greater than or equal to 1"),
+        (["--ranks", "2", *TRAIN, "--device-id", "1"], "a device of its own"),
+        (["--ranks", "2", *TRAIN, "--device-id=1"], "a device of its own"),
         (
-            ["--workers", "2", *TRAIN, "--backend", "torch-cpu"],
+            ["--ranks", "2", *TRAIN, "--backend", "torch-cpu"],
             "torch-cpu runs alone; give --target cpu, gpu or ascend",
         ),
-        (["--workers", "2", *TRAIN, "--target=ascend310"], "ascend310 runs alone"),
-        (["--workers", "2", "--node-rank", "1", *TRAIN], "1 machines are 0 to 0"),
-        (["--workers", "3", "--nodes", "2", *TRAIN], "3 are not as many on each of 2 machines"),
-        (["--workers", "2", "--nodes", "2", *TRAIN], "give the address of machine 0"),
-        (["--workers", "2", "--master-addr", "198.51.100.7", *TRAIN], "--master-port: 198.51"),
-        (["--workers", "2", "--master-addr", "", *TRAIN], "--master-addr: is empty"),
-        (["--workers", "2", "--rank-table-file", "no.json", *TRAIN], "No such file"),
+        (["--ranks", "2", *TRAIN, "--target=ascend310"], "ascend310 runs alone"),
+        (["--ranks", "2", "--node-rank", "1", *TRAIN], "1 machines are 0 to 0"),
+        (["--ranks", "3", "--nodes", "2", *TRAIN], "3 is not a multiple of the 2 machines"),
+        (["--ranks", "2", "--nodes", "2", *TRAIN], "give the address of machine 0"),
+        (["--ranks", "2", "--master-addr", "198.51.100.7", *TRAIN], "--master-port: 198.51"),
+        (["--ranks", "2", "--master-addr", "", *TRAIN], "--master-addr: is empty"),
+        (["--ranks", "2", "--rank-table-file", "no.json", *TRAIN], "No such file"),
     ],
 )
 def test_options(run, arguments, said):
@@ -64,7 +64,7 @@ def test_options(run, arguments, said):
 
 
 def test_no_command_is_one_line(run):
-    assert "command" in refused(run, "--workers", "2").lower()
+    assert "command" in refused(run, "--ranks", "2").lower()
 
 
 def test_an_occupied_port(run):
@@ -72,7 +72,7 @@ def test_an_occupied_port(run):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        said = refused(run, "--workers", "2", "--master-port", str(port), *TRAIN)
+        said = refused(run, "--ranks", "2", "--master-port", str(port), *TRAIN)
     assert said.startswith(f"--master-port: 127.0.0.1:{port}: Address already in use; choose")
 
 
@@ -97,30 +97,30 @@ def test_an_occupied_port(run):
 )
 def test_no_rank_table(run, tmp_path, content, said):
     (tmp_path / "hccl.json").write_text(content)
-    assert said in refused(run, "--workers", "1", "--rank-table-file", "hccl.json", *TRAIN)
+    assert said in refused(run, "--ranks", "1", "--rank-table-file", "hccl.json", *TRAIN)
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--workers", "8"], "has 4 devices, and --workers is 8"),
-        (["--workers", "4"], "its machines have 2, 2 devices; --workers 4 --nodes 1 expected 4"),
+        (["--ranks", "8"], "has 4 devices for 8 ranks"),
+        (["--ranks", "4"], "its machines have 2, 2 devices; 4 ranks need 4"),
     ],
 )
-def test_a_rank_table_of_other_workers(run, tmp_path, options, said):
+def test_a_rank_table_of_other_ranks(run, tmp_path, options, said):
     write_table(tmp_path / "hccl.json", [(0, 4), (1, 5)], [(2, 6), (3, 7)])
     assert said in refused(run, *options, "--rank-table-file", "hccl.json", *TRAIN)
 
 
 def test_a_rank_table_with_a_device_twice(run, tmp_path):
     write_table(tmp_path / "hccl.json", [(0, 4), (1, 4)])
-    said = refused(run, "--workers", "2", "--rank-table-file", "hccl.json", *TRAIN)
+    said = refused(run, "--ranks", "2", "--rank-table-file", "hccl.json", *TRAIN)
     assert "hccl.json: machine 0 has device 4 twice" in said
 
 
 def test_a_rank_table_in_another_order(run, tmp_path):
     write_table(tmp_path / "hccl.json", [(2, 0), (3, 1)], [(0, 0), (1, 1)])
-    options = ["--workers", "4", "--nodes", "2", "--master-addr", "10.0.0.1", "--node-rank", "1"]
+    options = ["--ranks", "4", "--nodes", "2", "--master-addr", "10.0.0.1", "--node-rank", "1"]
     said = refused(run, *options, "--rank-table-file", "hccl.json", *TRAIN)
     assert "machine 0 must have the ranks from 0 on" in said
 
@@ -131,12 +131,12 @@ def test_a_rank_table_tells_the_devices(tmp_path):
 
 
 def test_what_msrun_is_told():
-    """Pure functions of the options: the workers of the second of two machines."""
+    """Pure functions of the options: the ranks of the second of two machines."""
     job = Job(
         ("train", "--run", "r"), 8, 2, 1, "10.0.0.1", 8118, Path("/t/hccl.json"), Path("logs")
     )
     assert job.ranks == range(4, 8)
-    assert job.msrun(Path("/j/worker.py")) == [
+    assert job.msrun(Path("/j/rank.py")) == [
         "--worker_num=8",
         "--local_worker_num=4",
         "--master_addr=10.0.0.1",
@@ -145,7 +145,7 @@ def test_what_msrun_is_told():
         "--log_dir=logs",
         "--join=True",
         "--rank_table_file=/t/hccl.json",
-        "/j/worker.py",
+        "/j/rank.py",
         "train",
         "--run",
         "r",

@@ -9,7 +9,6 @@ from refinedet.adapters import devices
 from refinedet.adapters.mindspore import backend, setup
 from refinedet.adapters.mindspore.backend import (
     MindSporeAscend,
-    MindSporeBackend,
     MindSporeCPU,
     MindSporeGPU,
 )
@@ -75,15 +74,15 @@ def machine(monkeypatch, tmp_path):
         (("Ascend", None, (2, 8, 0), {"DEVICE_ID": "3", "RANK_ID": "1"}), Setup("Ascend", 0)),
         (
             ("CPU", None, (2, 8, 0), WORKER),
-            Setup("CPU", 0, communication="mccl", rank=11, workers=8),
+            Setup("CPU", 0, communication="mccl", rank=11, ranks=8),
         ),
         (
             ("GPU", None, (2, 8, 0), WORKER),
-            Setup("GPU", 3, communication="nccl", rank=11, workers=8),
+            Setup("GPU", 3, communication="nccl", rank=11, ranks=8),
         ),
         (
             ("Ascend", None, (2, 8, 0), WORKER),
-            Setup("Ascend", 3, communication="hccl", rank=11, workers=8),
+            Setup("Ascend", 3, communication="hccl", rank=11, ranks=8),
         ),
         (("Ascend", None, (2, 8, 0), {**WORKER, "MS_WORKER_NUM": "1"}), Setup("Ascend", 3)),
         (("GPU", None, (2, 8, 0), {**WORKER, "MS_ROLE": "MS_SCHED"}), Setup("GPU", 0)),
@@ -95,7 +94,7 @@ def test_what_is_set_follows_from_the_options(given, decided):
 
 
 def test_variables_of_a_launcher_that_are_no_numbers():
-    with pytest.raises(BackendError, match="RANK_ID=-1: want a number from 0"):
+    with pytest.raises(BackendError, match="RANK_ID: is -1, not a number from 0"):
         decide("GPU", None, (2, 8, 0), {**WORKER, "RANK_ID": "-1"})
 
 
@@ -159,7 +158,7 @@ def test_mindspores_own_refusal_is_one_line(machine, device):
     made = BACKENDS[device]()
     assert made.missing() is None
     with pytest.raises(BackendError, match=f"no {device}: Unsupported device target") as told:
-        made.found()
+        made.describe()
     assert "\n" not in str(told.value)
 
 
@@ -202,7 +201,7 @@ def test_missing_is_known_without_importing_mindspore():
     subprocess.run([sys.executable, "-I", "-c", script], check=True)
 
 
-def test_the_device_is_not_set_again_once_workers_have_joined(monkeypatch):
+def test_the_device_is_not_set_again_once_ranks_have_joined(monkeypatch):
     import mindspore as ms
     from mindspore.communication import GlobalComm
 
@@ -218,7 +217,7 @@ def test_the_device_is_not_set_again_once_workers_have_joined(monkeypatch):
 
 
 def test_the_backend_of_a_device_sets_it_up():
-    assert MindSporeBackend("x", "Ascend", 7).setup == Setup("Ascend", 7)
+    assert MindSporeAscend(7).setup == Setup("Ascend", 7)
 
 
 def test_numpy_2_is_told_before_it_breaks_mindspore(monkeypatch):
@@ -233,5 +232,5 @@ def test_numpy_2_is_told_before_it_breaks_mindspore(monkeypatch):
 def test_an_onnx_file_is_told_its_backend(tmp_path):
     settings = Settings(preset("refinedet_eighth_128"))
     file = ExportedFile(tmp_path / "detector.onnx", settings, True, "")
-    with pytest.raises(BackendError, match="ONNX file runs with --backend onnxruntime"):
+    with pytest.raises(BackendError, match="ONNX file runs with the backend onnxruntime"):
         MindSporeCPU().load(file)

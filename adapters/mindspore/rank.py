@@ -1,7 +1,7 @@
-"""One worker of a job, as ``refinedet launch`` has MindSpore's launcher start it.
+"""One rank of a job, started by MindSpore's launcher for ``refinedet launch``.
 
-It runs the program's own command line. In the job's folder it notes which process it is,
-and how it ended. It ends with the command that launched it.
+It runs the command line. In the job's folder it writes a note with its process id, and with its
+exit status when it ends. It ends when the command that launched it ends.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from refinedet.support.files import write_json
 
 FOLDER = "REFINEDET_LAUNCH_FOLDER"
 SCHEDULER = "scheduler.json"
-"""The note of MindSpore's scheduler; those of the workers are called by their ranks."""
+"""The note of MindSpore's scheduler; the ranks' notes are named by their numbers."""
 LAUNCHER = "REFINEDET_LAUNCHER"
-"""Variables that tell a worker the job's folder, and the process that launched it."""
+"""Variables with the job's folder, and the process id of the command that launched it."""
 OFTEN = 1.0
-"""Seconds between two looks at the launcher."""
+"""Seconds between two checks that the launcher runs."""
 
 
 def main() -> None:
-    """Run the command line in this worker; as the scheduler, let MindSpore schedule."""
+    """Run the command line in this rank; as the scheduler, let MindSpore schedule."""
     launcher = int(os.environ[LAUNCHER])
     threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
     if os.environ["MS_ROLE"] == "MS_SCHED":
         write_json(Path(os.environ[FOLDER]) / SCHEDULER, {"pid": os.getpid()})
         from mindspore import communication
 
-        communication.init()  # ends the process when all workers have ended
+        communication.init()  # ends the process when all ranks have ended
         return
     rank = int(os.environ["RANK_ID"])
     note = Path(os.environ[FOLDER]) / f"{rank}.json"
