@@ -80,9 +80,7 @@ def decide(
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     value = environment.get(name, str(default))
     if not value.isdecimal():
-        raise BackendError(
-            "is not a number from 0; refinedet launch sets it", key=f"{name}={value}"
-        )
+        raise BackendError(f"is {value}, not a number from 0; refinedet launch sets it", key=name)
     return int(value)
 
 
