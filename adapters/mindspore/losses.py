@@ -106,7 +106,8 @@ def focal(logits: ms.Tensor, labels: ms.Tensor, alpha: float, gamma: float) -> m
     # log(1 + exp(-|x|)) has no overflow; MindSpore's softplus and log-sigmoid are approximate.
     tail = ops.log(1 + ops.exp(-ops.abs(x)))
     log_p, log_wrong = ops.minimum(x, 0) - tail, ops.minimum(-x, 0) - tail
-    weight = ops.select(here, ops.full_like(x, alpha), ops.full_like(x, 1 - alpha))
+    one = ops.ones_like(x)
+    weight = ops.select(here, one * alpha, one * (1 - alpha))
     return -(weight * ops.exp(gamma * log_wrong) * log_p).sum(2)
 
 

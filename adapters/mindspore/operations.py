@@ -43,6 +43,10 @@ from refinedet.spec.types import Array
 
 SLOTS = 8
 """Places for objects in a batch: few shapes, few graphs."""
+ROWS = 8
+"""Rows of logits or offsets are filled up to a multiple of it, for the same reason."""
+IMAGES = 4
+"""So are images of a batch."""
 
 
 def _numpy(tensor: ms.Tensor) -> Array:
@@ -160,24 +164,39 @@ def softmax(logits: Array) -> Array:
     return _one(lambda x: ops.softmax(x, -1), logits)
 
 
-def _with_gradient(
-    function: Callable[..., ms.Tensor], by: Array, *others: Array
-) -> tuple[Array, Array]:
-    """Losses of rows (M,) and their gradients by the first argument (M, K)."""
-    if len(by) == 0:
-        return np.zeros(0, np.float32), np.zeros_like(by)
+def _filled(array: Array, *multiples: int) -> Array:
+    """The array with zeros behind, so that its first dimensions are multiples of these."""
+    more = [(0, -size % multiple) for size, multiple in zip(array.shape, multiples, strict=False)]
+    return np.pad(array, more + [(0, 0)] * (array.ndim - len(more)))
 
-    def total(*tensors: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
-        rows = function(*tensors)
+
+@functools.lru_cache
+def _gradient(function: Callable[..., ms.Tensor]) -> Callable[..., Any]:
+    """A graph for losses of rows and their gradient by the first argument."""
+
+    def total(*arguments: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        rows = function(*arguments)
         return rows.sum(), rows
 
-    run = ops.value_and_grad(total, 0, has_aux=True)
-    (_, rows), gradient = run(*(ms.Tensor(array[None]) for array in (by, *others)))
-    return _numpy(rows[0]), _numpy(gradient[0])
+    run: Callable[..., Any] = ops.value_and_grad(total, 0, has_aux=True)
+    return run
+
+
+def _with_gradient(
+    function: Callable[..., ms.Tensor], arrays: tuple[Array, ...], *constants: float
+) -> tuple[Array, Array]:
+    """Losses of rows (M,) and their gradients by the first array (M, K)."""
+    count = len(arrays[0])
+    if count == 0:
+        return np.zeros(0, np.float32), np.zeros_like(arrays[0])
+    tensors = [ms.Tensor(_filled(array, ROWS)[None]) for array in arrays]
+    given = [ms.Tensor(constant, ms.float32) for constant in constants]
+    (_, rows), gradient = _gradient(function)(*tensors, *given)
+    return _numpy(rows[0, :count]), _numpy(gradient[0, :count])
 
 
 def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
-    return _with_gradient(losses.cross_entropy, logits, labels.astype(np.int32))
+    return _with_gradient(losses.cross_entropy, (logits, labels.astype(np.int32)))
 
 
 def sigmoid(logits: Array) -> Array:
@@ -185,14 +204,11 @@ def sigmoid(logits: Array) -> Array:
 
 
 def focal(logits: Array, labels: Array, alpha: float, gamma: float) -> tuple[Array, Array]:
-    def run(x: ms.Tensor, y: ms.Tensor) -> ms.Tensor:
-        return losses.focal(x, y, alpha, gamma)
-
-    return _with_gradient(run, logits, labels.astype(np.int32))
+    return _with_gradient(losses.focal, (logits, labels.astype(np.int32)), alpha, gamma)
 
 
 def smooth_l1(predicted: Array, target: Array) -> tuple[Array, Array]:
-    return _with_gradient(losses.smooth_l1, predicted, target)
+    return _with_gradient(losses.smooth_l1, (predicted, target))
 
 
 def hard_negatives(losses_: Array, positive: Array, eligible: Array, ratio: float) -> Array:
@@ -203,18 +219,27 @@ def hard_negatives(losses_: Array, positive: Array, eligible: Array, ratio: floa
     return _numpy(losses.hard_negatives(ms.Tensor(losses_[None]), candidate, most)[0])
 
 
+@functools.lru_cache(maxsize=1)
+def _module_gradient() -> Callable[..., Any]:
+    """A graph for the two losses of a module and the gradients of their sum."""
+
+    def total(*arguments: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
+        box, label = losses.module_loss(*arguments)
+        return box + label, box, label
+
+    run: Callable[..., Any] = ops.value_and_grad(total, (0, 1), has_aux=True)
+    return run
+
+
 def module_loss(
     offsets: Array, logits: Array, target: Array, labels: Array, eligible: Array, ratio: float
 ) -> ModuleLoss:
-    constants = ms.Tensor(target), ms.Tensor(labels.astype(np.int32)), ms.Tensor(eligible)
-
-    def total(o: ms.Tensor, x: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
-        box, label = losses.module_loss(o, x, *constants, ratio)
-        return box + label, box, label
-
-    run = ops.value_and_grad(total, (0, 1), has_aux=True)
-    (_, box, label), gradients = run(ms.Tensor(offsets), ms.Tensor(logits))
-    return ModuleLoss(float(box), float(label), *(_numpy(g) for g in gradients))
+    n, a = labels.shape
+    arrays = offsets, logits, target, labels.astype(np.int32), eligible
+    # Anchors without an object that are not eligible count for nothing.
+    tensors = [ms.Tensor(_filled(array, IMAGES, ROWS)) for array in arrays]
+    (_, box, label), gradients = _module_gradient()(*tensors, ms.Tensor(ratio, ms.float32))
+    return ModuleLoss(float(box), float(label), *(_numpy(g[:n, :a]) for g in gradients))
 
 
 class _LossOfHeads(nn.Cell):
