@@ -101,7 +101,7 @@ def module_loss(
 
 def focal(logits: ms.Tensor, labels: ms.Tensor, alpha: float, gamma: float) -> ms.Tensor:
     """``spec.losses.focal``, logits (N, A, K) and labels (N, A) to (N, A)."""
-    here = labels.expand_dims(2) == ops.arange(logits.shape[2]).astype(labels.dtype)
+    here = labels.expand_dims(2) == ops.range(0, logits.shape[2], 1).astype(labels.dtype)
     x = ops.select(here, logits, -logits)  # of the probability of being right
     # log(1 + exp(-|x|)) has no overflow; MindSpore's softplus and log-sigmoid are approximate.
     tail = ops.log(1 + ops.exp(-ops.abs(x)))

@@ -26,7 +26,7 @@ def match(iou: ms.Tensor, threshold: float, lowest: float) -> ms.Tensor:
     """
     n, t, a = iou.shape
     overlap = ops.select(iou > lowest, iou, ops.zeros_like(iou))
-    rows = ops.broadcast_to(ops.arange(t).astype(ms.int32).reshape((1, t)), (n, t))
+    rows = ops.broadcast_to(ops.range(0, t, 1).astype(ms.int32).reshape((1, t)), (n, t))
     # Column a is a bin for the objects that are not joined in a round.
     matched = ops.full((n, a + 1), -1, dtype=ms.int32)
     anchor_free = ops.ones((n, a + 1), ms.float32)
@@ -53,7 +53,7 @@ def match(iou: ms.Tensor, threshold: float, lowest: float) -> ms.Tensor:
 def match_in_order(iou: ms.Tensor, threshold: float, lowest: float) -> ms.Tensor:
     """``match`` by the model zoo's rule: object after object, which is a loop over slots."""
     n, t, a = iou.shape
-    anchors = ops.arange(a).astype(ms.int32).reshape((1, a))
+    anchors = ops.range(0, a, 1).astype(ms.int32).reshape((1, a))
     matched = ops.full((n, a), -1, dtype=ms.int32)
     held = ops.zeros((n, a), ms.float32)
     for place in range(t):
