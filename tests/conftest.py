@@ -18,6 +18,26 @@ def pytest_report_header(config):
     return [f"tests/{name}: only where named; tox -e {name} runs it" for name in left]
 
 
+SLOWEST = (
+    "adapters/launch/test_launch.py",
+    "adapters/mindspore/test_operators.py",
+    "adapters/mindspore/test_mindspore.py",
+    "conformance/test_strength.py",
+    "training/test_loop.py",
+    "conformance/test_tolerances.py",
+    "conformance/test_reported.py",
+    "adapters/mindspore/test_export.py",
+)
+"""They begin first: at the end of a run in several processes, none waits long for another."""
+
+
+def pytest_collection_modifyitems(items):
+    """The slowest files first, otherwise in pytest's order."""
+    here = Path(__file__).parent
+    rank = {here / name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(SLOWEST)))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real data beside the project; without it the test is skipped, or fails where it must run."""

@@ -130,6 +130,35 @@ def test_training_goes_on_bit_for_bit(stepped):
         np.testing.assert_array_equal(value, after[1][name], err_msg=name)
 
 
+def test_the_optimizer_is_mindspores_own_bit_for_bit():
+    from refinedet.adapters.mindspore.trainer import Momentum
+
+    rates = np.array([0.3, 0.2, 0.1], np.float32)
+    groups = ((3, 0.01, 1), (1, 0.0, 1), (2, 0.0, 2))  # parameters, decay, factor of the rate
+    results = []
+    for ours in (True, False):
+        rng = np.random.default_rng(0)
+        members = []
+        for number, (count, decay, factor) in enumerate(groups):
+            names = [f"{number}.{i}" for i in range(count)]
+            weights = [ms.Parameter(rng.normal(size=5).astype(np.float32), n) for n in names]
+            members.append((weights, decay, rates * np.float32(factor)))
+        if ours:
+            optimizer = Momentum(members, rates, 0.9)
+        else:
+            made = [
+                {"params": weights, "weight_decay": decay, "lr": ms.Tensor(rate)}
+                for weights, decay, rate in members
+            ]
+            optimizer = ms.nn.Momentum(made, ms.Tensor(rates), momentum=0.9)
+        for _ in rates:
+            optimizer(tuple(ms.Tensor(rng.normal(size=5).astype(np.float32)) for _ in range(6)))
+        assert optimizer.global_step.asnumpy() == [3]
+        results.append([p.asnumpy() for p in (*optimizer.parameters, *optimizer.moments)])
+    for mine, own in zip(*results, strict=True):
+        np.testing.assert_array_equal(mine, own)
+
+
 def test_float16_trains_as_float32_does(parameters_of, batch_of):
     """The loss falls, and stays near: activations alone are rounded.
 
