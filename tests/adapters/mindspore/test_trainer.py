@@ -131,6 +131,8 @@ def test_training_goes_on_bit_for_bit(stepped):
 
 
 def test_the_optimizer_is_mindspores_own_bit_for_bit():
+    import mindspore as ms
+
     from refinedet.adapters.mindspore.trainer import Momentum
 
     rates = np.array([0.3, 0.2, 0.1], np.float32)
