@@ -229,7 +229,7 @@ def test_the_commands_of_the_page_would_run(run, data_folder, command, tmp_path,
     steps, batch = facts["model.schedule.steps"], facts["input.batch_size"]
     assert f"{steps:,}, each of {batch} images on one device" in out
     if "--backbone" in command:
-        assert "30 of 36 tensors of the trunk" in out
+        assert "30 of 36 tensors of the backbone" in out
     if "--initial" in command:
         assert "90 of 98 tensors of the detector" in out
 
