@@ -474,11 +474,14 @@ class ScheduleConfig:
             "a whole number from 0 to schedule.steps",
         )
         require(is_number(self.warmup_rate, 0, 1000), self, "warmup_rate", "0 to 1000")
-        first = self.warmup_steps + 1 if self.kind == "multistep" else 1
-        require(
+        ascending = (
             isinstance(self.milestones, tuple)
-            and all(_is_whole(m, first) for m in self.milestones)
-            and list(self.milestones) == sorted(set(self.milestones)),
+            and all(_is_whole(m) for m in self.milestones)
+            and list(self.milestones) == sorted(set(self.milestones))
+        )
+        require(
+            ascending
+            and (self.kind == "cosine" or all(m > self.warmup_steps for m in self.milestones)),
             self,
             "milestones",
             "whole numbers above schedule.warmup_steps, rising",

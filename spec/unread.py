@@ -53,12 +53,11 @@ RULES: Rules = {
         ),
         Rule(
             ("batch_norm_momentum",),
-            ("backbone", "batch_norm", "upsample_batch_norm", "heads", "head_momentum"),
+            ("backbone", "batch_norm", "upsample_batch_norm", "head_momentum"),
             lambda net: (
                 net.backbone == "resnet"
                 or net.batch_norm
                 or net.upsample_batch_norm
-                or net.heads != "separable"
                 or net.head_momentum is None
             ),
         ),

@@ -285,6 +285,19 @@ def test_one_milestone_has_a_factor_and_drawn_scales_are_of_one_initialiser_alon
         assert NetworkConfig(initialiser=initialiser, l2_scales=(1.0, 2.0)).l2_scales == (1, 2)
 
 
+@pytest.mark.parametrize(
+    "others", [{"batch_norm": True}, {"upsample_batch_norm": True}, {"backbone": "resnet"}]
+)
+def test_heads_may_have_another_momentum_than_the_rest(others):
+    momenta = {"head_momentum": 0.5, "batch_norm_momentum": 0.75}
+    assert NetworkConfig(heads="separable", **momenta, **others).batch_norm_momentum == 0.75
+    with refused(
+        "network.batch_norm_momentum: is not read with backbone vgg16, batch_norm false, "
+        "upsample_batch_norm false, head_momentum 0.5; leave it out"
+    ):
+        NetworkConfig(heads="separable", **momenta)
+
+
 def test_no_scales_and_no_milestones_are_always_legal():
     assert NetworkConfig(initialiser="normal", l2_scales=None).l2_scales is None
     assert ScheduleConfig("cosine", milestones=()).milestones == ()
