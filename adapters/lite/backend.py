@@ -1,8 +1,8 @@
 """MindSpore Lite: backends ``mindspore-lite`` on the CPU, ``mindspore-ascend310`` on Ascend 310.
 
-They detect and do not train. Lite runs in this process where it is installed beside this
-program, in a worker under ``--lite-python`` where it is not. Several streams are several
-workers, which take turns with the images: Lite holds Python's lock while it computes.
+They detect and do not train. Lite runs in this process if it is installed for this Python, or else
+in a Lite process under the interpreter ``lite_python``. Several streams are several Lite processes,
+which take turns with the images, because Lite holds Python's lock while it computes.
 
 A detector becomes ONNX (``refinedet.adapters.onnx.export``), and that becomes a MindIR by
 Lite's own converter. It holds the raw outputs: Lite 2.0.0 has no comparison with which to
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from refinedet.adapters.devices import lacks_ascend
-from refinedet.adapters.lite import engine
+from refinedet.adapters.lite import process
 from refinedet.backends.interface import Backend, ExportedFile, Limitation, Network
 from refinedet.errors import UsageError
 from refinedet.settings import Settings
@@ -63,11 +63,11 @@ class LiteBackend(Backend):
         self.device_id = device_id
         self.streams = streams
         self.batch = batch
-        self.python = engine.other_interpreter(lite_python)
+        self.python = process.other_interpreter(lite_python)
 
     def missing(self) -> str | None:
         """Everything that it lacks: driver, CANN, Lite."""
-        lacking = [*self._lacks_device(), engine.lacks_lite(self.python)]
+        lacking = [*self._lacks_device(), process.lacks_lite(self.python)]
         return "; ".join(reason for reason in lacking if reason) or None
 
     def _lacks_device(self) -> Iterator[str]:
@@ -75,25 +75,25 @@ class LiteBackend(Backend):
 
     def describe(self) -> str:
         """See ``Backend``."""
-        versions = engine.Worker(self.python or engine.THIS).versions
+        versions = process.LiteProcess(self.python or process.THIS).versions
         place = "the CPU" if self.target == "cpu" else f"Ascend 310, device {self.device_id}"
         return f"MindSpore Lite {versions['lite']} under Python {versions['python']} on {place}"
 
     def network(self, config: Config, parameters: Parameters) -> Network:
         """See ``Backend``."""
-        from refinedet.adapters.lite.network import converted
+        from refinedet.adapters.lite.export import converted
 
         return converted(self, config, parameters)
 
     def export(self, network: Network, path: Path, settings: Settings, heads: bool = True) -> None:
         """Write a MindIR of the raw outputs, always; see ``Backend``."""
-        from refinedet.adapters.lite.network import export
+        from refinedet.adapters.lite.export import export
 
         export(network, path, settings)
 
     def load(self, file: ExportedFile) -> Network:
         """Read a MindIR; see ``Backend``."""
-        from refinedet.adapters.lite.network import load
+        from refinedet.adapters.lite.export import load
 
         return load(self, file)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from refinedet.adapters.lite import engine
+from refinedet.adapters.lite import process
 from refinedet.backends.registry import find_backend
 from refinedet.errors import BackendError
 
@@ -18,8 +18,8 @@ def pytest_report_header():
     """The Lite found; without it, or its device, nothing is run."""
     try:
         backend = find_backend(NAME)
-        python = backend.python or engine.THIS
-        found = engine.Worker(python).versions
+        python = backend.python or process.THIS
+        found = process.LiteProcess(python).versions
     except BackendError as error:
         raise pytest.UsageError(str(error)) from error
     return f"{NAME}: {python}, {', '.join(f'{k} {v}' for k, v in found.items())}"
@@ -34,7 +34,7 @@ def backend():
 @pytest.fixture(scope="session")
 def python(backend):
     """The interpreter that has Lite."""
-    return backend.python or engine.THIS
+    return backend.python or process.THIS
 
 
 @pytest.fixture(scope="session")

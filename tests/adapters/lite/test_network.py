@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from refinedet.adapters.lite import network as module
+from refinedet.adapters.lite import export as module
 from refinedet.adapters.lite.backend import MindSporeLite
-from refinedet.adapters.lite.engine import Worker
+from refinedet.adapters.lite.process import LiteProcess
 from refinedet.adapters.onnx.export import SCORED_BOXES, detector
 from refinedet.conformance import inputs
 from refinedet.conformance.checks.network import (
@@ -140,7 +140,7 @@ def test_a_compiled_batch_is_filled_up(made, agrees, expected):
 
 def test_streams_share_the_images_and_keep_their_order(made, agrees, exported, expected):
     two = load(made(streams=2), exported)
-    processes = {runner._worker._process.pid for runner in two.runners}
+    processes = {runner._lite._process.pid for runner in two.runners}
     assert len(processes) == 2
     first, second = counted(two)
     for _ in range(3):
@@ -337,7 +337,7 @@ def test_a_graph_that_lite_cannot_convert_is_told_with_the_cause(python, tmp_pat
     (tmp_path / "boxes.onnx").write_bytes(model.SerializeToString())
     given = {"onnx": str(tmp_path / "boxes.onnx"), "output": str(tmp_path / "boxes")}
     with pytest.raises(BackendError) as caught:
-        Worker(python).ask("convert", {**given, "device": None, "shape": [1, 3, 64, 128]})
+        LiteProcess(python).ask("convert", {**given, "device": None, "shape": [1, 3, 64, 128]})
     said = str(caught.value)
     assert said.startswith("MindSpore Lite: RuntimeError: Converter model failed!")
     assert said.endswith("(not support onnx data type GreaterOrEqual)")

@@ -1,7 +1,7 @@
-"""Where MindSpore Lite runs: in this process, or in a worker under another interpreter.
+"""Where MindSpore Lite runs: in this process, or in a Lite process under another interpreter.
 
-A worker answers in time or is ended, and whatever happens to it is one line here. It has a
-session of its own, so that ending it ends what it started too.
+A Lite process answers in time or is ended, and each of its failures is an error of one line. It
+has a session of its own, so that ending it also ends what it started.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from refinedet.adapters.lite import worker
+from refinedet.adapters.lite import process_main
 from refinedet.errors import BackendError
 from refinedet.spec.types import Array
 
@@ -30,10 +30,10 @@ VARIABLE = "REFINEDET_LITE_PYTHON"
 LIMITS = {"start": 120, "convert": 3600, "load": 1200, "run": 600}
 """Seconds for an answer."""
 PATIENCE = 5
-"""Seconds for a worker to end by itself."""
+"""Seconds for a Lite process to end by itself."""
 HOW_TO = "it needs NumPy and mindspore-lite, see docs/ascend310.md"
 ERROR_LINE = re.compile(r"^\[ERROR\] .*?\] \w+\] (.*)$", re.M)
-"""Of Lite's log; the first is about the cause, those after it about who heard of it."""
+"""An error in Lite's log; the first one shows the cause, later ones its consequences."""
 
 T = TypeVar("T")
 
@@ -42,19 +42,19 @@ class Interpreter(NamedTuple):
     """A Python that has Lite."""
 
     path: str
-    told_by: str
-    """The option or variable that names it, for errors."""
+    source: str
+    """The argument or variable that names it, for errors."""
 
     def __str__(self) -> str:
-        return f"{self.told_by} {self.path}"
+        return f"{self.source} {self.path}"
 
 
 def other_interpreter(lite_python: Path | None) -> Interpreter | None:
-    """The interpreter that was asked for, by option or variable."""
+    """The interpreter that the argument or the variable names, or None."""
     if lite_python is not None:
         # A path has lost its "./", without which a name is looked for on PATH.
         path = lite_python.absolute() if lite_python.is_file() else lite_python
-        return Interpreter(str(path), "--lite-python")
+        return Interpreter(str(path), "lite_python")
     named = os.environ.get(VARIABLE)
     return Interpreter(named, VARIABLE) if named else None
 
@@ -68,18 +68,18 @@ def lacks_lite(python: Interpreter | None) -> str | None:
         if find_spec("mindspore_lite") is None:
             return (
                 "MindSpore Lite is not installed for this Python; name an interpreter that has it "
-                f"with --lite-python or {VARIABLE}; {HOW_TO}"
+                f"as lite_python or in {VARIABLE}; {HOW_TO}"
             )
         return None
     try:
-        Worker(python)
+        LiteProcess(python)
     except BackendError as error:
         return str(error)
     return None
 
 
 class Runner(Protocol):
-    """A loaded model; see ``worker.Detector``."""
+    """A loaded model; see ``process_main.Detector``."""
 
     inputs: list[Any]
 
@@ -91,8 +91,8 @@ class InProcess:
     """A model that this process runs. Lite holds Python's lock while it does."""
 
     def __init__(self, path: Path, **given: Any) -> None:
-        os.environ.setdefault(worker.QUIET, "4")  # what is wrong is said by the exception
-        self._detector = _one_line(lambda: worker.Detector(str(path), **given))
+        os.environ.setdefault(process_main.QUIET, "4")  # errors are reported by the exception
+        self._detector = _one_line(lambda: process_main.Detector(str(path), **given))
         self.inputs = self._detector.inputs
 
     def run(self, images: Array) -> dict[str, Array]:
@@ -104,19 +104,19 @@ def _one_line(work: Callable[[], T]) -> T:
     try:
         return work()
     except Exception as error:  # Lite's, and those of a package that is damaged
-        said = " ".join(str(error).split())
-        raise BackendError(f"{type(error).__name__}: {said}", key="MindSpore Lite") from error
+        reason = " ".join(str(error).split())
+        raise BackendError(f"{type(error).__name__}: {reason}", key="MindSpore Lite") from error
 
 
-class Worker:
-    """A process that runs ``worker.py``."""
+class LiteProcess:
+    """A process that runs ``process_main.py``."""
 
     def __init__(self, python: Interpreter) -> None:
         self._python = python
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         try:
             self._process = subprocess.Popen(
-                [python.path, "-I", worker.__file__],
+                [python.path, "-I", process_main.__file__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
@@ -132,40 +132,40 @@ class Worker:
 
     def _greeted(self) -> tuple[dict[str, Any], dict[str, Array]]:
         assert self._process.stdout is not None
-        greeting = self._process.stdout.read(len(worker.GREETING))
-        if len(greeting) < len(worker.GREETING):
+        greeting = self._process.stdout.read(len(process_main.GREETING))
+        if len(greeting) < len(process_main.GREETING):
             raise EOFError
-        if greeting != worker.GREETING:
+        if greeting != process_main.GREETING:
             raise ValueError("no greeting")
-        return worker.receive(self._process.stdout)
+        return process_main.receive(self._process.stdout)
 
     def ask(
         self, call: str, given: dict[str, Any], arrays: dict[str, Array] | None = None
     ) -> tuple[dict[str, Any], dict[str, Array]]:
-        """Have the worker do something; the answer and its arrays.
+        """Send the process a call; its answer and arrays.
 
         Raises:
-            BackendError: Lite failed, or the worker did; one line.
+            BackendError: Lite or the process failed; one line.
         """
-        said = os.fstat(self._log.fileno()).st_size
+        logged = os.fstat(self._log.fileno()).st_size
 
         def asked() -> tuple[dict[str, Any], dict[str, Array]]:
             stdin, stdout = self._process.stdin, self._process.stdout
             assert stdin is not None
             assert stdout is not None
             head = {"call": call, "given": given, "limit": LIMITS[call]}
-            worker.send(stdin, head, arrays or {})
-            return worker.receive(stdout)
+            process_main.send(stdin, head, arrays or {})
+            return process_main.receive(stdout)
 
         head, found = self._in_time(call, asked)
         if "error" in head:
-            cause = ERROR_LINE.search(self._logged(said))
+            cause = ERROR_LINE.search(self._logged(logged))
             why = f" ({cause[1]})" if cause else ""
             raise BackendError(f"{' '.join(head['error'].split())}{why}", key="MindSpore Lite")
         return head, found
 
     def _in_time(self, call: str, work: Callable[[], T]) -> T:
-        """What the worker answers; where it does not, it is ended."""
+        """The result of ``work``; a process that does not answer in time is ended."""
         process, late = self._process, threading.Event()
 
         def stop() -> None:
@@ -178,15 +178,15 @@ class Worker:
         try:
             return work()
         except (EOFError, OSError, ValueError) as error:
-            # It has ended, unless it only talks nonsense.
-            nonsense = isinstance(error, ValueError)
-            if nonsense:
+            # It has ended, unless its answer is malformed.
+            malformed = isinstance(error, ValueError)
+            if malformed:
                 _kill(process)
-            raise BackendError(self._fate(call, late.is_set(), nonsense)) from error
+            raise BackendError(self._fate(call, late.is_set(), malformed)) from error
         finally:
             timer.cancel()
 
-    def _fate(self, call: str, late: bool, nonsense: bool) -> str:
+    def _fate(self, call: str, late: bool, malformed: bool) -> str:
         begun = f"{self._python}: "
         try:
             status = self._process.wait(PATIENCE)
@@ -194,11 +194,11 @@ class Worker:
             _kill(self._process)
             status = self._process.wait()
         if late or status == -signal.SIGALRM:
-            return f"{begun}no answer to {call!r} within {LIMITS[call]} s; the worker was ended"
+            return f"{begun}no answer to {call!r} within {LIMITS[call]} s; the process was ended"
         lines = self._logged(0).split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         said = f": {last[:300]}" if last else ""
-        if nonsense:
+        if malformed:
             return f"{begun}does not run as a Python interpreter{said}; {HOW_TO}"
         if call == "start":
             return (
@@ -206,7 +206,7 @@ class Worker:
             )
         how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
         return (
-            f"{begun}its worker (process {self._process.pid}) ended {how} at {call!r}{said}; if "
+            f"{begun}its Lite process ({self._process.pid}) ended {how} at {call!r}{said}; if "
             "nobody ended it, memory may have run out: see dmesg"
         )
 
@@ -223,7 +223,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _end(process: subprocess.Popen[bytes], log: Any) -> None:
-    """End a worker whose owner has gone: first by the end of its input."""
+    """End a process whose owner is gone: first by closing its input."""
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
         with contextlib.suppress(OSError):  # it has ended, and what was not sent cannot be
@@ -237,14 +237,14 @@ def _end(process: subprocess.Popen[bytes], log: Any) -> None:
 
 
 class Remote:
-    """A model that a worker runs."""
+    """A model that a Lite process runs."""
 
     def __init__(self, python: Interpreter, path: Path, **given: Any) -> None:
-        self._worker = Worker(python)
-        head, _ = self._worker.ask("load", {"path": str(path), **given})
+        self._lite = LiteProcess(python)
+        head, _ = self._lite.ask("load", {"path": str(path), **given})
         self.inputs = head["inputs"]
 
     def run(self, images: Array) -> dict[str, Array]:
         """See ``Runner``."""
-        _, found = self._worker.ask("run", {}, {"images": np.ascontiguousarray(images)})
-        return found
+        _, outputs = self._lite.ask("run", {}, {"images": np.ascontiguousarray(images)})
+        return outputs

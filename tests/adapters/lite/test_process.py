@@ -1,4 +1,4 @@
-"""Interpreters and workers that fail: one line each, no hang, nothing left behind."""
+"""Interpreters and Lite processes that fail: one line each, no hang, nothing left behind."""
 
 import ast
 import os
@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 
 from refinedet.adapters import devices
-from refinedet.adapters.lite import engine, worker
+from refinedet.adapters.lite import process, process_main
 from refinedet.adapters.lite.backend import Ascend310, MindSporeLite
-from refinedet.adapters.lite.engine import Interpreter, Worker
+from refinedet.adapters.lite.process import Interpreter, LiteProcess
 from refinedet.backends.registry import find_backend
-from refinedet.errors import BackendError
+from refinedet.errors import BackendError, UsageError
 
 
 def said(work, *arguments):
     """The one line of a failure."""
-    with pytest.raises(BackendError) as caught:
+    with pytest.raises((BackendError, UsageError)) as caught:
         work(*arguments)
     line = str(caught.value)
     assert "\n" not in line
@@ -54,7 +54,7 @@ class Converter:
 {textwrap.indent(textwrap.dedent(work), " " * 8)}"""
         (tmp_path / "mindspore_lite.py").write_text(text)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        return Interpreter(sys.executable, "--lite-python")
+        return Interpreter(sys.executable, "lite_python")
 
     return made
 
@@ -77,7 +77,7 @@ def gone(pid):
 
 def test_the_option_comes_before_the_variable_and_that_before_this_process(monkeypatch, tmp_path):
     monkeypatch.setenv("REFINEDET_LITE_PYTHON", "/by/variable")
-    assert MindSporeLite(Path("/by/option")).python == ("/by/option", "--lite-python")
+    assert MindSporeLite(Path("/by/option")).python == ("/by/option", "lite_python")
     assert MindSporeLite().python == ("/by/variable", "REFINEDET_LITE_PYTHON")
     for unset in ("", None):
         if unset is None:
@@ -89,16 +89,16 @@ def test_the_option_comes_before_the_variable_and_that_before_this_process(monke
 
 def test_a_file_of_this_folder_comes_before_one_on_path(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert engine.other_interpreter(Path("./sh")).path == "sh"
+    assert process.other_interpreter(Path("./sh")).path == "sh"
     (tmp_path / "sh").touch()
-    assert engine.other_interpreter(Path("./sh")).path == str(tmp_path / "sh")
+    assert process.other_interpreter(Path("./sh")).path == str(tmp_path / "sh")
 
 
 def test_without_lite_one_line_says_how_to_name_an_interpreter(monkeypatch):
     monkeypatch.delenv("REFINEDET_LITE_PYTHON", raising=False)
     assert said(find_backend, "mindspore-lite") == (
         "backend mindspore-lite: MindSpore Lite is not installed for this Python; name an "
-        "interpreter that has it with --lite-python or REFINEDET_LITE_PYTHON; it needs NumPy and "
+        "interpreter that has it as lite_python or in REFINEDET_LITE_PYTHON; it needs NumPy and "
         "mindspore-lite, see docs/ascend310.md"
     )
 
@@ -114,13 +114,16 @@ def test_without_lite_one_line_says_how_to_name_an_interpreter(monkeypatch):
         ("kill -SEGV $$", "cannot run MindSpore Lite, it ended with status -11; it needs"),
         ("echo I am no Python at all, but I talk; cat", "does not run as a Python interpreter; it"),
         ("yes", "does not run as a Python interpreter; it needs"),
-        (f"printf '{worker.GREETING.decode()}'; yes", "does not run as a Python interpreter; it"),
+        (
+            f"printf '{process_main.GREETING.decode()}'; yes",
+            "does not run as a Python interpreter; it",
+        ),
     ],
     ids=["ends", "fails", "crashes", "talks", "never stops", "imitates"],
 )
 def test_what_is_no_python_is_told(tmp_path, text, message):
     path = script(tmp_path, text)
-    assert f"--lite-python {path}: {message}" in str(MindSporeLite(path).missing())
+    assert f"lite_python {path}: {message}" in str(MindSporeLite(path).missing())
     lacking = MindSporeLite(path).missing()
     assert lacking is not None
     assert "\n" not in lacking
@@ -129,7 +132,7 @@ def test_what_is_no_python_is_told(tmp_path, text, message):
 def test_a_file_that_is_not_there_or_not_a_program_is_told(tmp_path):
     absent = tmp_path / "absent"
     assert MindSporeLite(absent).missing() == (
-        f"--lite-python {absent}: cannot start it: No such file or directory; {engine.HOW_TO}"
+        f"lite_python {absent}: cannot start it: No such file or directory; {process.HOW_TO}"
     )
     (tmp_path / "text").write_text("hello")
     assert "cannot start it: Permission denied" in str(MindSporeLite(tmp_path / "text").missing())
@@ -148,11 +151,11 @@ def test_an_interpreter_without_numpy_or_lite_is_told(tmp_path):
 
 
 def test_one_that_does_not_answer_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setitem(engine.LIMITS, "start", 1)
+    monkeypatch.setitem(process.LIMITS, "start", 1)
     path = script(tmp_path, f"echo $$ > {tmp_path}/pid; sleep 1000; echo late")
     began = time.monotonic()
     assert MindSporeLite(path).missing() == (
-        f"--lite-python {path}: no answer to 'start' within 1 s; the worker was ended"
+        f"lite_python {path}: no answer to 'start' within 1 s; the process was ended"
     )
     assert time.monotonic() - began < 10
     assert gone(int((tmp_path / "pid").read_text()))
@@ -161,11 +164,11 @@ def test_one_that_does_not_answer_is_ended(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (lambda: MindSporeLite(streams=0), "--streams 0: want a number from 1 to 64"),
-        (lambda: MindSporeLite(streams=65), "--streams 65: want a number from 1 to 64"),
-        (lambda: Ascend310(streams=10**9), "--streams 1000000000: want a number from 1 to 64"),
-        (lambda: Ascend310(device_id=-1), "--device-id -1: want a number from 0"),
-        (lambda: Ascend310(batch=0), "batch 0: want a number from 1"),
+        (lambda: MindSporeLite(streams=0), "streams: 0 is not a number from 1 to 64"),
+        (lambda: MindSporeLite(streams=65), "streams: 65 is not a number from 1 to 64"),
+        (lambda: Ascend310(streams=10**9), "streams: 1000000000 is not a number from 1 to 64"),
+        (lambda: Ascend310(device_id=-1), "device_id: -1 is not a number from 0"),
+        (lambda: Ascend310(batch=0), "batch: 0 is not a number from 1"),
     ],
 )
 def test_numbers_out_of_range_are_told(made, message):
@@ -196,12 +199,12 @@ def test_a_device_that_is_not_there_is_told(monkeypatch, tmp_path):
     assert "davinci" not in str(Ascend310(1).missing())
 
 
-# Workers
+# Lite processes
 
 
 @pytest.fixture
 def hung(stand_in):
-    """A worker that sleeps in Lite's converter, deaf to Python's signals."""
+    """A process that sleeps in Lite's converter, deaf to Python's signals."""
     return stand_in("""
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         open(output, "w").close()
@@ -219,17 +222,17 @@ def begun(tmp_path):
         time.sleep(0.01)
 
 
-def test_a_worker_that_is_late_is_ended(hung, tmp_path, monkeypatch):
-    monkeypatch.setitem(engine.LIMITS, "convert", 1)
-    made = Worker(hung)
+def test_a_process_that_is_late_is_ended(hung, tmp_path, monkeypatch):
+    monkeypatch.setitem(process.LIMITS, "convert", 1)
+    made = LiteProcess(hung)
     assert said(made.ask, "convert", given(tmp_path)) == (
-        f"{hung}: no answer to 'convert' within 1 s; the worker was ended"
+        f"{hung}: no answer to 'convert' within 1 s; the process was ended"
     )
     assert gone(made._process.pid)
 
 
-def test_a_worker_that_is_killed_is_told(hung, tmp_path):
-    made = Worker(hung)
+def test_a_process_that_is_killed_is_told(hung, tmp_path):
+    made = LiteProcess(hung)
 
     def kill():
         begun(tmp_path)
@@ -238,14 +241,14 @@ def test_a_worker_that_is_killed_is_told(hung, tmp_path):
     threading.Thread(target=kill).start()
     line = said(made.ask, "convert", given(tmp_path))
     assert line.startswith(
-        f"{hung}: its worker (process {made._process.pid}) ended by signal SIGKILL at 'convert'; "
+        f"{hung}: its Lite process ({made._process.pid}) ended by signal SIGKILL at 'convert'; "
         "if nobody ended it, memory may have run out"
     )
     assert "SIGKILL" in said(made.ask, "convert", given(tmp_path))  # and again
 
 
-def test_a_real_worker_that_is_killed_is_told(python):
-    made = Worker(python)
+def test_a_real_process_that_is_killed_is_told(python):
+    made = LiteProcess(python)
     os.kill(made._process.pid, signal.SIGKILL)
     line = said(made.ask, "run", {}, {"images": np.zeros((1, 3, 320, 320), np.float32)})
     assert "ended by signal SIGKILL at 'run'" in line
@@ -253,9 +256,9 @@ def test_a_real_worker_that_is_killed_is_told(python):
 
 ORPHAN = """
 import os, sys
-from refinedet.adapters.lite.engine import LIMITS, Interpreter, Worker
+from refinedet.adapters.lite.process import LIMITS, Interpreter, LiteProcess
 LIMITS["convert"] = 2
-made = Worker(Interpreter(sys.argv[1], ""))
+made = LiteProcess(Interpreter(sys.argv[1], ""))
 print(made._process.pid, flush=True)
 if len(sys.argv) > 2:
     given = {"onnx": "", "output": sys.argv[2], "device": None, "shape": [1]}
@@ -265,7 +268,7 @@ sys.stdin.read()
 
 
 def orphan(*arguments):
-    """The id of a worker whose parent waits to be killed, and the parent."""
+    """The id of a process whose parent waits to be killed, and the parent."""
     parent = subprocess.Popen(
         [sys.executable, "-c", ORPHAN, *map(str, arguments)],
         stdin=subprocess.PIPE,
@@ -282,22 +285,22 @@ def ended(parent):
     parent.stdout.close()
 
 
-def test_a_worker_ends_with_its_parent(python):
+def test_a_process_ends_with_its_parent(python):
     pid, parent = orphan(python.path)
     assert Path(f"/proc/{pid}").exists()
     ended(parent)
     assert gone(pid)
 
 
-def test_a_worker_that_hangs_ends_after_its_parent_by_itself(hung, tmp_path):
+def test_a_process_that_hangs_ends_after_its_parent_by_itself(hung, tmp_path):
     pid, parent = orphan(hung.path, tmp_path / "begun")
     begun(tmp_path)
     ended(parent)
     assert gone(pid)
 
 
-def test_a_worker_ends_with_its_network(python):
-    made = Worker(python)
+def test_a_process_ends_with_its_network(python):
+    made = LiteProcess(python)
     pid = made._process.pid
     del made
     assert not Path(f"/proc/{pid}").exists()
@@ -305,7 +308,7 @@ def test_a_worker_ends_with_its_network(python):
 
 def test_what_lite_prints_disturbs_no_answer(stand_in, tmp_path):
     """Its C++ writes to standard output, and reads whatever it likes."""
-    made = Worker(
+    made = LiteProcess(
         stand_in("""
             os.write(1, b"CONVERT RESULT SUCCESS:0\\n" * 1000)
             assert os.read(0, 100) == b""
@@ -318,8 +321,8 @@ def test_what_lite_prints_disturbs_no_answer(stand_in, tmp_path):
     assert said(made.ask, "convert", given(tmp_path)) == "MindSpore Lite: RuntimeError: two lines"
 
 
-def test_the_workers_file_is_of_python_3_7_and_needs_numpy_alone():
-    tree = ast.parse(Path(worker.__file__).read_text(), feature_version=(3, 7))
+def test_the_file_of_the_process_is_of_python_3_7_and_needs_numpy_alone():
+    tree = ast.parse(Path(process_main.__file__).read_text(), feature_version=(3, 7))
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):

@@ -1,7 +1,7 @@
 """MindSpore Lite: converts a model, loads one, runs it; here, or behind the pipes of a process.
 
 Images of devices often carry an old Python. So this file runs on CPython 3.7 and later with
-NumPy and ``mindspore_lite`` alone, as ``PYTHON -I worker.py``: messages over standard input
+NumPy and ``mindspore_lite`` alone, as ``PYTHON -I process_main.py``: messages over standard input
 and output, as ``send`` writes them. It ends with its standard input, that is with its parent.
 """
 
@@ -17,8 +17,8 @@ from typing import IO, Any
 
 import numpy as np
 
-GREETING = b"refinedet lite worker 1\n"
-"""Comes before the first message, so that a program that is no worker is told apart."""
+GREETING = b"refinedet lite process 1\n"
+"""Comes before the first message, so that another program is recognised as such."""
 QUIET = "GLOG_v"
 """Lite's variable for the least of its messages that it prints: 3 errors, 4 what ends it."""
 
