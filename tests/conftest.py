@@ -12,10 +12,11 @@ settings.load_profile("tests")
 
 
 def pytest_report_header(config):
-    """The folders that only a tox environment of their name runs."""
+    """Lists the folders that are run only where they are named, by a tox environment."""
     here = Path(__file__).parent
-    left = [name for name in config.getini("norecursedirs") if (here / name).is_dir()]
-    return [f"tests/{name}: only where named; tox -e {name} runs it" for name in left]
+    names = set(config.getini("norecursedirs"))
+    folders = sorted(p.relative_to(here) for p in here.rglob("*") if p.is_dir() and p.name in names)
+    return [f"not run unless named, see tox.ini: tests/{folder}" for folder in folders]
 
 
 SLOWEST = (
