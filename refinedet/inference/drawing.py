@@ -148,9 +148,7 @@ def sheet(images: Sequence[Array], columns: int, path: Path, cell: int = 320) ->
         WriteError: the file cannot be written.
     """
     if not images or columns < 1 or cell < 1:
-        raise SpecError(
-            "expected an image, a column and a cell size, at least 1 each", key="images"
-        )
+        raise SpecError("needs an image, a column and a cell size of at least 1", key="sheet")
     fitted = [_fit(image, cell) for image in images]
     columns = min(columns, len(fitted))
     wide = max(image.shape[1] for image in fitted)

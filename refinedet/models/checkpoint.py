@@ -1,16 +1,15 @@
-"""Checkpoints: everything a training needs to go on, in one file that runs no code.
+"""Checkpoints: everything that a training needs to continue, in one file without code.
 
-A checkpoint is a safetensors file: parameters as ``parameter/NAME``, momentum as
-``momentum_buffer/NAME``, and in its metadata the settings, the step, in float16 the loss scale
-and the steps it has been good for, the versions that wrote it and a digest of all of this.
-The order of the images, their augmentation and the learning rate are functions of the seed and
-the step (``refinedet.data.samples``, ``refinedet.spec.schedule``): the seed is in the settings
-and the step is here, so there is no further state.
-Weights for deployment are the same without momentum.
+A checkpoint is a safetensors file: parameters as ``parameter/NAME``, momentum buffers as
+``momentum_buffer/NAME``. Its metadata hold the settings, the step, the versions that wrote it,
+a digest of everything else, and with float16 the loss scale and its number of good steps. The
+order of the images, their augmentation and the learning rate depend on the seed and the step
+alone (``refinedet.data.samples``, ``refinedet.spec.schedule``), so there is no further state.
+Weights for deployment are the same without momentum buffers.
 
-Files are written beside their goal, read back and compared, forced to the disk and
-renamed; only then is an older one removed. Numbers are written from where they are and
-read back one tensor at a time, so that saving needs little memory of its own.
+A file is written under another name, read back and compared, forced to the disk and renamed;
+only then is an older one removed. Tensors are written without a copy and read back one at a
+time, so that saving needs little memory.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ import hashlib
 import json
 import platform
 import re
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,23 +37,23 @@ from refinedet.spec.network import Parameters, check_parameters, parameter_table
 from refinedet.spec.optimizer import LossScale
 from refinedet.spec.types import Array
 from refinedet.support.files import open_regular_file, replacing
-from refinedet.support.text import shown
+from refinedet.support.text import Report, shown, to_stderr
 from refinedet.version import __version__
 
 FORMAT = "refinedet checkpoint 3"
 NAME = re.compile(r"step-(\d{8,})\.safetensors")
 LARGEST_HEADER = 8 << 20
-"""Bytes of a header that are believed; a real one has some 50,000."""
+"""Largest size of a header in bytes; a real one has about 50,000."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A detector, and where its training stands."""
+    """A detector, and the state of its training."""
 
     settings: Settings
     parameters: Parameters
     momentum_buffers: Parameters | None
-    """Momentum by canonical name; None at the start, and in weights for deployment."""
+    """By canonical name; None at the start, and in weights for deployment."""
     steps_done: int
     loss_scale: LossScale | None = None
     """Of the next step of a training in float16; None at the start."""
@@ -75,7 +73,7 @@ class Checkpoint:
 
 
 def _digest(metadata: dict[str, str], tensors: Iterable[tuple[str, Array]]) -> str:
-    """SHA-256 of the metadata, but for the digest itself, and of the tensors as they come."""
+    """SHA-256 of the metadata without the digest, and of the tensors in the given order."""
     digest = hashlib.sha256()
     for key in sorted(metadata.keys() - {"sha256"}):
         digest.update(f"{key}={metadata[key]}\0".encode())
@@ -86,16 +84,16 @@ def _digest(metadata: dict[str, str], tensors: Iterable[tuple[str, Array]]) -> s
 
 
 def _versions() -> str:
-    """What writes here, for whoever has to explain a checkpoint later."""
-    found = [f"refinedet {__version__}", f"python {platform.python_version()}"]
+    """Versions of the libraries in use, for whoever examines a checkpoint later."""
+    versions = [f"refinedet {__version__}", f"python {platform.python_version()}"]
     for name in ("numpy", "safetensors", "mindspore"):
         with suppress(installed.PackageNotFoundError):
-            found.append(f"{name} {installed.version(name)}")
-    return ", ".join(found)
+            versions.append(f"{name} {installed.version(name)}")
+    return ", ".join(versions)
 
 
 def _check(checkpoint: Checkpoint) -> None:
-    """Exactly the parameters of the network and their momentum, float32 and finite."""
+    """Require exactly the network's parameters and momentum buffers, float32 and finite."""
     check_parameters(checkpoint.parameters, checkpoint.config)
     parts = {
         "parameter": checkpoint.parameters,
@@ -110,11 +108,11 @@ def _check(checkpoint: Checkpoint) -> None:
     if checkpoint.momentum_buffers is not None:
         table = parameter_table(checkpoint.config)
         expected = {p.name: p.shape for p in table if p.group != "statistic"}
-        got = {name: v.shape for name, v in checkpoint.momentum_buffers.items()}
-        for name in sorted(expected.keys() | got.keys()):
-            if expected.get(name) != got.get(name):
+        actual = {name: v.shape for name, v in checkpoint.momentum_buffers.items()}
+        for name in sorted(expected.keys() | actual.keys()):
+            if expected.get(name) != actual.get(name):
                 raise SpecError(
-                    f"expected shape {expected.get(name)}, got {got.get(name)}",
+                    f"expected shape {expected.get(name)}, got {actual.get(name)}",
                     key=f"momentum buffer {name}",
                 )
 
@@ -122,8 +120,8 @@ def _check(checkpoint: Checkpoint) -> None:
 def _write(path: Path, tensors: Parameters, metadata: dict[str, str]) -> None:
     """Write contiguous float32 tensors, in their order, as safetensors.
 
-    The library's own writer would go through a file of a name and permissions of its
-    own, which a killed process leaves behind; and older ones copy every number first.
+    The library's writer uses a temporary file with a name and permissions of its own, which a
+    killed process leaves behind; older versions also copy every tensor.
 
     Source: safetensors, README, section "Format".
     """
@@ -134,7 +132,7 @@ def _write(path: Path, tensors: Parameters, metadata: dict[str, str]) -> None:
         shape = list(tensor.shape)
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
@@ -145,8 +143,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write one file, whole or not at all, and read it back.
 
     Raises:
-        CheckpointError: numbers that are not finite or not the network's; the
-            file that was there, if any, stays.
+        CheckpointError: tensors that are not finite or not the network's; an existing
+            file stays.
         WriteError: the disk is full, or the folder cannot be written to.
     """
     try:
@@ -157,7 +155,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     tensors |= {
         f"momentum_buffer/{name}": v for name, v in (checkpoint.momentum_buffers or {}).items()
     }
-    # What lies in memory as the file wants it is not copied.
+    # Not a copy if the tensor is in this form already.
     tensors = {name: np.ascontiguousarray(tensors[name], "<f4") for name in sorted(tensors)}
     metadata = {
         "format": FORMAT,
@@ -172,9 +170,9 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     with replacing(path) as draft:
         _write(draft, tensors, metadata)
         with safe_open(draft, "numpy") as stored:
-            back = _digest(stored.metadata(), ((n, stored.get_tensor(n)) for n in tensors))
-        if back != metadata["sha256"]:
-            raise CheckpointError("not written: what was read back differs", path=path)
+            read_back = _digest(stored.metadata(), ((n, stored.get_tensor(n)) for n in tensors))
+        if read_back != metadata["sha256"]:
+            raise CheckpointError("not written: the file differs from what was written", path=path)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -193,11 +191,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         with safe_open(path, "numpy") as stored:
             metadata = stored.metadata() or {}
             if metadata.get("format") != FORMAT:
-                found = shown(metadata.get("format"))
-                raise CheckpointError(f"expected the format {FORMAT!r}, got {found}", path=path)
+                actual = shown(metadata.get("format"))
+                raise CheckpointError(f"expected the format {FORMAT!r}, got {actual}", path=path)
             tensors = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
     except (OSError, SafetensorError, AttributeError, TypeError, ValueError) as error:
-        # The last three: a dtype that NumPy does not have, a shape that it refuses.
+        # The last three: a dtype or a shape that NumPy does not support.
         reason = getattr(error, "strerror", None) or f"corrupt or cut off ({error})"
         raise CheckpointError(f"cannot read: {reason}", path=path) from error
     if _digest(metadata, tensors.items()) != metadata.get("sha256"):
@@ -223,7 +221,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _loss_scale(metadata: dict[str, str]) -> LossScale | None:
-    if "loss_scale" not in metadata:  # of float32, or from before there was float16
+    if "loss_scale" not in metadata:  # a training in float32, or of a version without float16
         return None
     return LossScale(float(metadata["loss_scale"]), int(metadata["good_steps"]))
 
@@ -240,21 +238,21 @@ def checkpoints(folder: Path) -> list[Path]:
     """The checkpoint files of a folder, newest step first."""
     if not folder.is_dir():
         return []
-    found = [(int(m[1]), p) for p in folder.iterdir() if (m := NAME.fullmatch(p.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+    numbered = [(int(m[1]), p) for p in folder.iterdir() if (m := NAME.fullmatch(p.name))]
+    return [path for _, path in sorted(numbered, reverse=True)]
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write ``step-N.safetensors``, then remove all but it and the newest others.
+    """Write ``step-N.safetensors``, then remove old checkpoints.
 
-    Drafts that a killed process left are removed first.
+    Temporary files of a killed process are removed first.
 
     Args:
-        keep: files that stay, from 1; the one just written, which is known to be good,
-            is always among them.
+        keep: number of files that stay, at least 1: the one just written and the newest
+            others.
     Raises:
-        CheckpointError, WriteError: as ``write_checkpoint``; the older ones stay. Also
-            an older one that cannot be removed.
+        CheckpointError, WriteError: as ``write_checkpoint``, and the older ones stay; or an
+            older one cannot be removed.
     """
     for draft in folder.glob(".step-*.safetensors"):
         with suppress(OSError):
@@ -270,37 +268,31 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     return path
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def newest_checkpoint(
-    folder: Path, passed_over: Callable[[str], None] = _to_stderr
-) -> Checkpoint | None:
-    """The newest checkpoint that verifies; None where there is no file at all.
+def newest_checkpoint(folder: Path, report: Report = to_stderr) -> Checkpoint | None:
+    """The newest checkpoint that is valid; None if there is no checkpoint file.
 
     Args:
-        passed_over: is told, a line each, which newer ones cannot be used and why.
+        report: called with one line for each newer checkpoint that is not valid.
     Raises:
-        CheckpointError: there are files, and none can be used.
+        CheckpointError: there are files, but none is valid.
     """
     paths = checkpoints(folder)
     for path in paths:
         try:
             return load_checkpoint(path)
         except CheckpointError as error:
-            passed_over(f"passed over {error}")
+            report(f"passed over {error}")
     if paths:
         raise CheckpointError(f"none of its {len(paths)} checkpoints can be used", path=folder)
     return None
 
 
 def require_match(checkpoint: Checkpoint, settings: Settings) -> None:
-    """Raise a ``CheckpointError`` unless a training may go on under these settings.
+    """Raise a ``CheckpointError`` unless a training can continue with these settings.
 
-    What is computed, on which classes and in which order must be the same; when to
-    save and evaluate, and the number of workers, may differ; so may how a loss scale is written
-    (older programs wrote 1 where null means it).
+    What is computed, the classes and the order of the images must be the same. When to save and
+    evaluate and the number of workers may differ, and so may two spellings of one loss scale
+    (older programs wrote 1 for null).
     """
     scales = {config.optimizer.scale for config in (checkpoint.config, settings.model)}
     for key, old, new in differences(checkpoint.settings, settings):
@@ -309,6 +301,6 @@ def require_match(checkpoint: Checkpoint, settings: Settings) -> None:
         if not key.startswith("train.") and key != "input.workers":
             raise CheckpointError(
                 f"has {key}={shown(old)}, "
-                f"the settings say {shown(new)}; go on with the run's own settings.yaml",
+                f"the settings have {shown(new)}; use the run's own settings.yaml",
                 key=f"checkpoint of step {checkpoint.steps_done}",
             )

@@ -1,4 +1,4 @@
-"""A trained detector written as a backend's own kind of file, its settings beside it."""
+"""Export of a trained detector as a backend's own kind of file."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def export_model(backend: Backend, model: Model, path: Path, *, heads: bool = Fa
     """Write a detector as the backend's own kind of file, and its settings beside it.
 
     Args:
-        heads: the raw outputs in place of boxes and scores.
+        heads: export the raw outputs instead of boxes and scores.
     Raises:
         BackendError: the backend exports no files.
         UsageError: it exports no raw outputs.
-        DataError: not a place for a file.
+        DataError: a file cannot be written there under this name.
     """
     if heads and "export_heads" not in backend.capabilities:
         raise UsageError(
@@ -28,12 +28,12 @@ def export_model(backend: Backend, model: Model, path: Path, *, heads: bool = Fa
         )
     if path.is_dir() or not path.parent.is_dir():
         raise DataError("expected the name of a file in a folder that exists", path=path)
-    if path.suffix == ".safetensors":  # as which it would be read, and may replace one
+    if path.suffix == ".safetensors":  # it would be read as a checkpoint, and could replace one
         raise DataError("is the name of a checkpoint; choose another suffix", path=path)
     settings = Settings(model=model.network.config, class_names=model.class_names)
     backend.export(model.network, path, settings, **({"heads": True} if heads else {}))
     try:
         write_atomically(settings_file(path), to_yaml(settings))
-    except OSError:  # without its settings it is none
+    except OSError:  # without settings it could not be used
         path.unlink()
         raise

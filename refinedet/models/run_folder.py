@@ -1,16 +1,16 @@
-"""The files of a run, by name; a run is a folder.
+"""Names of the files of a run, which is a folder.
 
     settings.yaml     the resolved settings
     log.txt           what was printed
     metrics.jsonl     a JSON object for every step and every evaluation
     checkpoints/      the newest few, each complete
     curves.png        losses, learning rate and average precision over the steps
-    detections.png    some images of the evaluation set with their detections
+    detections.png    images of the evaluation set with their detections
     evaluation.json   the last evaluation; evaluation.txt shows it as a table
-    cache/            the training images, gathered
+    cache/            the training images, stored for fast reading
 
-An evaluation that is written to a folder of its own has ``results.json`` (COCO's format) too,
-and ``unfinished.jsonl`` until it is complete.
+The folder of an evaluation also has ``results.json`` (COCO's format), and ``unfinished.jsonl``
+until it is complete. That of ``detect`` has ``detections.json``.
 """
 
 from __future__ import annotations

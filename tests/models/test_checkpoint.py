@@ -318,7 +318,7 @@ def test_what_was_read_back_is_compared(tmp_path, monkeypatch):
         write(path, {**tensors, name: tensors[name] + 1}, metadata)
 
     monkeypatch.setattr(module, "_write", forgetful)
-    with pytest.raises(CheckpointError, match="read back differs"):
+    with pytest.raises(CheckpointError, match="the file differs from what was written"):
         save_checkpoint(tmp_path, checkpoint_of(2), keep=1)
     assert names(tmp_path) == ["step-00000001.safetensors"]
 

@@ -1,1 +1,1 @@
-"""Weights of other programs: read without running them, renamed, checked, written."""
+"""Weights of other programs: read without running any code, renamed, checked, exported."""

@@ -1,9 +1,9 @@
 """A ``.caffemodel``: Caffe's NetParameter in protobuf's wire format, read without Caffe.
 
-Five messages and thirteen fields are all that weights need, and those of a wire format that
-does not change; the generated classes of Caffe's 1,500 lines of schema would be one more
-thing to ship, and protobuf's parser copies every number. The arrays are views of the
-bytes (see ``protobuf``), and every shape is checked against the numbers that are there.
+Weights need five messages and thirteen fields of Caffe's schema, so this reads the wire format
+itself instead of shipping the classes generated from 1,500 lines of schema; it also avoids
+protobuf's copy of every number. Arrays are views of the bytes (see ``protobuf``), and every
+shape is checked against the number of values.
 
     NetParameter       layers = 2 (V1LayerParameter), layer = 100 (LayerParameter)
     LayerParameter     name = 1, type = 2, blobs = 7
@@ -12,8 +12,8 @@ bytes (see ``protobuf``), and every shape is checked against the numbers that ar
                        double_data = 8
     BlobShape          dim = 1
 
-A BatchNorm layer stores its mean and variance as sums, and as a third blob the factor that
-both are to be divided by; 0 of a layer that has seen nothing. Here they are divided.
+A BatchNorm layer stores sums of mean and variance, and as a third blob the factor to divide
+both by: 0 in an untrained layer. The arrays returned here are divided.
 
 Source: src/caffe/proto/caffe.proto and src/caffe/layers/batch_norm_layer.cpp of BVLC Caffe.
 """
@@ -30,15 +30,15 @@ from refinedet.spec.types import Array
 from refinedet.support.text import one_line, shown
 
 LAYERS = {2: (4, None, 6), 100: (1, 2, 7)}
-"""Field of a layer in the net: the layer's fields of name, type where it is a text, blobs."""
+"""By the net's field of a layer: the layer's fields of name, type (if a string) and blobs."""
 
 
 def read_caffemodel(data: memoryview) -> dict[str, Array]:
     """Every blob of every layer, as ``LAYER/INDEX``; float32 or float64, read-only.
 
-    A shape of the old form, num x channels x height x width, whose first three are 1, is
-    that of a vector, as Caffe itself takes it. Of a BatchNorm layer, 0 is the mean and 1 the
-    variance, divided by their factor, in memory of their own.
+    As in Caffe, an old shape (num, channels, height, width) whose first three sizes are 1 is
+    that of a vector. Of a BatchNorm layer, blob 0 is the mean and 1 the variance, both
+    divided by their factor.
 
     Raises:
         FormatError: cut off, or not such a file.
@@ -50,19 +50,19 @@ def read_caffemodel(data: memoryview) -> dict[str, Array]:
             continue
         layers += 1
         name_field, kind_field, blob_field = LAYERS[number]
-        name, kind, found = "", b"", []
+        name, kind, layer_blobs = "", b"", []
         for inner, part in fields(message(value)):
             if inner == name_field:
                 name = bytes(message(part)).decode("utf-8", "backslashreplace")
             elif inner == kind_field:
                 kind = bytes(message(part))
             elif inner == blob_field:
-                found.append(message(part))
-        arrays = [_blob(blob, f"{name}/{index}") for index, blob in enumerate(found)]
+                layer_blobs.append(message(part))
+        arrays = [_blob(blob, f"{name}/{index}") for index, blob in enumerate(layer_blobs)]
         if kind == b"BatchNorm" and arrays:
             arrays = _divided(arrays, name)
         if arrays and f"{name}/0" in blobs:
-            raise FormatError(f"layer {shown(name, 60)} stands twice")
+            raise FormatError(f"layer {shown(name, 60)} is there twice")
         blobs |= {f"{name}/{index}": array for index, array in enumerate(arrays)}
     if not layers:
         raise FormatError("no layers in it")
@@ -70,7 +70,7 @@ def read_caffemodel(data: memoryview) -> dict[str, Array]:
 
 
 def _divided(arrays: list[Array], name: str) -> list[Array]:
-    """Mean and variance of a BatchNorm layer, from what is stored of it."""
+    """Mean and variance of a BatchNorm layer, from its three blobs."""
     where = f"BatchNorm layer {shown(name, 60)}"
     if len(arrays) != 3:
         raise FormatError(
@@ -84,12 +84,12 @@ def _divided(arrays: list[Array], name: str) -> list[Array]:
         raise FormatError(f"its factor is {by}, expected a number from 0", key=where)
     if by == 0:
         return [np.zeros_like(array) for array in sums]
-    with np.errstate(all="ignore"):  # what overflows is not finite, and told
+    with np.errstate(all="ignore"):  # an overflow is not finite, and reported later
         return [array / array.dtype.type(by) for array in sums]
 
 
 def _blob(data: memoryview, name: str) -> Array:
-    """One array, in either form of its shape."""
+    """One array, whose shape has the old or the new form."""
     old: dict[int, int] = {}
     new: list[int] | None = None
     singles: list[memoryview] = []
@@ -111,7 +111,7 @@ def _blob(data: memoryview, name: str) -> Array:
 
 
 def _dimensions(data: memoryview) -> Iterator[int]:
-    """The ``dim`` of a BlobShape: packed, or one by one."""
+    """The ``dim`` of a BlobShape: packed, or one field each."""
     for number, value in fields(data):
         if number != 1:
             continue

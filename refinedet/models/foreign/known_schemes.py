@@ -1,4 +1,4 @@
-"""Whose names the tensors of a file are: of all programs known here, the one that fits."""
+"""All naming schemes, and which of them the names in a file are of."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ SCHEMES = (
     modelzoo.RESNET101,
 )
 EXPORTED = {"port": (vgg16.PORT,), "modelzoo": (modelzoo.VGG16, modelzoo.RESNET101)}
-"""Schemes that weights are written in, by the name for ``export --names``."""
+"""Schemes that weights can be exported in, by the name that users choose."""
 
 
 def recognise(names: Sequence[str]) -> Scheme | None:
-    """The scheme that knows most of a file's names; None if none knows any."""
+    """The scheme with most of these names; None if no scheme has any."""
 
     def known(scheme: Scheme) -> int:
         return sum(scheme.canonical(name) is not None for name in names)
@@ -40,6 +40,6 @@ def recognise(names: Sequence[str]) -> Scheme | None:
 
 
 def for_export(names: str, parameters: Iterable[str]) -> Scheme:
-    """Of the program's schemes, the one that has most of the canonical names."""
+    """Of a program's schemes, the one with most of these canonical names."""
     ours = {*parameters}
     return max(EXPORTED[names], key=lambda scheme: len(ours & scheme.names.keys()))

@@ -4,9 +4,9 @@
     Value          tag = 1, tensor = 2, maptensor = 3
     TensorProto    dims = 1, tensor_type = 2, tensor_content = 3
 
-A large tensor stands in slices, one after the other, each with the tag and the dimensions of
-the whole. One number has no dimensions, or, of old, the dimension 0. A checksum of all that is
-before may follow the last value: ``crc_num`` and ten bytes.
+A large tensor is stored in consecutive slices, each with the tag and dimensions of the whole
+tensor. A scalar has no dimensions or, in old files, the dimension 0. The last value may be
+followed by a checksum of everything before it: ``crc_num`` and ten bytes.
 
 Source: MindSpore, mindspore/ccsrc/utils/checkpoint.proto and train/serialization.py.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from refinedet.errors import FormatError
 from refinedet.models.foreign.protobuf import fields, message, shaped, varint, written_field
 from refinedet.spec.types import Array
-from refinedet.support.text import one_line, shown
+from refinedet.support.text import shown
 
 TYPES = {
     "Float16": "<f2", "Float32": "<f4", "Float64": "<f8", "Bool": "|b1",
@@ -35,7 +35,7 @@ CHECKSUM_BYTES = len(CHECKSUM) + 10
 
 @dataclass
 class _Value:
-    """A tensor, of which more slices may come."""
+    """A tensor, to which more slices may be added."""
 
     dims: list[int]
     kind: str
@@ -43,7 +43,7 @@ class _Value:
 
 
 def is_ckpt(start: bytes) -> bool:
-    """Whether a file that begins so is a checkpoint: a value, in it a tag, then a tensor."""
+    """Whether a file that begins so is a checkpoint: a value that holds a tag, then a tensor."""
     data = memoryview(start)
     try:
         outer, at = varint(data, 0)
@@ -66,7 +66,7 @@ def read_ckpt(data: memoryview) -> dict[str, Array]:
         expected = int.from_bytes(data[-10:], "big")
         data = data[:-CHECKSUM_BYTES]
         if zlib.crc32(data) != expected:
-            raise FormatError("its checksum is that of other bytes")
+            raise FormatError("its content does not match its checksum")
     values: dict[str, _Value] = {}
     last = None
     for number, part in fields(data):
@@ -76,7 +76,7 @@ def read_ckpt(data: memoryview) -> dict[str, Array]:
         if tag not in values:
             values[tag] = value
         elif tag != last:
-            raise FormatError(f"tensor {shown(tag, 60)} stands twice")
+            raise FormatError(f"tensor {shown(tag, 60)} is there twice")
         elif (value.dims, value.kind) != (values[tag].dims, values[tag].kind):
             raise FormatError("its slices do not agree", key=f"tensor {shown(tag, 60)}")
         else:
@@ -95,34 +95,32 @@ def _value(data: memoryview) -> tuple[str, _Value]:
     if tag is None:
         raise FormatError("a value without a tag")
     if tensor is None:
-        raise FormatError(f"{shown(tag, 60)} is no tensor")
-    found = _Value([], "")
+        raise FormatError(f"{shown(tag, 60)} is not a tensor")
+    value = _Value([], "")
     for number, part in fields(tensor):
         if number == 1 and isinstance(part, int):
-            found.dims.append(part)
+            value.dims.append(part)
         elif number == 1:  # packed
             at, packed = 0, message(part)
             while at < len(packed):
                 one, at = varint(packed, at)
-                found.dims.append(one)
+                value.dims.append(one)
         elif number == 2:
-            found.kind = bytes(message(part)).decode("utf-8", "backslashreplace")
+            value.kind = bytes(message(part)).decode("utf-8", "backslashreplace")
         elif number == 3:
-            found.slices.append(message(part))
-    return tag, found
+            value.slices.append(message(part))
+    return tag, value
 
 
 def _array(tag: str, value: _Value) -> Array:
     if value.kind not in TYPES:
-        raise FormatError(
-            f"of the type {shown(value.kind, 60)}", key=f"tensor {one_line(tag, 60)!r}"
-        )
+        raise FormatError(f"has the type {shown(value.kind, 60)}", key=f"tensor {shown(tag, 60)}")
     shape = [] if value.dims == [0] and any(map(len, value.slices)) else value.dims
     return shaped(f"tensor {shown(tag, 60)}", value.slices, TYPES[value.kind], shape)
 
 
 def written_ckpt(tensors: Mapping[str, Array]) -> bytes:
-    """Tensors of float32 as MindSpore's ``save_checkpoint`` writes them, in their order."""
+    """The file that MindSpore's ``save_checkpoint`` writes for float32 tensors, in this order."""
     out = []
     for tag, tensor in tensors.items():
         proto = b"".join(written_field(1, size) for size in tensor.shape)

@@ -1,4 +1,4 @@
-"""The model zoo's names: one detector with VGG16 and one with ResNet101, above it alike.
+"""The model zoo's names for its detectors with VGG16 and ResNet101.
 
 Source: the MindSpore model zoo, research/cv/RefineDet.
 """
@@ -41,7 +41,7 @@ def _resnet101_trunk() -> Iterator[tuple[str, str]]:
 
 
 def _above(config: Config) -> Iterator[tuple[str, str]]:
-    """Of all that is not the trunk, the L2 normalisations included."""
+    """Names of everything except the trunk; the L2 normalisations are included."""
     layers = {}
     last = LEVELS - 1
     for level in range(last):
@@ -71,17 +71,17 @@ def _above(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _plain(name: str) -> str:
-    """A name without ``network.``, or with the trunk inside the ARM, as the others have it."""
+    """Adds ``network.`` where it is missing, and moves a trunk inside the ARM out of it."""
     name = name.removeprefix(PREFIX)
     return PREFIX + (name.removeprefix("arm.") if name.startswith("arm.backbone.") else name)
 
 
 def _offsets(name: str, array: Array) -> Array:
-    """The outputs of an offsets' head from y, x, h, w an anchor to x, y, w, h, or back.
+    """Reorders the outputs of an offsets head, for each anchor y, x, h, w to x, y, w, h or back.
 
     Args:
-        name: canonical; any other tensor is returned as it is.
-        array: weight or bias, outputs first.
+        name: canonical; other tensors are returned unchanged.
+        array: weight or bias; its first axis are the outputs.
     """
     if not re.fullmatch(r"(arm|odm)\.\d\.offsets\.(weight|bias)", name):
         return array

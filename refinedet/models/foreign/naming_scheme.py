@@ -1,4 +1,4 @@
-"""What one program calls its tensors, and what else of it the tensors do not tell."""
+"""How another program names its tensors, and what its network needs besides them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from refinedet.spec.types import Array
 
 BGR = ImageConfig("BGR", (104.0, 117.0, 123.0))
 RGB = ImageConfig("RGB", (123.0, 117.0, 104.0))
-"""The port subtracts the means in BGR, then turns the channels round: data/voc0712.py."""
+"""The port subtracts the means in BGR, then reverses the channels: data/voc0712.py."""
 IMAGENET = ImageConfig("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 """255 times torchvision's mean and standard deviation."""
 
 
 def classifier_layers(config: Config) -> list[str]:
-    """The trunk's convolutions that a network trained on ImageNet has as well, in order.
+    """The trunk's convolutions that an ImageNet classifier also has, in order.
 
     All but those of the last stage: conv6_1 and conv6_2 of VGG16, res6_1 of a ResNet.
     """
@@ -28,7 +28,7 @@ def classifier_layers(config: Config) -> list[str]:
 
 
 def trunk_fields(network: NetworkConfig) -> dict[str, object]:
-    """The fields that change what a ResNet's trunk computes, and none of its tensors."""
+    """The fields that change what a ResNet's trunk computes, but not its parameters."""
     names = ("bottleneck_stride", "same_padding", "pool_centred", "batch_norm_eps")
     return {name: getattr(network, name) for name in names}
 
@@ -43,18 +43,18 @@ def _same(name: str) -> str:
 
 @dataclass(frozen=True)
 class Scheme:
-    """How one program names its tensors.
+    """How one program names and stores the parameters of a network.
 
     Attributes:
-        kind: what it is, for messages.
-        names: the file's name by the canonical one.
-        image: what its network wants to see; None where nobody has said.
-        ignored: pattern of names that are known, and of no use here.
-        convert: from the canonical name and the file's tensor to ours.
-        revert: from the canonical name and our tensor to the file's.
-        plain: a name of the file as ``names`` has it.
-        preset: the detector that the tensors are of, where no other is asked for.
-        network: how its trunk computes, where its tensors do not tell; see ``trunk_fields``.
+        kind: network and program, in words.
+        names: from canonical names to those in the file.
+        image: how its network's images are prepared; None if unknown.
+        ignored: pattern of names that are known and not needed.
+        convert: makes our tensor from the canonical name and the file's tensor.
+        revert: makes the file's tensor from the canonical name and ours.
+        plain: maps variants of a name in the file to that in ``names``.
+        preset: the detector of the tensors, by default.
+        network: fields that the tensors do not determine; see ``trunk_fields``.
     """
 
     kind: str
@@ -68,11 +68,11 @@ class Scheme:
     network: Mapping[str, object] = field(default_factory=dict)
 
     def canonical(self, name: str) -> str | None:
-        """The canonical name of a name in the file; None where there is none."""
+        """The canonical name for a name in the file; None if it has none."""
         return self._back.get(self.plain(name))
 
     def is_ignored(self, name: str) -> bool:
-        """Whether the tensor is known, and of no use here."""
+        """Whether the tensor is known and not needed."""
         return re.fullmatch(self.ignored, name) is not None
 
     @cached_property

@@ -1,7 +1,7 @@
-"""Protobuf's wire format: the little of it that files of weights need, both ways.
+"""The part of protobuf's wire format that files of weights need, read and written.
 
-A reader goes through the bytes once, and what it gives are views of them. Every length is
-checked against the bytes that are there.
+Readers go through the bytes once and return views of them. Every length is checked against the
+number of bytes.
 
 Source: protobuf.dev, "Encoding".
 """
@@ -38,15 +38,15 @@ def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         elif wire in (FIXED32, FIXED64):
             size = 4 if wire == FIXED32 else 8
         else:
-            raise FormatError(f"no such field at byte {start} of a message")
+            raise FormatError(f"an unknown kind of field at byte {start} of a message")
         if size > len(data) - at:
-            raise FormatError(f"a field of {size} bytes, {len(data) - at} are there", key="cut off")
+            raise FormatError(f"cut off: a field of {size} bytes has {len(data) - at}")
         yield number, data[at : at + size]
         at += size
 
 
 def varint(data: memoryview, at: int) -> tuple[int, int]:
-    """A number of at most 64 bits, and where the next field begins."""
+    """A number of at most 64 bits, and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
@@ -60,31 +60,31 @@ def varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def message(value: int | memoryview) -> memoryview:
-    """The bytes of a field that a message, text or array should be."""
+    """The bytes of a field that should hold a message, string or array."""
     if isinstance(value, int):
         raise FormatError("a number where a message should be")
     return value
 
 
 def shaped(what: str, chunks: Sequence[memoryview], dtype: str, shape: list[int]) -> Array:
-    """The numbers of all chunks, one after the other, as an array of that shape.
+    """The concatenated numbers of all chunks, as an array of this shape.
 
     Raises:
-        FormatError: another shape than theirs, told as that of ``what``.
+        FormatError: the shape has another number of elements; ``what`` is the error's key.
     """
     content = chunks[0] if len(chunks) == 1 else memoryview(b"".join(chunks))
     size = np.dtype(dtype).itemsize
     if len(shape) <= MOST_DIMENSIONS and math.prod(shape) * size == len(content):
         try:
             return np.frombuffer(content, dtype).reshape(shape)
-        except (ValueError, OverflowError):  # no numbers, by more than NumPy counts to
+        except (ValueError, OverflowError):  # no elements, in sizes too large for NumPy
             pass
     shown = "x".join(map(str, shape[:MOST_DIMENSIONS])) or "that of one number"
     raise FormatError(f"its shape is {shown}, it holds {len(content) // size} numbers", key=what)
 
 
 def written_varint(value: int) -> bytes:
-    """A number from 0, as ``varint`` reads it."""
+    """A number of at least 0, as ``varint`` reads it."""
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)

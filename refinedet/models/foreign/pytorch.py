@@ -1,9 +1,9 @@
-"""A PyTorch file of tensors, in both of its forms, read without PyTorch.
+"""PyTorch's files of tensors, old and new, read without PyTorch.
 
-Since 1.6 it is a zip archive, nothing compressed: ``NAME/data.pkl`` and the numbers of
-each storage as ``NAME/data/KEY``. Before, it is five pickles one after the other (a magic
-number, a protocol, the writer's sizes, the tensors, the keys of the storages) and the
-numbers, storage by storage: a count in 8 bytes, then the numbers.
+Since PyTorch 1.6 a file is an uncompressed zip archive: ``NAME/data.pkl``, and the numbers of
+each storage in ``NAME/data/KEY``. Older files are five consecutive pickles (a magic number, a
+protocol, the writer's sizes, the tensors, the keys of the storages), then for each storage a
+count in 8 bytes and the numbers.
 
 Source: PyTorch, torch/serialization.py.
 """
@@ -24,12 +24,12 @@ from refinedet.support.text import one_line, shown
 
 MAGIC = 0x1950A86A20F9469CFC6C
 LARGEST_PICKLE = 4 << 20
-"""Bytes of pickles that are read; those of a detector are some 20,000."""
+"""Largest size of the pickles in bytes; those of a detector have about 20,000."""
 MOST_DIMENSIONS = 8
 WRAPPERS = ("state_dict", "model")
-"""Under these a training's file has its tensors."""
+"""Keys under which the file of a training holds its tensors."""
 PARALLEL = "module."
-"""Prefix of every name that DataParallel saved."""
+"""Prefix of all names that DataParallel saves."""
 
 
 def read_zip(data: bytes) -> dict[str, Array]:
@@ -103,27 +103,29 @@ def read_legacy(data: bytes) -> dict[str, Array]:
         size = count * dtypes[key].itemsize
         at += 8
         if size > len(data) - at:
-            raise FormatError(f"storage {one_line(key, 60)} has {size} bytes", key="cut off")
+            raise FormatError(f"cut off: storage {one_line(key, 60)} has {size} bytes")
         read[key] = memoryview(data)[at : at + size]
         at += size
     return {name: _array(name, t, read[t.storage.key]) for name, t in tensors.items()}
 
 
 def _named(value: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict, or of one that a training wrapped; other values go."""
+    """The tensors of a state dict, also of a wrapped one; other values are dropped."""
     if isinstance(value, dict):
         for wrapper in WRAPPERS:
             if isinstance(value.get(wrapper), dict):
                 value = value[wrapper]
-        found = {name: t for name, t in value.items() if isinstance(t, Tensor)}
-        if found and all(isinstance(name, str) for name in found):
-            whole = all(name.startswith(PARALLEL) for name in found)
-            return {name.removeprefix(PARALLEL) if whole else name: t for name, t in found.items()}
+        tensors = {name: t for name, t in value.items() if isinstance(t, Tensor)}
+        if tensors and all(isinstance(name, str) for name in tensors):
+            whole = all(name.startswith(PARALLEL) for name in tensors)
+            return {
+                name.removeprefix(PARALLEL) if whole else name: t for name, t in tensors.items()
+            }
     raise FormatError("it holds no tensors by name (a state dict)")
 
 
 def _array(name: str, tensor: Tensor, content: bytes | memoryview) -> Array:
-    """The view that a tensor is, inside what its storage holds."""
+    """A tensor as a view of its storage."""
     dtype = np.dtype(tensor.storage.dtype)
     shape, strides = tensor.shape, tensor.strides
     count = tensor.storage.count

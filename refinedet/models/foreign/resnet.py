@@ -1,4 +1,4 @@
-"""ResNet101's names: in Caffe, the classifier's and the detector's, and in torchvision.
+"""ResNet101's names in Caffe, for the classifier and the detector, and in torchvision.
 
 Sources: sfzhang15/RefineDet, examples/refinedet/ResNet101_COCO_320.py and
 python/caffe/model_libs.py, whose trunk has the names of KaimingHe/deep-residual-networks;
@@ -34,7 +34,7 @@ CAFFE_PARTS = {
     "weight": (0, 0), "bias": (0, 1), "moving_mean": (1, 0), "moving_variance": (1, 1),
     "gamma": (2, 0), "beta": (2, 1),
 }  # fmt: skip
-"""Which of a convolution, its BatchNorm and its Scale holds it, as which blob."""
+"""Where a part is: in the convolution, its BatchNorm or its Scale (0 to 2), and in which blob."""
 CAFFE_TCB = {ours: caffe for ours, caffe, _ in levels() if ours.startswith("tcb.")}
 
 TORCH_PARTS = {
@@ -46,13 +46,13 @@ TORCH_PARTS = {
 
 
 def stage_and_index(block: str) -> tuple[int, int]:
-    """Of the trunk's bottleneck: ``backbone.res4_23`` is 4, 23."""
+    """Stage and index of a bottleneck: 4 and 23 for ``backbone.res4_23``."""
     stage, index = block.removeprefix("backbone.res").split("_")
     return int(stage), int(index)
 
 
 def _caffe_block(block: str) -> str:
-    """``4b22`` of ``backbone.res4_23``; that of a head is named after what it reads."""
+    """``4b22`` for ``backbone.res4_23``; the block of a head is named after its input."""
     module, *level = block.split(".")
     if module == "arm":
         return f"res{_caffe_block(SOURCES[int(level[0])])}_relu_inter"
@@ -67,7 +67,7 @@ def _caffe_block(block: str) -> str:
 
 
 def _caffe_layers(layer: str) -> tuple[str, ...]:
-    """The convolution, then its BatchNorm and its Scale where it has them."""
+    """The convolution, then its BatchNorm and Scale if it has them."""
     block, _, conv = layer.rpartition(".")
     if layer in CAFFE_TCB:
         name = CAFFE_TCB[layer]
@@ -88,20 +88,20 @@ def _caffe() -> Iterator[tuple[str, str]]:
 
 
 def torch_layers(layer: str, downsample: str) -> tuple[str, str]:
-    """A convolution and its batch normalisation, as classes after torchvision's name them.
+    """A convolution and its batch normalisation, as torchvision and classes derived from it.
 
     Args:
-        layer: canonical, of the trunk; res6_1 is the model zoo's ``extra``.
-        downsample: what the class calls a projection.
+        layer: canonical, in the trunk; res6_1 is the model zoo's ``extra``.
+        downsample: the class's name for a projection.
     """
     block, _, conv = layer.rpartition(".")
     if block == "backbone":
         return "conv1", "bn1"
     stage, index = stage_and_index(block)
-    place = "extra" if stage == 6 else f"layer{stage - 1}.{index - 1}"
+    module = "extra" if stage == 6 else f"layer{stage - 1}.{index - 1}"
     if conv == "projection":
-        return f"{place}.{downsample}.0", f"{place}.{downsample}.1"
-    return f"{place}.{conv}", f"{place}.{conv.replace('conv', 'bn')}"
+        return f"{module}.{downsample}.0", f"{module}.{downsample}.1"
+    return f"{module}.{conv}", f"{module}.{conv.replace('conv', 'bn')}"
 
 
 def _torchvision() -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""VGG16's names: in Caffe, in the PyTorch ports of SSD and RefineDet, in torchvision.
+"""VGG16's names in Caffe, in the PyTorch ports of SSD and RefineDet, and in torchvision.
 
 Sources: sfzhang15/RefineDet, examples/refinedet/VGG16_*.py and python/caffe/model_libs.py;
 luuuyi/RefineDet.PyTorch, models/refinedet.py and data/voc0712.py; torchvision,
@@ -18,12 +18,12 @@ CONFIG = PRESETS["refinedet_vgg16_320"]
 SOURCES = tuple(source.name for source in sources(CONFIG))
 CLASSIFIER = classifier_layers(CONFIG)
 IMAGENET_INDEX = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-"""Of conv1_1 to conv5_3, among the convolutions, ReLUs and pools of a VGG16 in PyTorch."""
+"""Indices of conv1_1 to conv5_3 among the convolutions, ReLUs and pools of PyTorch's VGG16."""
 TORCHVISION_FC = {"backbone.fc6": "classifier.0", "backbone.fc7": "classifier.3"}
 
 
 def levels() -> Iterator[tuple[str, str, str]]:
-    """Layers above the classifier: canonical, in Caffe, in the PyTorch port."""
+    """Names of the layers above the classifier: canonical, Caffe's, the PyTorch port's."""
     yield "backbone.conv6_1", "conv6_1", "extras.0"
     yield "backbone.conv6_2", "conv6_2", "extras.1"
     for level, source in enumerate(SOURCES):
@@ -56,7 +56,7 @@ def _torch_trunk(prefix: str) -> dict[str, str]:
 
 
 def _reduced_trunk(prefix: str) -> dict[str, str]:
-    """With fc6 and fc7 as convolutions, as SSD's PyTorch port numbers them."""
+    """With fc6 and fc7 as convolutions, numbered as in SSD's PyTorch port."""
     fully = {"backbone.fc6": f"{prefix}31", "backbone.fc7": f"{prefix}33"}
     return {**_torch_trunk(prefix), **fully}
 
@@ -75,16 +75,16 @@ def _port() -> dict[str, str]:
 
 
 def reduced(name: str, array: Array) -> Array:
-    """fc6 and fc7 of a classifier as the thinned convolutions that detectors use.
+    """fc6 and fc7 of a classifier as the subsampled convolutions of a detector.
 
     Args:
-        name: canonical; any other tensor is returned as it is.
-        array: of fc6, (O, I * 49), O of 4,096, I of 512; of fc7, (O, O); or a bias (O,).
+        name: canonical; other tensors are returned unchanged.
+        array: fc6, (O, I * 49), with O = 4,096 and I = 512; fc7, (O, O); or a bias, (O,).
     Returns:
-        Every fourth output and, of fc6, every third row and column: (O/4, I, 3, 3); of fc7
-        every fourth input too, (O/4, O/4, 1, 1).
-    Source: SSD, arXiv:1512.02325, section 3, "subsample parameters from fc6 and fc7"; which
-    ones, after DeepLab, arXiv:1412.7062, section 3.1.
+        Every fourth output. For fc6 also every third row and column: (O/4, I, 3, 3). For fc7
+        also every fourth input: (O/4, O/4, 1, 1).
+    Source: SSD, arXiv:1512.02325, section 3, "subsample parameters from fc6 and fc7"; the
+    choice of elements is that of DeepLab, arXiv:1412.7062, section 3.1.
     """
     layer, _, part = name.rpartition(".")
     if layer not in TORCHVISION_FC:
@@ -103,7 +103,7 @@ def reduced(name: str, array: Array) -> Array:
 
 CAFFE = Scheme("RefineDet or VGG16 of Caffe", dict(_caffe()), BGR, ignored=r"fc8[^/]*/\d+")
 PORT = Scheme("RefineDet of the PyTorch port", _port(), RGB)
-# The order of its channels is asked and not answered: amdegroot/ssd.pytorch, issues 44, 146, 170.
+# The order of its channels is not known: see amdegroot/ssd.pytorch, issues 44, 146, 170.
 REDUCED = Scheme("VGG16 with fc6 and fc7 reduced, PyTorch", _torch(_reduced_trunk("")), None)
 TORCHVISION = Scheme(
     "VGG16 of torchvision",

@@ -1,6 +1,6 @@
-"""A file of weights of any known kind: its tensors, under its names and ours.
+"""Files of weights in any known format: their tensors, under their own and canonical names.
 
-The kind is told by the content, never by the file's name. Nothing in it is run.
+The format is recognised by the content, never by the file's name. No code in a file is run.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from refinedet.support.files import open_regular_file
 from refinedet.support.text import one_line
 
 LARGEST_FILE = 2 << 30
-"""Bytes of a file that are read; protobuf allows no more either."""
+"""Largest size in bytes; also the limit of protobuf."""
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What is in a file.
+    """The content of a file.
 
     Attributes:
-        container: the file's format, for messages.
-        tensors: by the file's own names, of any dtype that the format has, read-only.
-        scheme: how it names them.
+        container: the file's format, in words.
+        tensors: by the names in the file, of any dtype of the format; read-only.
+        scheme: the program that the names are of.
         settings: those in it, if this program wrote it.
         digest: that in it, verified, of a checkpoint of this program.
     """
@@ -52,12 +52,12 @@ class WeightsFile:
 
     @cached_property
     def parameters(self) -> Parameters:
-        """The tensors that have a canonical name, under it; float32, in C's order, own memory.
+        """The tensors that have a canonical name, under it; contiguous float32 copies.
 
         Raises:
-            CheckpointError: one of other numbers than floats.
+            CheckpointError: one whose dtype is not a floating-point one.
         """
-        found = {}
+        parameters = {}
         for name, tensor in self.tensors.items():
             ours = self.scheme.canonical(name)
             if ours is not None:
@@ -66,16 +66,18 @@ class WeightsFile:
                         f"{one_line(name, 60)} has the type {tensor.dtype}, expected floats",
                         path=self.path,
                     )
-                with np.errstate(over="ignore"):  # what overflows is not finite, and told
-                    found[ours] = np.array(self.scheme.convert(ours, tensor), np.float32, order="C")
-        return found
+                with np.errstate(over="ignore"):  # reported later, as not finite
+                    parameters[ours] = np.array(
+                        self.scheme.convert(ours, tensor), np.float32, order="C"
+                    )
+        return parameters
 
     def dropped(self) -> int:
-        """How many tensors are known, and of no use here."""
+        """Number of tensors that are known and not needed."""
         return sum(map(self.scheme.is_ignored, self.tensors))
 
     def unexpected(self) -> list[str]:
-        """Names that mean nothing here, and should not be there."""
+        """Names that are not known."""
         scheme = self.scheme
         return [n for n in self.tensors if not scheme.canonical(n) and not scheme.is_ignored(n)]
 
@@ -84,8 +86,7 @@ def read_weights(path: Path) -> WeightsFile:
     """Read a file of weights, or a checkpoint.
 
     Raises:
-        CheckpointError: no such file, damaged, of no known format, or of a network that is
-            not known here.
+        CheckpointError: no such file; damaged; an unknown format or network.
     """
     try:
         content = _read(path)
@@ -98,7 +99,7 @@ def read_weights(path: Path) -> WeightsFile:
     if scheme is None:
         names = ", ".join(one_line(name, 60) for name in list(tensors)[:3])
         raise CheckpointError(
-            f"{content.container} with {len(tensors)} tensors of no network known here, as {names}",
+            f"{content.container} with {len(tensors)} tensors of an unknown network, as {names}",
             path=path,
         )
     theirs: dict[str, str] = {}
@@ -111,7 +112,7 @@ def read_weights(path: Path) -> WeightsFile:
 
 
 class _Content(NamedTuple):
-    """What a file holds, before its names are known; as in ``WeightsFile``."""
+    """A ``WeightsFile`` whose scheme is not known yet."""
 
     container: str
     tensors: dict[str, Array]
@@ -158,7 +159,7 @@ def _read_safetensors(path: Path) -> _Content:
             else:
                 tensors = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
     except (SafetensorError, AttributeError, TypeError, ValueError) as error:
-        # The last three: a dtype that NumPy does not have, a shape that it refuses.
+        # The last three: a dtype or a shape that NumPy does not support.
         raise FormatError(f"corrupt or cut off ({error})") from error
     if not tensors and metadata.get("format") == CHECKPOINT_FORMAT:
         checkpoint = load_checkpoint(path)

@@ -266,7 +266,7 @@ def test_entries_that_lie_over_one_another(path):
         (field(7, field(1, varint(3))), "its shape is 3, it holds 0 numbers"),
         (field(7, field(1, varint(1))) + field(5, b"\0" * 5), "holds 1 numbers"),
         (varint(5 << 3 | 2) + varint(2**60) + b"abc", "cut off: a field of"),
-        (varint(5 << 3 | 3), "no such field"),
+        (varint(5 << 3 | 3), "an unknown kind of field"),
         (b"\xff" * 12, "more than 64 bits"),
         (b"\x00\x01", "a field without a number|expected|no such"),
         (field(5, 7), "a number where a message should be"),
@@ -286,13 +286,13 @@ def test_blobs_that_claim_too_much(path, blob, message):
 def test_a_layer_twice(path):
     layer = ("conv1_1", [np.zeros(3)])
     path.write_bytes(caffemodel([layer, layer]))
-    refused(path, "layer 'conv1_1' stands twice")
+    refused(path, "layer 'conv1_1' is there twice")
     path.write_bytes(caffemodel([("data", []), ("data", []), layer]))
     assert list(read_weights(path).tensors) == ["conv1_1/0"]
     path.write_bytes(field(1, b"net"))
     refused(path, "no layers in it")
     path.write_bytes(caffemodel([("a\nb" * 500, [np.zeros(3)])]))
-    refused(path, "no network known here")
+    refused(path, "of an unknown network")
 
 
 def test_a_safetensors_header_that_lies(path):

@@ -130,7 +130,7 @@ def test_names_of_other_versions(path):
     path.write_bytes(ckpt(both))
     refused(path, r"network.backbone.fc6.weight and backbone.fc6.weight are both backbone.fc6")
     path.write_bytes(ckpt({f"network.{n}": a for n, a in STATE.items()}))
-    refused(path, "no network known here")
+    refused(path, "of an unknown network")
 
 
 def test_what_the_optimizer_left_is_dropped_and_counted(path):
@@ -185,7 +185,7 @@ def test_a_checksum_is_checked(path):
     path.write_bytes(data + b"crc_num" + zlib.crc32(data).to_bytes(10, "big"))
     same(read_weights(path).parameters, WANTED)
     path.write_bytes(data + b"crc_num" + (zlib.crc32(data) ^ 1).to_bytes(10, "big"))
-    refused(path, "a MindSpore checkpoint: its checksum is that of other bytes")
+    refused(path, "a MindSpore checkpoint: its content does not match its checksum")
 
 
 def test_mindspore_and_this_program_read_each_other(run, tmp_path, path):
@@ -335,19 +335,19 @@ FOUR = field(2, b"Float32") + field(3, b"\0" * 16)
         (value(TAG, field(1, b"\xff") + FOUR), "cut off in a number"),
         (value(TAG, field(1, 0) + FOUR), "it holds 4 numbers"),
         (value(TAG, field(1, 4) + field(2, b"Float32") + field(3, b"\0" * 17)), "its shape is 4"),
-        (value(TAG, field(1, 4) + field(2, b"str") + field(3, b"\0" * 16)), "of the type 'str'"),
-        (value(TAG, field(1, 4) + field(3, b"\0" * 16)), "of the type ''"),
+        (value(TAG, field(1, 4) + field(2, b"str") + field(3, b"\0" * 16)), "has the type 'str'"),
+        (value(TAG, field(1, 4) + field(3, b"\0" * 16)), "has the type ''"),
         (value(TAG, field(2, 7)), "a number where a message should be"),
         (value(TAG, varint(3 << 3 | 2) + varint(2**60) + b"abc"), "cut off: a field of"),
-        (value(TAG, varint(3 << 3 | 3)), "no such field"),
-        (field(1, field(1, TAG.encode()) + field(3, b"")), "is no tensor"),
+        (value(TAG, varint(3 << 3 | 3)), "an unknown kind of field"),
+        (field(1, field(1, TAG.encode()) + field(3, b"")), "is not a tensor"),
         (ckpt({"a": STATE[TAG]}) + field(1, field(2, FOUR)), "a value without a tag"),
         (ckpt({"a": STATE[TAG]}) + field(1, 5), "a number where a message should be"),
-        (ckpt({TAG: STATE[TAG], "b": STATE[TAG]}) + ckpt({TAG: STATE[TAG]}), "stands twice"),
+        (ckpt({TAG: STATE[TAG], "b": STATE[TAG]}) + ckpt({TAG: STATE[TAG]}), "is there twice"),
         (ckpt({TAG: STATE[TAG]}) * 2, "it holds 512 numbers"),
         (ckpt({TAG: STATE[TAG]}) + value(TAG, field(1, 4) + FOUR), "slices do not agree"),
         (varint(0x0A) + varint(2**50) + field(1, TAG.encode()) + b"\x12", "cut off"),
-        (ckpt({"a\nb" * 100: STATE[TAG]}), "no network known here"),
+        (ckpt({"a\nb" * 100: STATE[TAG]}), "of an unknown network"),
     ],
     ids=range(22),
 )
