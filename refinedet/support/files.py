@@ -1,9 +1,9 @@
-"""Reading regular files alone, and writing files whole or not at all.
+"""Reading regular files only, and writing files whole or not at all.
 
-A file is written under another name beside its goal, forced to the disk, and renamed:
-whoever reads the goal sees the old content or the new, after a crash as well. A failed
-writing leaves the goal as it was and nothing else behind; a killed process may leave
-a hidden file ``.NAME.TOKEN.SUFFIX``, which nothing reads.
+A file is written under a temporary name in the same folder, forced to the disk, and renamed:
+its readers see the old content or the new, also after a crash. If writing fails, the old
+content stays and the temporary file is removed. A killed process may leave a hidden file
+``.NAME.TOKEN.SUFFIX``, which nothing reads.
 """
 
 from __future__ import annotations
@@ -67,18 +67,18 @@ def file_digest(path: Path) -> bytes:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new file to write, which becomes ``path`` when the block ends well.
+    """A temporary file, which replaces ``path`` when the block ends without an error.
 
     Args:
-        path: the goal. Its folder must exist; its content, if any, is replaced.
+        path: the file to replace. Its folder must exist.
     Yields:
-        A name in the same folder, with the same suffix, where no file is yet. The
-        block creates it, and closes it.
+        An unused name in the same folder, with the same suffix. The block creates the file
+        and closes it.
     Raises:
-        WriteError: the system refused, in the block or after it: disk full, no
+        WriteError: an error of the system, in the block or after it: disk full, no
             folder, no permission. ``errno`` holds the system's code.
     """
-    if not path.name:  # of an empty option, as an unset variable of a shell leaves it
+    if not path.name:  # an empty option, such as from an unset shell variable
         raise WriteError("cannot write: choose the name of a file", path=path)
     draft = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
@@ -101,11 +101,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a whole file, or leave what was there.
+    """Write a whole file, or leave the old one.
 
     Args:
-        path: the goal; its folder must exist.
-        content: bytes, or text, which is stored as UTF-8 with its line ends as they are.
+        path: the file to replace; its folder must exist.
+        content: bytes, or text, which is stored as UTF-8 with unchanged line ends.
     Raises:
         WriteError: as ``replacing``.
     """

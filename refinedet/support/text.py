@@ -1,4 +1,4 @@
-"""Text from anywhere, made fit for one line of a message."""
+"""Text from files and users, shortened and escaped for one line of a message."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Report = Callable[[str], None]
 """Called with one line for the user."""
 
 LONGEST = 300
-"""Characters of a quoted text that are kept unless the caller says otherwise."""
+"""Default of the characters that are kept of a quoted text."""
 
 _NOT_IN_A_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""What would break a line or cannot be written as UTF-8."""
+"""Characters that break a line or cannot be encoded as UTF-8."""
 
 
 def one_line(text: str, limit: int = LONGEST) -> str:
@@ -33,15 +33,15 @@ def shown(value: object, limit: int = 80) -> str:
 
 
 def shown_json(value: object, limit: int = 40) -> str:
-    """A value of a JSON file as it is spelt there, as one line of at most ``limit`` characters."""
+    """A value as JSON, in one line of at most ``limit`` characters."""
     return one_line(json.dumps(value), limit)
 
 
 def is_class_name(value: object) -> TypeGuard[str]:
-    """Whether it can name a class: a text of one line, not blank, that UTF-8 can hold."""
+    """Whether it can name a class: a string of one line, not blank, that UTF-8 can encode."""
     return isinstance(value, str) and bool(value.strip()) and not _NOT_IN_A_LINE.search(value)
 
 
 def to_stderr(line: str) -> None:
-    """Print a line on standard error, where it is no part of a command's results."""
+    """Print a line on standard error, apart from the results of a command."""
     print(line, file=sys.stderr)

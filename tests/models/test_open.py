@@ -1,10 +1,12 @@
 """Models are read and verified once, and identified by their digest."""
 
 import hashlib
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers import raises_line
 
 from refinedet.backends.interface import Backend
 from refinedet.errors import BackendError, CheckpointError
@@ -222,24 +224,21 @@ def test_a_backend_that_cannot_load_is_refused(mindir, monkeypatch):
 # Refused
 
 
-def refused(path, message, kind=BackendError):
-    with pytest.raises(kind) as caught:
+def cannot_read(path, message, kind=BackendError):
+    with raises_line(kind, match=re.escape(message), path=path):
         read_model(path)
-    assert str(caught.value).startswith(f"{path}: "), caught.value
-    assert message in caught.value.reason
-    assert "\n" not in str(caught.value)
 
 
 def test_settings_in_a_file_are_those_beside_it(mindir):
     write_beside(mindir, SETTINGS)
     assert read_model(mindir).content.embedded
     write_beside(mindir, resolve("refinedet_eighth_128", None, (), ("b", "a")))
-    refused(mindir, "class_names is ('a', 'b') in it, and ('b', 'a') in detector.mindir.yaml")
+    cannot_read(mindir, "class_names is ('a', 'b') in it, and ('b', 'a') in detector.mindir.yaml")
 
 
 def test_a_file_of_another_program_has_the_settings_beside_it(mindir):
     mindir.write_bytes(BODY)
-    refused(mindir, "there is no detector.mindir.yaml beside it, and no settings", CheckpointError)
+    cannot_read(mindir, "no detector.mindir.yaml beside it, and no settings", CheckpointError)
     write_beside(mindir, SETTINGS)
     assert not read_model(mindir).content.embedded
 
@@ -248,19 +247,19 @@ def test_a_changed_or_damaged_file_is_refused(mindir):
     whole = mindir.read_bytes()
     for data in (whole[: len(whole) // 2], whole[:-1], b"rubbish"):
         mindir.write_bytes(data)
-        refused(mindir, "not a whole MindIR: ")
+        cannot_read(mindir, "not a whole MindIR: ")
     mindir.write_bytes(whole.replace(b"a graph", b"a grape", 1))
-    refused(mindir, "was damaged after it was exported; export again")
+    cannot_read(mindir, "was damaged after it was exported; export again")
     mindir.write_bytes(BODY + written_field(1000, b"model: {depth: 3}"))
-    refused(mindir, "its settings are not usable here: ")
+    cannot_read(mindir, "its settings are not usable here: ")
 
 
 def test_a_missing_file_is_refused(tmp_path):
     for name in ("none.mindir", "none.onnx", "none.safetensors"):
-        refused(tmp_path / name, "cannot read: No such file", CheckpointError)
+        cannot_read(tmp_path / name, "cannot read: No such file", CheckpointError)
     write_beside(tmp_path / "none.mindir", SETTINGS)
-    refused(tmp_path / "none.mindir", "cannot read: No such file", CheckpointError)
+    cannot_read(tmp_path / "none.mindir", "cannot read: No such file", CheckpointError)
 
 
 def test_a_folder_without_checkpoints_is_no_run(tmp_path):
-    refused(tmp_path, "no checkpoint in it", CheckpointError)
+    cannot_read(tmp_path, "no checkpoint in it", CheckpointError)

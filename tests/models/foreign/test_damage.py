@@ -9,6 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from helpers import raises_line
 from safetensors.numpy import save_file
 
 from refinedet.errors import CheckpointError
@@ -35,13 +36,10 @@ def path(tmp_path):
     return tmp_path / "weights.pth"
 
 
-def refused(path, message="."):
-    with pytest.raises(CheckpointError, match=message) as caught:
+def cannot_read(path, message="."):
+    with raises_line(CheckpointError, match=message, path=path) as caught:
         read_weights(path)
-    said = str(caught.value)
-    assert said.startswith(f"{path}: ")
-    assert "\n" not in said
-    assert len(said) < 600
+    assert len(str(caught.value)) < 600
 
 
 @pytest.fixture(autouse=True)
@@ -112,18 +110,18 @@ def test_bits_turned_anywhere(path, kind):
 )
 def test_other_files(path, content):
     path.write_bytes(content)
-    refused(path)
+    cannot_read(path)
 
 
 def test_no_file_at_all(path, tmp_path):
-    refused(path, "cannot read: No such file")
+    cannot_read(path, "cannot read: No such file")
     path.mkdir()
-    refused(path, "not a file")
+    cannot_read(path, "not a file")
     os.mkfifo(tmp_path / "pipe")
-    refused(tmp_path / "pipe", "not a file")
+    cannot_read(tmp_path / "pipe", "not a file")
     with (tmp_path / "huge").open("wb") as stream:
         stream.truncate((2 << 30) + 1)  # sparse
-    refused(tmp_path / "huge", "larger than")
+    cannot_read(tmp_path / "huge", "larger than")
 
 
 class Evil:
@@ -139,13 +137,13 @@ def test_code_in_a_pickle_is_not_run(path, tmp_path, protocol):
     target = tmp_path / "ran"
     hostile = pickle.dumps({"a.weight": Evil(target)}, protocol)
     write_zip(path, {}, hostile)
-    refused(path, "nothing of it was run")
+    cannot_read(path, "nothing of it was run")
     if protocol > 1:
         path.write_bytes(hostile)
-        refused(path, "names (posix|os).system, which is no part of a tensor; nothing of it")
+        cannot_read(path, "names (posix|os).system, which is no part of a tensor; nothing of it")
     legacy = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03."
     path.write_bytes(legacy + hostile)
-    refused(path, "nothing of it was run")
+    cannot_read(path, "nothing of it was run")
     assert not target.exists()
 
 
@@ -182,9 +180,9 @@ def test_code_in_a_pickle_is_not_run(path, tmp_path, protocol):
 )
 def test_pickles_that_are_no_state_dict(path, code):
     write_zip(path, {"a": np.zeros(1, "<f4")}, code)
-    refused(path)
+    cannot_read(path)
     path.write_bytes(code)
-    refused(path)
+    cannot_read(path)
 
 
 def one_tensor(array, shape=None, strides=None, size=None):
@@ -224,23 +222,23 @@ def test_a_tensor_stays_inside_its_storage(path, claims):
     write_zip(path, {"x": array}, one_tensor(array, (8,), (1,)))
     np.testing.assert_array_equal(read_weights(path).tensors["vgg.0.weight"], array)
     write_zip(path, {"x": array}, one_tensor(array, **claims))
-    refused(path, "not inside its storage")
+    cannot_read(path, "not inside its storage")
 
 
 def test_zip_archives_that_are_not_of_pytorch(path):
     np.savez(path.with_suffix(".npz"), a=np.zeros(3))
-    refused(path.with_suffix(".npz"), "not of PyTorch")
+    cannot_read(path.with_suffix(".npz"), "not of PyTorch")
     state = {"vgg.0.weight": np.zeros(10**6, "<f4")}
     write_zip(path, state, compression=zipfile.ZIP_DEFLATED)
-    refused(path, "compressed, which PyTorch never does")
+    cannot_read(path, "compressed, which PyTorch never does")
     write_zip(path, {}, Pickle().state(state).done())
-    refused(path, "there is no archive/data/0 in it")
+    cannot_read(path, "there is no archive/data/0 in it")
     write_zip(path, state, b"\0" * (5 << 20))
-    refused(path, "more than 4194304 bytes")
+    cannot_read(path, "more than 4194304 bytes")
     write_zip(path, state)
     data = path.read_bytes()
     path.write_bytes(data.replace(b"little", b"bigend"))
-    refused(path)
+    cannot_read(path)
 
 
 def test_entries_that_lie_over_one_another(path):
@@ -253,7 +251,7 @@ def test_entries_that_lie_over_one_another(path):
         struct.pack_into("<II", data, at + 20, 50_000, 50_000)
         at += 4
     path.write_bytes(data)
-    refused(path, "larger than the file|corrupt")
+    cannot_read(path, "larger than the file|corrupt")
 
 
 @pytest.mark.parametrize(
@@ -280,32 +278,32 @@ def test_blobs_that_claim_too_much(path, blob, message):
     if message is None:  # an empty array is an array
         assert read_weights(path).tensors["conv1_1/0"].size == 0
     else:
-        refused(path, message)
+        cannot_read(path, message)
 
 
 def test_a_layer_twice(path):
     layer = ("conv1_1", [np.zeros(3)])
     path.write_bytes(caffemodel([layer, layer]))
-    refused(path, "layer 'conv1_1' is there twice")
+    cannot_read(path, "layer 'conv1_1' is there twice")
     path.write_bytes(caffemodel([("data", []), ("data", []), layer]))
     assert list(read_weights(path).tensors) == ["conv1_1/0"]
     path.write_bytes(field(1, b"net"))
-    refused(path, "no layers in it")
+    cannot_read(path, "no layers in it")
     path.write_bytes(caffemodel([("a\nb" * 500, [np.zeros(3)])]))
-    refused(path, "of an unknown network")
+    cannot_read(path, "of an unknown network")
 
 
 def test_a_safetensors_header_that_lies(path):
     path.write_bytes(struct.pack("<Q", 100) + b'{"a": ')
-    refused(path, "corrupt or cut off")
+    cannot_read(path, "corrupt or cut off")
     path.write_bytes(struct.pack("<Q", 2**62) + b'{"a": ')
-    refused(path)
+    cannot_read(path)
     for dtype, shape in (("BF16", [1]), ("F32", [0, 2**40, 2**40]), ("F32", [0, *[1] * 70])):
         size = 2 if dtype == "BF16" else 0
         row = {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}
         head = json.dumps({"a": row}).encode()
         path.write_bytes(struct.pack("<Q", len(head)) + head + bytes(size))
-        refused(path)
+        cannot_read(path)
 
 
 def test_weights_are_floats(path):
