@@ -1,4 +1,4 @@
-"""What accelerators need on a machine, looked for without any framework.
+"""What accelerators need on a machine, checked without any framework.
 
 Each function gives one line for everything that is missing, with how to get it.
 """
@@ -36,29 +36,29 @@ def ascend_devices() -> list[str]:
 
 def nvidia_devices(environment: Mapping[str, str] = os.environ) -> list[str]:
     """NVIDIA devices by their names, as ``nvidia0``: those of ``CUDA_VISIBLE_DEVICES`` alone."""
-    found = _devices("nvidia")
+    devices = _devices("nvidia")
     shown = environment.get("CUDA_VISIBLE_DEVICES")
     if shown is None:
-        return found
+        return devices
     names = takewhile(lambda name: name and name[0] != "-", map(str.strip, shown.split(",")))
-    return list(names)[: len(found)]  # CUDA, too, shows none behind a number that is none
+    return list(names)[: len(devices)]  # CUDA, too, shows none behind a number that is none
 
 
 def _devices(kind: str) -> list[str]:
-    found = DEVICES.glob(f"{kind}[0-9]*")
-    return [p.name for p in sorted(found, key=lambda p: int("0" + p.name[len(kind) :]))]
+    devices = DEVICES.glob(f"{kind}[0-9]*")
+    return [p.name for p in sorted(devices, key=lambda p: int("0" + p.name[len(kind) :]))]
 
 
 def lacks_ascend(device_id: int) -> Iterator[str]:
     """Driver, the device of that number, CANN."""
-    found = ascend_devices()
-    if not found:
+    devices = ascend_devices()
+    if not devices:
         yield (
             f"no Ascend driver ({DEVICES} has no davinci0): install the driver and firmware of "
             "the card, and give a container its devices"
         )
     else:
-        yield from _lacks_number(device_id, found)
+        yield from _lacks_number(device_id, devices)
     if not loads(CANN):
         yield f"no CANN ({CANN} is not found): install it, and source its set_env.sh"
 
@@ -70,13 +70,13 @@ def lacks_nvidia(device_id: int) -> Iterator[str]:
             f"no NVIDIA driver ({DEVICES} has no nvidiactl, or {DRIVER} is not found): install "
             "that of the card, 510 or newer, and give a container its GPUs"
         )
-    elif not (found := nvidia_devices()):
+    elif not (devices := nvidia_devices()):
         yield (
             f"no GPU is shown: {DEVICES} has no nvidia0, or CUDA_VISIBLE_DEVICES hides all; give "
             "a container its GPUs, or unset the variable"
         )
     else:
-        yield from _lacks_number(device_id, found)
+        yield from _lacks_number(device_id, devices)
     if lacking := [library for library in CUDA if not loads(library)]:
         yield (
             f"no CUDA 11.6 ({', '.join(lacking)} not found): install it from "
@@ -90,6 +90,6 @@ def lacks_nvidia(device_id: int) -> Iterator[str]:
         )
 
 
-def _lacks_number(device_id: int, found: list[str]) -> Iterator[str]:
-    if device_id >= len(found):
-        yield f"device_id {device_id}: there are {len(found)} ({', '.join(found)})"
+def _lacks_number(device_id: int, devices: list[str]) -> Iterator[str]:
+    if device_id >= len(devices):
+        yield f"device_id {device_id}: there are {len(devices)} ({', '.join(devices)})"

@@ -76,8 +76,8 @@ class LiteBackend(Backend):
     def describe(self) -> str:
         """See ``Backend``."""
         versions = process.LiteProcess(self.python or process.THIS).versions
-        place = "the CPU" if self.target == "cpu" else f"Ascend 310, device {self.device_id}"
-        return f"MindSpore Lite {versions['lite']} under Python {versions['python']} on {place}"
+        device = "the CPU" if self.target == "cpu" else f"Ascend 310, device {self.device_id}"
+        return f"MindSpore Lite {versions['lite']} under Python {versions['python']} on {device}"
 
     def network(self, config: Config, parameters: Parameters) -> Network:
         """See ``Backend``."""

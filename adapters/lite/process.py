@@ -52,7 +52,7 @@ class Interpreter(NamedTuple):
 def other_interpreter(lite_python: Path | None) -> Interpreter | None:
     """The interpreter that the argument or the variable names, or None."""
     if lite_python is not None:
-        # A path has lost its "./", without which a name is looked for on PATH.
+        # A path has lost its "./", without which a name is searched for on PATH.
         path = lite_python.absolute() if lite_python.is_file() else lite_python
         return Interpreter(str(path), "lite_python")
     named = os.environ.get(VARIABLE)
@@ -157,12 +157,12 @@ class LiteProcess:
             process_main.send(stdin, head, arrays or {})
             return process_main.receive(stdout)
 
-        head, found = self._in_time(call, asked)
+        head, outputs = self._in_time(call, asked)
         if "error" in head:
             cause = ERROR_LINE.search(self._logged(logged))
             why = f" ({cause[1]})" if cause else ""
             raise BackendError(f"{' '.join(head['error'].split())}{why}", key="MindSpore Lite")
-        return head, found
+        return head, outputs
 
     def _in_time(self, call: str, work: Callable[[], T]) -> T:
         """The result of ``work``; a process that does not answer in time is ended."""
@@ -197,16 +197,16 @@ class LiteProcess:
             return f"{begun}no answer to {call!r} within {LIMITS[call]} s; the process was ended"
         lines = self._logged(0).split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        said = f": {last[:300]}" if last else ""
+        shown = f": {last[:300]}" if last else ""
         if malformed:
-            return f"{begun}does not run as a Python interpreter{said}; {HOW_TO}"
+            return f"{begun}does not run as a Python interpreter{shown}; {HOW_TO}"
         if call == "start":
             return (
-                f"{begun}cannot run MindSpore Lite, it ended with status {status}{said}; {HOW_TO}"
+                f"{begun}cannot run MindSpore Lite, it ended with status {status}{shown}; {HOW_TO}"
             )
         how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
         return (
-            f"{begun}its Lite process ({self._process.pid}) ended {how} at {call!r}{said}; if "
+            f"{begun}its Lite process ({self._process.pid}) ended {how} at {call!r}{shown}; if "
             "nobody ended it, memory may have run out: see dmesg"
         )
 

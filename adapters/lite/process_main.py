@@ -1,4 +1,4 @@
-"""MindSpore Lite: converts a model, loads one, runs it; here, or behind the pipes of a process.
+"""MindSpore Lite: converts a model, loads one, runs it; imported, or as a process behind pipes.
 
 Images of devices often carry an old Python. So this file runs on CPython 3.7 and later with
 NumPy and ``mindspore_lite`` alone, as ``PYTHON -I process_main.py``: messages over standard input
@@ -115,7 +115,7 @@ class Detector:
         """The outputs by name, new arrays.
 
         Args:
-            images: float32, of the compiled shape. Lite 2.0.0 can be told another, and then
+            images: float32, of the compiled shape. Lite 2.0.0 accepts another one, and then
                 some images of an even number come out wrong on two threads.
         """
         tensors = self.model.get_inputs()
@@ -125,7 +125,7 @@ class Detector:
 
 def main() -> None:
     """Greet, then answer until standard input ends."""
-    answers = os.fdopen(os.dup(1), "wb")
+    replies = os.fdopen(os.dup(1), "wb")
     questions = os.fdopen(os.dup(0), "rb")
     os.dup2(2, 1)  # Lite's C++ prints there
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -135,13 +135,13 @@ def main() -> None:
     sys.path += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     import mindspore_lite
 
-    answers.write(GREETING)
+    replies.write(GREETING)
     versions = {
         "python": platform.python_version(),
         "numpy": np.__version__,
         "lite": mindspore_lite.__version__,
     }
-    send(answers, versions, {})
+    send(replies, versions, {})
     detector: Any = None
     while True:
         asked, arrays = receive(questions)
@@ -149,7 +149,7 @@ def main() -> None:
         # and nobody is left to end it from outside.
         signal.alarm(asked["limit"])
         head: dict[str, Any] = {}
-        found: dict[str, Any] = {}
+        outputs: dict[str, Any] = {}
         try:
             if asked["call"] == "convert":
                 convert(**asked["given"])
@@ -157,11 +157,11 @@ def main() -> None:
                 detector = Detector(**asked["given"])
                 head = {"inputs": detector.inputs}
             else:
-                found = detector.run(arrays["images"])
+                outputs = detector.run(arrays["images"])
         except Exception as error:
             head = {"error": f"{type(error).__name__}: {error}"}
         signal.alarm(0)
-        send(answers, head, found)
+        send(replies, head, outputs)
 
 
 if __name__ == "__main__":

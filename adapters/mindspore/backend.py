@@ -57,11 +57,11 @@ class MindSporeBackend(Backend):
     def missing(self) -> str | None:
         """Why it cannot run here: MindSpore's version, then all that its device lacks."""
         try:
-            found = _version()
+            installed = _version()
         except PackageNotFoundError:
             return "MindSpore is not installed; run: pip install 'refinedet[cpu]'"
-        if found < OLDEST or found[:2] > NEWEST:
-            shown = ".".join(map(str, found))
+        if installed < OLDEST or installed[:2] > NEWEST:
+            shown = ".".join(map(str, installed))
             return f"MindSpore {shown} is installed; 2.7.2 to 2.10 are supported"
         if int(version("numpy").partition(".")[0]) >= 2:
             return (

@@ -40,17 +40,17 @@ class MindIRNetwork:
         self.config = config = file.settings.model
         try:
             self.graph = nn.GraphCell(ms.load(str(path)))
-            found = self._run(np.zeros((1, 3, *config.image_size), np.float32))
+            outputs = self._run(np.zeros((1, 3, *config.image_size), np.float32))
         except (RuntimeError, ValueError, TypeError) as error:
             raise BackendError("not a MindIR that this MindSpore reads", path=path) from error
         rows, classes = len(all_anchors(config)), config.num_classes
         boxes = [f"float32 (1, {rows}, {width})" for width in (4, classes)]
         raw = [f"float32 (1, {rows}, {width})" for width in (4, 2, 4, classes)]
-        given = [f"{output.dtype} {output.shape}" for output in found]
-        if given not in (boxes, raw):
-            shown = f"{', '.join(given)}; its settings need {', '.join(boxes)}"
+        actual = [f"{output.dtype} {output.shape}" for output in outputs]
+        if actual not in (boxes, raw):
+            shown = f"{', '.join(actual)}; its settings need {', '.join(boxes)}"
             raise BackendError(f"gives {shown}; export again", path=path)
-        self.raw = given == raw
+        self.raw = actual == raw
 
     def _run(self, images: Array) -> list[Array]:
         check_shape(images, "images", None, 3, *self.config.image_size)

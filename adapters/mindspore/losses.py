@@ -101,13 +101,13 @@ def module_loss(
 
 def focal(logits: ms.Tensor, labels: ms.Tensor, alpha: float, gamma: float) -> ms.Tensor:
     """``spec.losses.focal``, logits (N, A, K) and labels (N, A) to (N, A)."""
-    here = labels.expand_dims(2) == ops.range(0, logits.shape[2], 1).astype(labels.dtype)
-    x = ops.select(here, logits, -logits)  # of the probability of being right
+    is_label = labels.expand_dims(2) == ops.range(0, logits.shape[2], 1).astype(labels.dtype)
+    x = ops.select(is_label, logits, -logits)  # logit of the right answer
     # log(1 + exp(-|x|)) has no overflow; MindSpore's softplus and log-sigmoid are approximate.
     tail = ops.log(1 + ops.exp(-ops.abs(x)))
     log_p, log_wrong = ops.minimum(x, 0) - tail, ops.minimum(-x, 0) - tail
     one = ops.ones_like(x)
-    weight = ops.select(here, one * alpha, one * (1 - alpha))
+    weight = ops.select(is_label, one * alpha, one * (1 - alpha))
     return -(weight * ops.exp(gamma * log_wrong) * log_p).sum(2)
 
 

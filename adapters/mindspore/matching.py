@@ -15,9 +15,9 @@ from refinedet.spec.config import Config
 def match(iou: ms.Tensor, threshold: float, lowest: float) -> ms.Tensor:
     """``spec.matching.match`` for a batch.
 
-    The greedy choice of the largest overlap, again and again, is found in a few
-    rounds: a pair can be joined as soon as each is the best that the other can still
-    get, whatever happens elsewhere. Each round joins all such pairs.
+    The specification joins the pair with the largest overlap, again and again. Here a few
+    rounds do the same: a pair in which each is the best that is left for the other is joined
+    whatever happens elsewhere, so each round joins all such pairs.
 
     Args:
         iou: (N, T, A) float32, 0 in the rows of padded slots.
@@ -27,7 +27,7 @@ def match(iou: ms.Tensor, threshold: float, lowest: float) -> ms.Tensor:
     n, t, a = iou.shape
     overlap = ops.select(iou > lowest, iou, ops.zeros_like(iou))
     rows = ops.broadcast_to(ops.range(0, t, 1).astype(ms.int32).reshape((1, t)), (n, t))
-    # Column a is a bin for the objects that are not joined in a round.
+    # Column a takes the objects that are not joined in a round.
     matched = ops.full((n, a + 1), -1, dtype=ms.int32)
     anchor_free = ops.ones((n, a + 1), ms.float32)
     object_free = ops.ones((n, t), ms.float32)
@@ -38,9 +38,9 @@ def match(iou: ms.Tensor, threshold: float, lowest: float) -> ms.Tensor:
         value = ops.amax(free, 2)
         rivals = ops.gather_elements(free, 2, ops.broadcast_to(best[:, None, :], (n, t, t)))
         joined = ops.logical_and(ops.argmax(rivals, 1).astype(ms.int32) == rows, value > 0)
-        place = ops.select(joined, best, ops.full_like(best, a))
-        matched = ops.tensor_scatter_elements(matched, place, rows, 1)
-        anchor_free = ops.tensor_scatter_elements(anchor_free, place, ops.zeros_like(value), 1)
+        slot = ops.select(joined, best, ops.full_like(best, a))
+        matched = ops.tensor_scatter_elements(matched, slot, rows, 1)
+        anchor_free = ops.tensor_scatter_elements(anchor_free, slot, ops.zeros_like(value), 1)
         object_free = ops.select(joined, ops.zeros_like(value), object_free)
         free = overlap * anchor_free[:, None, :a] * object_free[:, :, None]
         left = ops.amax(free)
@@ -56,14 +56,14 @@ def match_in_order(iou: ms.Tensor, threshold: float, lowest: float) -> ms.Tensor
     anchors = ops.range(0, a, 1).astype(ms.int32).reshape((1, a))
     matched = ops.full((n, a), -1, dtype=ms.int32)
     held = ops.zeros((n, a), ms.float32)
-    for place in range(t):
-        overlap = iou[:, place]
+    for slot in range(t):
+        overlap = iou[:, slot]
         best = ops.argmax(overlap, 1).astype(ms.int32).reshape((n, 1))
         some = ops.amax(overlap, 1, True) > lowest
         forced = ops.select(anchors == best, ops.full_like(overlap, 2.0), overlap)
         taken = ops.logical_and(forced > threshold, forced > held)
         taken = ops.logical_and(taken, ops.broadcast_to(some, taken.shape))
-        matched = ops.select(taken, ops.full_like(matched, place), matched)
+        matched = ops.select(taken, ops.full_like(matched, slot), matched)
         held = ops.select(taken, forced, held)
     return matched
 
@@ -75,7 +75,7 @@ def targets(
 
     Args:
         anchors: (N, A, 4), centre form.
-        boxes: (N, T, 4), corner form, and labels: (N, T); 0 marks an empty place.
+        boxes: (N, T, 4), corner form, and labels: (N, T); 0 marks a padded slot.
     """
     n, a, _ = anchors.shape
     iou = pairwise_iou(boxes, centres_to_corners(anchors))

@@ -150,7 +150,7 @@ class Module(nn.Cell):
 def halve(detector: nn.Cell) -> None:
     """Make all activations float16, normalisation float32; the parameters stay float32.
 
-    Each convolution rounds its input, weights and bias, and the way back rounds with it.
+    Each convolution rounds its input, weights and bias, and the backward pass rounds as well.
     """
     for _, cell in list(detector.cells_and_names()):
         if isinstance(cell, ConvLayer):

@@ -1,7 +1,7 @@
 """The specification's operations, one by one, as this backend computes them.
 
-They are the functions and cells that its graphs are made of; what runs on the host
-(preparing images, the ARM's targets, suppression) is called as the application calls it.
+They call the functions and cells of its network and trainer; what runs on the host (preparing
+images, the ARM's targets, suppression) is called as in the application.
 Importing this imports MindSpore. Arguments and results: ``refinedet.backends.operations``.
 """
 
@@ -42,7 +42,7 @@ from refinedet.spec.network import Heads, Parameters
 from refinedet.spec.types import Array
 
 SLOTS = 8
-"""Places for objects in a batch: few shapes, few graphs."""
+"""Slots for objects in a batch: few shapes, few graphs."""
 ROWS = 8
 """Rows of logits or offsets are filled up to a multiple of it, for the same reason."""
 IMAGES = 4
@@ -87,8 +87,7 @@ def box_iou(anchors: Array, ground_truth: Array) -> Array:
     return np.ascontiguousarray(_one(geometry.pairwise_iou, ground_truth, anchors).T)
 
 
-def clip_boxes(boxes: Array) -> Array:
-    return boxes.clip(0, 1)  # as ``postprocess`` does
+clip_boxes = postprocessing.clip_boxes
 
 
 # Coding
@@ -138,13 +137,13 @@ def targets(anchors: Array, boxes: Array, labels: Array, config: Config) -> tupl
     if len(anchors) == 0:
         return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
     padded, classes = _padded([boxes], [labels])
-    target, found = matching.targets(
+    target, assigned = matching.targets(
         geometry.corners_to_centres(ms.Tensor(anchors[None])),
         ms.Tensor(padded),
         ms.Tensor(classes),
         config,
     )
-    label = _numpy(found[0]).astype(np.int64)
+    label = _numpy(assigned[0]).astype(np.int64)
     offsets = _numpy(target[0])
     offsets[label == 0] = 0  # nothing reads them
     return offsets, label

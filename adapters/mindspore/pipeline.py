@@ -1,8 +1,8 @@
 """Training batches through MindRecord and ``mindspore.dataset``.
 
-The images' files and their objects are gathered once in a MindRecord cache, which
-is read in the order of ``refinedet.data.samples``; MindSpore's workers decode and
-augment in parallel.
+The images' files and their objects are written once to a MindRecord cache, which is read in
+the order of ``refinedet.data.samples``. MindSpore's loader threads decode and augment in
+parallel.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def batches(
     max_objects = slot_count(training_objects(dataset), settings.max_objects)
     file, count, unreadable = by_first(group, lambda: build_cache(dataset, cache))
     report_left_out(dataset, unreadable)
-    cv2.setNumThreads(1)  # the workers are the threads
+    cv2.setNumThreads(1)  # MindSpore's loader threads run in parallel
     make = SampleMaker(config, settings, max_objects)
     for step in range(first_step, config.schedule.steps, STEPS_A_CHUNK):
         last_step = min(step + STEPS_A_CHUNK, config.schedule.steps)

@@ -22,7 +22,7 @@ def read_rank_table(path: Path) -> list[dict[int, int]]:
     """
     try:
         servers = json.loads(path.read_text())["server_list"]
-        found = [
+        table = [
             {
                 _number(device["rank_id"]): _number(device["device_id"])
                 for device in server["device"]
@@ -38,9 +38,9 @@ def read_rank_table(path: Path) -> list[dict[int, int]]:
             "a list device of rank_id and device_id",
             key="rank_table_file",
         ) from error
-    if sorted(rank for server in found for rank in server) != list(range(count)):
+    if sorted(rank for server in table for rank in server) != list(range(count)):
         raise UsageError(f"{path}: its rank_ids are not 0 to {count - 1}", key="rank_table_file")
-    for node, server in enumerate(found):
+    for node, server in enumerate(table):
         devices = list(server.values())
         if twice := [device for device in devices if devices.count(device) > 1]:
             raise UsageError(
@@ -48,7 +48,7 @@ def read_rank_table(path: Path) -> list[dict[int, int]]:
                 "each rank needs one of its own",
                 key="rank_table_file",
             )
-    return found
+    return table
 
 
 def _number(value: object) -> int:

@@ -1,6 +1,6 @@
 """Setting MindSpore up for a device: what it lacks, what is to be set, and setting it.
 
-1. ``lacks``: what the machine has to have, looked for before MindSpore is imported.
+1. ``lacks``: what the machine has to have, checked before MindSpore is imported.
 2. ``decide``: everything that is set, a function of its arguments alone.
 3. ``apply``: hand that to MindSpore.
 
@@ -106,10 +106,10 @@ def attached(device: str) -> list[str]:
 
 def plugin_folder() -> Path:
     """Where the installed MindSpore has its devices; it is not imported."""
-    found = find_spec("mindspore")
-    assert found is not None  # its version was asked before
-    assert found.origin is not None
-    return Path(found.origin).parent / "lib" / "plugin"
+    spec = find_spec("mindspore")
+    assert spec is not None  # its version was asked before
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "lib" / "plugin"
 
 
 def apply(setup: Setup) -> None:

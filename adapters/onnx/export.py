@@ -59,13 +59,13 @@ def detector(config: Config, parameters: Parameters, outputs: Sequence[str]) -> 
     check_parameters(parameters, config)
     graph = _Graph(config, parameters)
     heads = graph.heads("images")
-    found = dict(zip(HEADS, heads, strict=True))
+    tensors = dict(zip(HEADS, heads, strict=True))
     if set(outputs) & set(SCORED_BOXES):
-        found |= zip(SCORED_BOXES, graph.scored_boxes(*heads), strict=True)
+        tensors |= zip(SCORED_BOXES, graph.scored_boxes(*heads), strict=True)
     rows, classes = len(all_anchors(config)), config.num_classes
     widths = {"arm_logits": 2, "odm_logits": classes, "scores": classes}
     for name in outputs:
-        graph.nodes.append(helper.make_node("Identity", [found[name]], [name], name))
+        graph.nodes.append(helper.make_node("Identity", [tensors[name]], [name], name))
     made = helper.make_graph(
         graph.nodes,
         "refinedet",
@@ -222,8 +222,8 @@ class _Graph:
             layers = architecture.head(module, level, self.config)
             if layers.shared:
                 x = self.relu(self.bottleneck(layers.shared, x))
-            for convs, found in ((layers.offsets, offsets), (layers.logits, logits)):
-                found.append(self.rows(level, convs, x))
+            for convs, rows in ((layers.offsets, offsets), (layers.logits, logits)):
+                rows.append(self.rows(level, convs, x))
         return self.add("Concat", *offsets, axis=1), self.add("Concat", *logits, axis=1)
 
     def rows(self, level: int, convs: list[Conv], x: str) -> str:

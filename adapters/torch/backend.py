@@ -32,11 +32,11 @@ class TorchBackend(Backend):
     def missing(self) -> str | None:
         """Why it cannot run here, from the installed version alone."""
         try:
-            found = version("torch")
+            installed = version("torch")
         except PackageNotFoundError:
             return "PyTorch is not installed; run: pip install 'refinedet[torch]'"
-        if tuple(int(part) for part in found.split(".")[:2]) < OLDEST:
-            return f"PyTorch {found} is installed; 2.4 or newer is supported"
+        if tuple(int(part) for part in installed.split(".")[:2]) < OLDEST:
+            return f"PyTorch {installed} is installed; 2.4 or newer is supported"
         return None
 
     def describe(self) -> str:
@@ -124,15 +124,15 @@ class TorchCUDA(TorchBackend):
         self.device_id = device_id
 
     def missing(self) -> str | None:
-        """Why it cannot run here; PyTorch itself has to look for the device."""
+        """Why it cannot run here; PyTorch itself has to find the device."""
         if reason := super().missing():
             return reason
         import torch
 
         if torch.version.cuda is None:
             return (
-                f"PyTorch {torch.__version__} is built without CUDA; install a build with it, as "
-                "pytorch.org/get-started says, or use the backend torch-cpu"
+                f"PyTorch {torch.__version__} is built without CUDA; install a build with it, from "
+                "pytorch.org/get-started, or use the backend torch-cpu"
             )
         if not torch.cuda.is_available():
             return (

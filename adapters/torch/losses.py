@@ -28,9 +28,9 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def focal(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
     """``spec.losses.focal``, logits (..., K) and labels (...) to (...)."""
-    here = labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)
-    x = torch.where(here, logits, -logits)  # of the probability of being right
-    weight = torch.where(here, alpha, 1 - alpha)
+    is_label = labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)
+    x = torch.where(is_label, logits, -logits)  # logit of the right answer
+    weight = torch.where(is_label, alpha, 1 - alpha)
     # A power of the probability of being wrong, taken by its logarithm: at 0 it has a slope.
     wrong = torch.exp(gamma * F.logsigmoid(-x))
     return -(weight * wrong * F.logsigmoid(x)).sum(-1)

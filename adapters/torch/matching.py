@@ -25,15 +25,15 @@ def match(iou: Tensor, config: MatchingConfig) -> Tensor:
     overlap = torch.where(iou > config.lowest_iou, iou, 0)
     matched = _bipartite(overlap)
     value, best = overlap.max(1)
-    answers = (value >= config.iou) & (value > 0)
-    return torch.where((matched < 0) & answers, best, matched)
+    above = (value >= config.iou) & (value > 0)
+    return torch.where((matched < 0) & above, best, matched)
 
 
 def _bipartite(overlap: Tensor) -> Tensor:
-    """For each anchor (N, A) the object whose own it is, or -1.
+    """The object that each anchor (N, A) is joined with, or -1.
 
-    The specification joins the pair of largest overlap, again and again. A pair in which each is
-    the best that the other can still get is joined whatever happens elsewhere, so that each
+    The specification joins the pair with the largest overlap, again and again. A pair in which
+    each is the best that is left for the other is joined whatever happens elsewhere, so each
     round joins all such pairs.
     """
     n, t, a = overlap.shape
@@ -74,7 +74,7 @@ def targets(
 
     Args:
         anchors: (N, A, 4), centre form.
-        boxes: (N, T, 4), corner form. labels: (N, T) int64; 0 marks an empty place.
+        boxes: (N, T, 4), corner form. labels: (N, T) int64; 0 marks a padded slot.
     """
     iou = pairwise_iou(boxes, centres_to_corners(anchors)) * (labels > 0)[:, :, None]
     matched = match(iou, config.matching)

@@ -1,8 +1,8 @@
 """The specification's operations, one by one, as this backend computes them.
 
-They are the functions that its network and its training are made of; what runs on the host
-(preparing images, the ARM's targets, suppression, the schedule) is called as the
-application calls it. Arguments and results: ``refinedet.backends.operations``.
+They call the functions of its network and trainer; what runs on the host (preparing images, the
+ARM's targets, suppression, the schedule) is called as in the application. Arguments and
+results: ``refinedet.backends.operations``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from refinedet.adapters.torch.tensors import to_numpy, to_parameters, to_tensor
 from refinedet.data.augment import normaliser
 from refinedet.data.batch import padded
 from refinedet.data.targets import ArmTargets
-from refinedet.inference.postprocessing import nms, postprocess
+from refinedet.inference.postprocessing import clip_boxes, nms, postprocess
 from refinedet.spec import schedule
 from refinedet.spec.config import Config, ImageConfig, MatchingConfig
 from refinedet.spec.losses import Loss, ModuleLoss
@@ -45,10 +45,10 @@ class Operations:
     ) -> tuple[list[Tensor], list[Array]]:
         """The losses that ``function`` gives, and the gradients of their sum by the arrays."""
         tensors = [tensor.requires_grad_() for tensor in self._tensors(*arrays)]
-        found = function(*tensors)
-        total = torch.stack([part.sum() for part in found]).sum()
+        losses_ = function(*tensors)
+        total = torch.stack([part.sum() for part in losses_]).sum()
         gradients = torch.autograd.grad(total, tensors)
-        return [part.detach() for part in found], [to_numpy(g) for g in gradients]
+        return [part.detach() for part in losses_], [to_numpy(g) for g in gradients]
 
     # Images, anchors, boxes
 
@@ -69,8 +69,7 @@ class Operations:
             lambda a, t: geometry.pairwise_iou(t[None], a[None])[0].T, anchors, ground_truth
         )
 
-    def clip_boxes(self, boxes: Array) -> Array:
-        return boxes.clip(0, 1)  # as ``postprocess`` does
+    clip_boxes = staticmethod(clip_boxes)
 
     # Coding
 
@@ -107,8 +106,8 @@ class Operations:
         if len(anchors) == 0:
             return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
         a, b, c = self._tensors(anchors, *_padded([boxes], [labels]))
-        offsets, found = matching.targets(corners_to_centres(a)[None], b, c.long(), config)
-        return to_numpy(offsets[0]), to_numpy(found[0])
+        offsets, assigned = matching.targets(corners_to_centres(a)[None], b, c.long(), config)
+        return to_numpy(offsets[0]), to_numpy(assigned[0])
 
     # Losses
 
@@ -168,10 +167,10 @@ class Operations:
         match = ArmTargets(config)
         arm = [match(b, c) for b, c in zip(boxes, labels, strict=True)]
         arm_target, arm_labels = (np.stack(part) for part in zip(*arm, strict=True))
-        padded, classes, goal, found = self._tensors(
+        padded, classes, target, assigned = self._tensors(
             *_padded(boxes, labels), arm_target, arm_labels
         )
-        constants = padded, classes, goal, found, geometry.centre_anchors(config, self.device)
+        constants = padded, classes, target, assigned, geometry.centre_anchors(config, self.device)
 
         def run(*outputs: Tensor) -> tuple[Tensor, ...]:
             return losses.detector_loss(outputs, *constants, config).unbind()
@@ -185,8 +184,8 @@ class Operations:
     def scored_boxes(self, heads: Heads, config: Config) -> tuple[Array, Array]:
         anchors = geometry.centre_anchors(config, self.device)
         arm, seen, odm, logits = self._tensors(*heads)
-        found = network.scored_boxes((arm, seen, odm, logits), anchors, config)
-        return to_numpy(found[0]), to_numpy(found[1])
+        boxes, scores = network.scored_boxes((arm, seen, odm, logits), anchors, config)
+        return to_numpy(boxes), to_numpy(scores)
 
     nms = staticmethod(nms)
 

@@ -75,8 +75,8 @@ class TorchTrainer:
 
     def step(self, batch: Batch) -> StepLosses:
         """One step; see ``Trainer``."""
-        images, boxes, labels, goal, found = (to_tensor(x, self.device) for x in batch)
-        constants = boxes, labels, goal, found, self.detector.anchors
+        images, boxes, labels, target, assigned = (to_tensor(x, self.device) for x in batch)
+        constants = boxes, labels, target, assigned, self.detector.anchors
         parts = detector_loss(self.detector(images), *constants, self.config)
         scale, options = self._scale, self.config.optimizer
         gradients = torch.autograd.grad(parts.sum() * scale.scale, list(self._weights.values()))

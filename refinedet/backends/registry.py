@@ -1,4 +1,4 @@
-"""How a backend is found by name, and what is refused as one."""
+"""Backends by name: finding one, and checking what it declares."""
 
 from __future__ import annotations
 

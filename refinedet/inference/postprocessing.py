@@ -42,7 +42,7 @@ def postprocess(
         raise SpecError("expected a column for the background and one for each class", key="scores")
     pixel = pixel_sides(config, size)
     if config.clip_first:
-        boxes = boxes.clip(0, 1)
+        boxes = clip_boxes(boxes)
     above = scores > config.score
     above[:, 0] = False
     flat = np.flatnonzero(above)  # by rising anchor, then rising class
@@ -57,8 +57,14 @@ def postprocess(
     rows = np.sort(by_class[kept])[: config.top]
     kept_boxes = boxes[anchor[rows]]
     if config.clip:
-        kept_boxes = kept_boxes.clip(0, 1)
+        kept_boxes = clip_boxes(kept_boxes)
     return Detections(kept_boxes, score[rows], label[rows])
+
+
+def clip_boxes(boxes: Array) -> Array:
+    """``spec.boxes.clip_boxes``: boxes (N, 4) clipped to the image."""
+    clipped: Array = boxes.clip(0, 1)
+    return clipped
 
 
 def _best_first(score: Array, top: int | None) -> Array:

@@ -12,7 +12,7 @@ import pytest
 from refinedet.adapters.mindspore.launch import Job as Part
 from refinedet.adapters.mindspore.launch import _watch
 
-SIGNALS = [(signal.SIGTERM, 1, "was told to end (SIGTERM)"), (signal.SIGINT, 130, "interrupted")]
+SIGNALS = [(signal.SIGTERM, 1, "was ended by SIGTERM"), (signal.SIGINT, 130, "interrupted")]
 
 
 def started(job, folder, name):
