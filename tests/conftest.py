@@ -22,7 +22,7 @@ def pytest_report_header(config):
 SLOWEST = (
     "adapters/launch/test_launch.py",
     "adapters/mindspore/test_operators.py",
-    "adapters/mindspore/test_mindspore.py",
+    "adapters/mindspore/test_trainer.py",
     "conformance/test_strength.py",
     "training/test_loop.py",
     "conformance/test_tolerances.py",
