@@ -191,14 +191,14 @@ def measure(choices: Sequence[BackendChoice], config: Config, repeat: int) -> It
     Raises:
         BackendError: an unknown backend, or one that fails in a row's process.
     """
-    found = [(chosen, chosen.find("network")) for chosen in choices]
+    engines = [(chosen, chosen.find("network")) for chosen in choices]
     yield from input_rows(config, repeat)
     yield from detection_rows(config, repeat)
     for work in ("forward 1", "forward 8", "train 8"):
-        for chosen, backend in found:
+        for chosen, backend in engines:
             if "trainer" in backend.capabilities or not work.startswith("train"):
                 yield _in_process(work, chosen, config, repeat, {})
-    for chosen, backend in found:
+    for chosen, backend in engines:
         if own := backend.environment:  # what its own limits are worth
             row = _in_process("forward 1", chosen, config, 1, dict.fromkeys(own, UNLIMITED))
             shown = ", ".join(f"{name}={value}" for name, value in own.items())

@@ -43,9 +43,7 @@ class DataOptions(NamedTuple):
             UsageError: options that are missing, or exclude one another.
         """
         if self.layout is None:
-            raise UsageError(
-                "say how the data set lies on the disk: coco, voc or text", key="layout"
-            )
+            raise UsageError("give the layout of the data set: coco, voc or text", key="layout")
         names = (
             tuple(name.strip() for name in self.class_names.split(",")) if self.class_names else ()
         )

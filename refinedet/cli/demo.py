@@ -52,10 +52,10 @@ def run_demo(backend: Backend, run: Path, seed: int, steps: int = STEPS) -> None
     The same seed gives the same metrics again.
 
     Args:
-        steps: of the training; with few of them it learns nothing, and all is tried.
+        steps: of the training; with a few, everything runs and nothing is learnt.
 
     Raises:
-        BackendError: the exported detector finds something else than the trained one.
+        BackendError: the exported detector's detections differ from the trained one's.
         TrainingError, DataError, OSError: as ``train``.
     """
     began = time.monotonic()
@@ -83,9 +83,12 @@ def run_demo(backend: Backend, run: Path, seed: int, steps: int = STEPS) -> None
     before = evaluate(trained.network, held_out)
     again = evaluate(open_model(backend, exported).network, held_out)
     evaluation = write_evaluation(run, again)
-    for image_id, found in before.detections.items():
-        if not all(map(np.array_equal, found, again.detections[image_id])):
-            raise BackendError(f"finds something else in image {image_id}", path=exported)
+    for image_id, detections in before.detections.items():
+        if not all(map(np.array_equal, detections, again.detections[image_id])):
+            raise BackendError(
+                f"its detections in image {image_id} differ from the trained detector's",
+                path=exported,
+            )
     typer.echo(evaluation_table(evaluation, by_class=True))
     minutes = (time.monotonic() - began) / 60
     typer.echo(f"run from {exported}, same detections; {minutes:.1f} minutes; see {run}")

@@ -1,4 +1,4 @@
-"""The command ``weights``: take weights from other programs, give them, look at them."""
+"""The commands ``weights ...``: import, export and list weights of other programs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ from refinedet.settings import to_yaml
 from refinedet.support.files import write_atomically
 from refinedet.support.text import one_line
 
-app = typer.Typer(
-    no_args_is_help=True, help="Weights of other programs: import, export, look into a file."
-)
+app = typer.Typer(no_args_is_help=True, help="Import, export and list weights of other programs.")
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="A .caffemodel, .pth, .ckpt, .safetensors or ours.")
 ]
@@ -61,9 +59,11 @@ def import_command(
     """Write a detector that eval, detect and export take as --model."""
     _require_another(file, output)
     names = tuple(name.strip() for name in classes.split(",")) if classes else ()
-    checkpoint, said = import_weights(file, preset, names, assignments or (), patterns(partial))
+    checkpoint, description = import_weights(
+        file, preset, names, assignments or (), patterns(partial)
+    )
     write_checkpoint(output, checkpoint)
-    typer.echo(f"wrote {output}: {said}")
+    typer.echo(f"wrote {output}: {description}")
 
 
 @app.command("export")
@@ -79,12 +79,11 @@ def export_command(
     if names is Names.modelzoo and output.suffix != ".ckpt":
         raise DataError("MindSpore reads it only as .ckpt; choose such an --output", path=output)
     if model.is_dir():
-        found = newest_checkpoint(model / run_folder.CHECKPOINTS)
-        if found is None:
+        checkpoint = newest_checkpoint(model / run_folder.CHECKPOINTS)
+        if checkpoint is None:
             raise CheckpointError(
                 "no checkpoint in it; it is not a run, or has none yet", path=model
             )
-        checkpoint = found
     else:
         checkpoint = load_checkpoint(model)
     tensors = renamed(checkpoint.parameters, names.value)
