@@ -30,6 +30,7 @@ from refinedet.evaluation.protocols import find_protocol, with_protocol
 from refinedet.evaluation.published import Published
 from refinedet.inference.predictor import Predictor
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
+from refinedet.models.embedded_settings import with_settings
 from refinedet.settings import Settings, to_yaml
 
 NAMES = ("cat", "dog", "cow")[: CONFIG.num_classes - 1]
@@ -184,9 +185,7 @@ def test_a_backend_with_an_error_in_the_network_fails(files, row):
 
 def test_an_exported_file_needs_a_backend_that_loads_it(files, row, tmp_path):
     exported = tmp_path / "detector.mindir"
-    exported.write_bytes(b"graph")
-    settings = to_yaml(Settings(model=CONFIG, class_names=NAMES))
-    exported.with_name("detector.mindir.yaml").write_text(settings)
+    exported.write_bytes(with_settings(b"", Settings(model=CONFIG, class_names=NAMES)))
     outcome = evaluate_reported(SpecBackend(), replace(reported(files, row), model=exported))
     assert (outcome.state, outcome.reason) == (NOT_IMPLEMENTED, "load")
 

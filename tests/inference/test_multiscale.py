@@ -327,7 +327,7 @@ def test_a_model_is_remade_with_its_own_parameters(tmp_path, small):
         assert_array_equal(other.tensors[name], tensor)
 
 
-def test_a_view_that_cannot_be_made_is_told_before_any_image():
+def test_a_view_that_cannot_be_made_is_refused_before_any_image():
     def refused(config):
         raise BackendError("no")
 

@@ -76,7 +76,7 @@ def test_the_loss_scale_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"loss_scale": "nan"}, "loss scale: expected a number above 0, got nan"),
         ({"loss_scale": "much"}, "could not convert string to float"),
@@ -84,7 +84,7 @@ def test_the_loss_scale_is_kept(tmp_path):
         ({"good_steps": None}, "its metadata has no 'good_steps'"),
     ],
 )
-def test_a_loss_scale_that_is_none_is_refused(tmp_path, change, said):
+def test_a_loss_scale_that_is_none_is_refused(tmp_path, change, message):
     path = tmp_path / "c.safetensors"
     write_checkpoint(path, dataclasses.replace(checkpoint_of(1), loss_scale=LossScale(8.0, 1)))
     with safe_open(path, "numpy") as stored:
@@ -93,7 +93,7 @@ def test_a_loss_scale_that_is_none_is_refused(tmp_path, change, said):
     tensors = load_file(path)
     metadata["sha256"] = _digest(metadata, ((n, tensors[n]) for n in sorted(tensors)))
     save_file(tensors, path, metadata)
-    cannot_load(path, said)
+    cannot_load(path, message)
 
 
 def test_a_loss_scale_of_1_and_none_are_the_same_training():
@@ -119,8 +119,8 @@ def test_the_one_just_written_always_stays(tmp_path):
     damaged.write_bytes(b"")
     for step in (8, 9):
         save_checkpoint(tmp_path, checkpoint_of(step), keep=1)
-        told = []
-        assert newest_checkpoint(tmp_path, told.append).steps_done == step
+        lines = []
+        assert newest_checkpoint(tmp_path, lines.append).steps_done == step
 
 
 def test_another_memory_layout_is_the_same_checkpoint(tmp_path):
@@ -183,10 +183,10 @@ def test_every_corruption_is_one_line_and_the_one_before_is_taken(tmp_path):
     cannot_load(path, "cannot read: No such file")
     path.mkdir()
     cannot_load(path, "not a file")
-    told = []
-    assert newest_checkpoint(tmp_path, told.append).steps_done == 1
-    assert len(told) == 1
-    assert str(path) in told[0]
+    lines = []
+    assert newest_checkpoint(tmp_path, lines.append).steps_done == 1
+    assert len(lines) == 1
+    assert str(path) in lines[0]
 
 
 def test_nothing_usable_is_an_error_and_not_a_fresh_start(tmp_path, capsys):

@@ -54,7 +54,7 @@ def same(got, expected):
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_detector_computes_what_it_computed_where_it_comes_from(tmp_path, kind):
-    """Any name of the file will do: the content tells what it is."""
+    """Any name of the file will do: the format is recognised by the content."""
     expected = random_parameters()
     path = tmp_path / "weights.bin"
     WRITERS[kind](path, expected)
@@ -169,16 +169,16 @@ def classifier_files():
 def test_a_classifier_gives_its_layers_to_the_trunk(tmp_path, kind):
     classifier_files()[kind](tmp_path / "x")
     settings = resolve("refinedet_vgg16_320", None, SMALL, ("a",))
-    got, said = with_backbone(tmp_path / "x", settings)
+    got, line = with_backbone(tmp_path / "x", settings)
     source = random_parameters()
     for name, value in got.items():
         layer = name.rpartition(".")[0]
         from_file = layer.startswith("backbone.") and "6_" not in layer and "l2" not in name
         assert np.array_equal(value, source[name]) == from_file, name
-    assert "30 of 36 tensors of the backbone" in said
+    assert "30 of 36 tensors of the backbone" in line
     assert (
         "newly initialised: backbone.conv4_3.l2_scale, backbone.conv5_3.l2_scale, backbone.conv6_1"
-        in said
+        in line
     )
 
 
@@ -199,8 +199,8 @@ def test_a_trunk_is_taken_from_a_detector_with_other_blocks(tmp_path):
     fields = ("tcb=relu_sum_conv_conv", "heads=separable")
     other = [*SMALL, *(f"model.network.{field}" for field in fields)]
     settings = resolve("refinedet_vgg16_320", None, other, ("a",))
-    got, said = with_backbone(tmp_path / "own", settings)
-    assert "36 of 36" in said
+    got, line = with_backbone(tmp_path / "own", settings)
+    assert "36 of 36" in line
     assert all(np.array_equal(got[n], expected[n]) for n in expected if n.startswith("backbone."))
 
 
@@ -218,7 +218,7 @@ def test_torchvision_is_thinned(tmp_path):
     state |= {"classifier.6.bias": np.zeros(10, np.float32)}
     write_zip(tmp_path / "vgg16.pth", state)
     settings = resolve("refinedet_vgg16_320", None, SMALL, ("a",))
-    got, said = with_backbone(tmp_path / "vgg16.pth", settings)
+    got, line = with_backbone(tmp_path / "vgg16.pth", settings)
     thin = got["backbone.fc6.weight"]
     assert thin.shape == (outputs, inputs, 3, 3)
     # Output 4 o, channel c, row 3 r, column 3 k of the 7 x 7.
@@ -226,7 +226,7 @@ def test_torchvision_is_thinned(tmp_path):
     assert got["backbone.fc7.weight"][3, 7, 0, 0] == fc7[12, 28]
     np.testing.assert_array_equal(got["backbone.fc6.bias"], bias[::4])
     np.testing.assert_array_equal(got["backbone.conv1_1.weight"], state["features.0.weight"])
-    assert "model.image.channels=RGB model.image.mean=[123.675, 116.28, 103.53]" in said
+    assert "model.image.channels=RGB model.image.mean=[123.675, 116.28, 103.53]" in line
 
 
 def test_the_trunk_of_a_detector_whatever_its_classes(tmp_path):
@@ -234,8 +234,8 @@ def test_the_trunk_of_a_detector_whatever_its_classes(tmp_path):
     settings = resolve("refinedet_vgg16_320", None, SMALL, ("a",))
     for kind in WRITERS:
         WRITERS[kind](tmp_path / kind, expected)
-        got, said = with_backbone(tmp_path / kind, settings)
-        assert "36 of 36" in said
+        got, line = with_backbone(tmp_path / kind, settings)
+        assert "36 of 36" in line
         for name, value in got.items():
             assert np.array_equal(value, expected[name]) == name.startswith("backbone."), name
     names = resolve("refinedet_vgg16_320", None, SMALL, ("x", "y", "z"))
@@ -280,8 +280,8 @@ def test_misfits_are_listed_and_nothing_is_loaded(tmp_path):
     cannot_import(lambda: attempt(["odm.0"], **gone), "12 misfits")
     with pytest.raises(UsageError, match="matches none of the tensors that are loaded"):
         attempt(["odm.9"], **gone)
-    checkpoint, said = attempt(["odm"], **gone)
-    assert f"{len(state) - len(gone)} of {len(state)} tensors from" in said
+    checkpoint, line = attempt(["odm"], **gone)
+    assert f"{len(state) - len(gone)} of {len(state)} tensors from" in line
     np.testing.assert_array_equal(
         checkpoint.parameters["arm.0.offsets.weight"], state["arm_loc.0.weight"]
     )
@@ -335,9 +335,9 @@ def test_a_whole_detector_begins_a_run_whatever_its_classes(tmp_path):
         path = tmp_path / kind
         WRITERS[kind](path, expected)
         cannot_import(lambda path=path: with_detector(path, settings), r"8 misfits: odm\.0\.logits")
-        got, said = with_detector(path, settings, ["odm.*.logits"])
-        assert "90 of 98 tensors of the detector are from" in said
-        assert "newly initialised: odm.0.logits.bias, odm.0.logits.weight" in said
+        got, line = with_detector(path, settings, ["odm.*.logits"])
+        assert "90 of 98 tensors of the detector are from" in line
+        assert "newly initialised: odm.0.logits.bias, odm.0.logits.weight" in line
         for name, value in got.items():
             assert np.array_equal(value, expected[name]) != ("odm" in name and "logits" in name)
     names = resolve("refinedet_vgg16_320", None, SMALL, ("x", "y", "z"))

@@ -31,7 +31,7 @@ from .resnet import (
     zoo_state,
 )
 from .test_commands import Still
-from .test_damage import refused
+from .test_damage import cannot_read
 from .writers import SMALL, caffemodel, random_parameters, write_zip
 from .writers import caffe_layers as vgg_layers
 
@@ -130,9 +130,9 @@ def test_a_detector_computes_what_it_computed_in_caffe(path, images, factor):
     """Mean and variance are stored times a factor."""
     layers = caffe_layers(WANTED, factor)
     path.write_bytes(caffemodel(layers))
-    checkpoint, said = import_weights(path, None, NAMES, SMALL)
+    checkpoint, line = import_weights(path, None, NAMES, SMALL)
     count = len(parameter_table(PAPER))
-    assert said == (
+    assert line == (
         f"RefineDet or ResNet101 of Caffe, 3 classes, 64x64: {count} of {count} tensors from {path}"
     )
     assert checkpoint.settings == resolve("refinedet_resnet101_320", None, SMALL, NAMES)
@@ -194,10 +194,10 @@ def changed(layers, name, change):
 )
 def test_factors_that_are_none(path, change, message):
     path.write_bytes(caffemodel(changed(caffe_layers(WANTED), "bn_conv1", change)))
-    refused(path, message)
+    cannot_read(path, message)
 
 
-def test_misfits_are_told(path):
+def test_misfits_are_listed(path):
     layers = caffe_layers(WANTED)
 
     def attempt(changed_layers, message):
@@ -254,10 +254,10 @@ def fresh_settings(*more, name="refinedet_resnet101_320"):
 def test_the_classifier_of_caffe_gives_its_layers_to_the_trunk(path):
     path.write_bytes(caffemodel(caffe_layers(classifier(WANTED), 1.0, classifier=True)))
     settings = fresh_settings()
-    got, said = with_backbone(path, settings)
+    got, line = with_backbone(path, settings)
     fresh = initial_parameters(settings.model, settings.input.seed)
     same(got, {**fresh, **classifier(WANTED)})
-    assert said == (
+    assert line == (
         f"520 of 540 tensors of the backbone are from {path} (RefineDet or ResNet101 of Caffe); "
         f"newly initialised: {', '.join(sorted(n for n in fresh if 'res6_1' in n)[:8])}, ..."
     )
@@ -268,9 +268,9 @@ def test_the_classifier_of_caffe_gives_its_layers_to_the_trunk(path):
 
 def test_the_trunk_of_a_detector(path):
     path.write_bytes(caffemodel(caffe_layers(WANTED)))
-    got, said = with_backbone(path, fresh_settings())
-    assert "540 of 540 tensors of the backbone" in said
-    assert "trained with" not in said
+    got, line = with_backbone(path, fresh_settings())
+    assert "540 of 540 tensors of the backbone" in line
+    assert "trained with" not in line
     for name, value in got.items():
         if name.startswith("backbone."):
             np.testing.assert_array_equal(value, WANTED[name])
@@ -280,13 +280,13 @@ def test_a_classifier_in_the_zoos_network(path):
     """Its L2 scales stay fresh too; and its layers are another's."""
     path.write_bytes(caffemodel(caffe_layers(classifier(WANTED), 1.0, classifier=True)))
     settings = fresh_settings("model.network.extra_width=64", name="modelzoo_resnet101_320")
-    said = with_backbone(path, settings)[1]
-    assert "520 of 542 tensors of the backbone" in said
+    line = with_backbone(path, settings)[1]
+    assert "520 of 542 tensors of the backbone" in line
     assert (
         "; newly initialised: backbone.res3_4.l2_scale, backbone.res4_23.l2_scale, backbone.res6_1"
-        in said
+        in line
     )
-    assert said.endswith(
+    assert line.endswith(
         "; they were trained with other settings: model.image.channels=BGR "
         "model.image.mean=[104.0, 117.0, 123.0] model.image.std=[1.0, 1.0, 1.0] "
         "model.network.bottleneck_stride=1x1 model.network.same_padding=false "
@@ -295,21 +295,21 @@ def test_a_classifier_in_the_zoos_network(path):
 
 
 def test_torchvisions_trunk_and_its_settings(path, images):
-    """With the settings that the note tells, it computes what torchvision computes."""
+    """With the settings in the line, it computes what torchvision computes."""
     state = torchvision_state(classifier(WANTED))
     write_zip(path, state)
-    _, said = with_backbone(path, fresh_settings())
-    note = said.partition("; they were trained with other settings: ")[2]
+    _, line = with_backbone(path, fresh_settings())
+    note = line.partition("; they were trained with other settings: ")[2]
     assert note == (
         "model.image.channels=RGB model.image.mean=[123.675, 116.28, 103.53] "
         "model.image.std=[58.395, 57.12, 57.375] "
         "model.network.bottleneck_stride=3x3 model.network.pool_centred=true"
     )
-    told = [part.replace(",", ", ") for part in note.replace(", ", ",").split(" ")]
-    settings = fresh_settings(*told)
-    got, said = with_backbone(path, settings)
-    assert "520 of 540 tensors of the backbone" in said
-    assert "trained with" not in said
+    assignments = [part.replace(",", ", ") for part in note.replace(", ", ",").split(" ")]
+    settings = fresh_settings(*assignments)
+    got, line = with_backbone(path, settings)
+    assert "520 of 540 tensors of the backbone" in line
+    assert "trained with" not in line
     lively = {**drawn(replace(PAPER, num_classes=2), 5), **classifier(got)}
     outputs = forward(lively, images, settings.model)[0]
     expected = caffe_forward(caffe_layers(lively), images, torchvision_trunk(state, images))
@@ -353,8 +353,8 @@ def test_a_trunk_that_was_imported_keeps_its_settings(path, tmp_path):
     assert (net.bottleneck_stride, net.same_padding, net.pool_centred) == ("3x3", False, True)
     own = tmp_path / "own.safetensors"
     write_checkpoint(own, checkpoint)
-    _, said = with_backbone(own, fresh_settings())
-    assert said.endswith(f"{AT_3X3} model.network.pool_centred=true")
+    _, line = with_backbone(own, fresh_settings())
+    assert line.endswith(f"{AT_3X3} model.network.pool_centred=true")
 
 
 def test_the_trunk_of_another_network_is_refused(path):
@@ -374,10 +374,10 @@ def test_the_trunk_of_another_network_is_refused(path):
 def test_a_detector_computes_what_it_computed_in_the_zoo(path, images, size):
     path.write_bytes(zoo.ckpt(zoo.training(STATE)))
     name = f"modelzoo_resnet101_{size}"
-    checkpoint, said = import_weights(path, None if size == 320 else name, NAMES, ZOO_SMALL)
-    assert said.startswith("RefineDet ResNet101 of the MindSpore model zoo, 3 classes, 64x64: 672 ")
+    checkpoint, line = import_weights(path, None if size == 320 else name, NAMES, ZOO_SMALL)
+    assert line.startswith("RefineDet ResNet101 of the MindSpore model zoo, 3 classes, 64x64: 672 ")
     dropped = len(zoo.training(STATE)) - len(STATE)
-    assert said.endswith(f"; {dropped} others, which a detector does not need, are dropped")
+    assert line.endswith(f"; {dropped} others, which a detector does not need, are dropped")
     same(checkpoint.parameters, ZOO_WANTED)
     assert checkpoint.settings == resolve(name, None, ZOO_SMALL, NAMES)
     got = forward(checkpoint.parameters, images, checkpoint.config)[0]
@@ -399,9 +399,9 @@ def test_the_zoos_names_of_other_versions(path):
 def test_the_zoos_trunk_alone(path):
     path.write_bytes(zoo.ckpt(STATE))
     settings = resolve("modelzoo_resnet101_320", None, ZOO_SMALL, ("x",))
-    got, said = with_backbone(path, settings)
-    assert "542 of 542 tensors of the backbone" in said
-    assert "trained with" not in said
+    got, line = with_backbone(path, settings)
+    assert "542 of 542 tensors of the backbone" in line
+    assert "trained with" not in line
     for name, array in got.items():
         if name.startswith("backbone."):
             np.testing.assert_array_equal(array, ZOO_WANTED[name])

@@ -18,7 +18,7 @@ from refinedet.spec.config import replace
 from refinedet.spec.network import forward, initial_parameters, parameter_table
 from refinedet.spec.presets import PRESETS, preset
 
-from .test_damage import refused
+from .test_damage import cannot_read
 from .writers import SMALL, field, random_parameters, varint, write_safetensors
 from .zoo import CONFIG, ORDER, ckpt, proto, training, value, zoo_forward, zoo_state
 
@@ -66,9 +66,9 @@ def test_every_name_at_the_genuine_count_and_size():
 @pytest.mark.parametrize("size", [320, 512])
 def test_a_detector_computes_what_it_computed_in_the_zoo(path, size):
     path.write_bytes(ckpt(STATE))
-    checkpoint, said = import_weights(path, f"modelzoo_vgg16_{size}", NAMES, SMALL)
-    assert said.startswith("RefineDet of the MindSpore model zoo, 3 classes, 64x64: 149 of 149")
-    assert "dropped" not in said
+    checkpoint, line = import_weights(path, f"modelzoo_vgg16_{size}", NAMES, SMALL)
+    assert line.startswith("RefineDet of the MindSpore model zoo, 3 classes, 64x64: 149 of 149")
+    assert "dropped" not in line
     same(checkpoint.parameters, WANTED)
     images = np.random.default_rng(1).uniform(-2, 2, (2, 3, 64, 64)).astype(np.float32)
     expected = zoo_forward(STATE, images)
@@ -128,15 +128,15 @@ def test_names_of_other_versions(path):
             same(import_weights(path, None, NAMES, SMALL)[0].parameters, WANTED)
     both = {**STATE, "backbone.fc6.weight": STATE["network.backbone.fc6.weight"]}
     path.write_bytes(ckpt(both))
-    refused(path, r"network.backbone.fc6.weight and backbone.fc6.weight are both backbone.fc6")
+    cannot_read(path, r"network.backbone.fc6.weight and backbone.fc6.weight are both backbone.fc6")
     path.write_bytes(ckpt({f"network.{n}": a for n, a in STATE.items()}))
-    refused(path, "of an unknown network")
+    cannot_read(path, "of an unknown network")
 
 
 def test_what_the_optimizer_left_is_dropped_and_counted(path):
     path.write_bytes(ckpt(training(STATE)))
-    checkpoint, said = import_weights(path, None, NAMES, SMALL)
-    assert said.endswith("; 120 others, which a detector does not need, are dropped")
+    checkpoint, line = import_weights(path, None, NAMES, SMALL)
+    assert line.endswith("; 120 others, which a detector does not need, are dropped")
     same(checkpoint.parameters, WANTED)
     for name in ("momentums", "network.moments.x", "epoch_num", "moment"):
         path.write_bytes(ckpt({**training(STATE), name: np.zeros(1, "<f4")}))
@@ -144,7 +144,7 @@ def test_what_the_optimizer_left_is_dropped_and_counted(path):
             import_weights(path, None, NAMES, SMALL)
 
 
-def test_misfits_are_told_by_name(path):
+def test_misfits_are_listed_by_name(path):
     lost = {n: a for n, a in STATE.items() if n != "network.tcb.p3.2.weight"}
     path.write_bytes(ckpt(lost))
     with pytest.raises(CheckpointError, match=r"1 misfit: tcb\.3\.output\.weight is missing"):
@@ -159,8 +159,8 @@ def test_misfits_are_told_by_name(path):
 def test_the_trunk_alone(path):
     path.write_bytes(ckpt(training(STATE)))
     settings = resolve(PRESET, None, SMALL, ("x",))
-    got, said = with_backbone(path, settings)
-    assert "19 of 19 tensors of the backbone" in said
+    got, line = with_backbone(path, settings)
+    assert "19 of 19 tensors of the backbone" in line
     for name, array in got.items():
         if name.startswith("backbone."):
             np.testing.assert_array_equal(array, WANTED[name])
@@ -185,7 +185,7 @@ def test_a_checksum_is_checked(path):
     path.write_bytes(data + b"crc_num" + zlib.crc32(data).to_bytes(10, "big"))
     same(read_weights(path).parameters, WANTED)
     path.write_bytes(data + b"crc_num" + (zlib.crc32(data) ^ 1).to_bytes(10, "big"))
-    refused(path, "a MindSpore checkpoint: its content does not match its checksum")
+    cannot_read(path, "a MindSpore checkpoint: its content does not match its checksum")
 
 
 def test_mindspore_and_this_program_read_each_other(run, tmp_path, path):
@@ -196,12 +196,12 @@ def test_mindspore_and_this_program_read_each_other(run, tmp_path, path):
     saved = [{"name": n, "data": mindspore.Tensor(a)} for n, a in training(STATE).items()]
     for crc in (False, True):
         mindspore.save_checkpoint(saved, str(path), crc_check=crc)
-        status, said, err = run(
+        status, printed, err = run(
             *("weights", "import", path, "--output", first, "--preset", PRESET, *SET),
             *("--classes", "a,b,c"),
         )
         assert (status, err) == (0, "")
-        assert "149 of 149 tensors" in said
+        assert "149 of 149 tensors" in printed
         same(load_checkpoint(first).parameters, WANTED)
     arguments = ("--model", first, "--output", out, "--names", "modelzoo")
     assert run("weights", "export", *arguments)[:2] == (
@@ -302,7 +302,7 @@ def test_cut_off_anywhere(path):
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 800
     path.write_bytes(whole[:-1])
-    refused(path, "a MindSpore checkpoint: cut off: a field of")
+    cannot_read(path, "a MindSpore checkpoint: cut off: a field of")
 
 
 def test_bits_turned_anywhere(path):
@@ -353,7 +353,7 @@ FOUR = field(2, b"Float32") + field(3, b"\0" * 16)
 )
 def test_files_that_claim_too_much(path, content, message):
     path.write_bytes(content)
-    refused(path, message)
+    cannot_read(path, message)
 
 
 def test_what_is_written_is_small_and_ordered():

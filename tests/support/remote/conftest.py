@@ -1,4 +1,4 @@
-"""An S3 server on loopback, which counts what it is asked and fails when told to."""
+"""An S3 server on loopback, which counts requests and fails on demand."""
 
 import itertools
 import threading

@@ -97,18 +97,18 @@ def test_a_lost_machine_costs_no_more_than_the_steps_since_a_checkpoint(
 ):
     out = ("--train-url", f"{place.url}/out")
     backend.left = 3
-    status, said, err = run(*command, *data, *out)
+    status, out, err = run(*command, *data, *out)
     assert status == 130, err
-    assert f"{place.url}/in: 11 files in data-cache/" in said
+    assert f"{place.url}/in: 11 files in data-cache/" in out
     kept = {"checkpoints/step-00000002.safetensors", "checkpoints/step-00000003.safetensors"}
     assert copied_out(place).keys() == {"log.txt", "metrics.jsonl", "settings.yaml", *kept}
 
     shutil.rmtree("runs")
     shutil.rmtree("data-cache")
     backend.left = 1
-    status, said, err = run(*command, *data, *out, "--resume")
+    status, out, err = run(*command, *data, *out, "--resume")
     assert (status, backend.left) == (0, 0), err
-    assert "from step 3" in said
+    assert "from step 3" in out
     assert "evaluation.json" in copied_out(place)
     assert copied_out(place) == run_of(tmp_path / "runs/one")
 
@@ -131,8 +131,8 @@ def test_a_store_that_fails_ends_no_training(run, command, server, bucket, noise
     rows = "\n".join(f"{r.path.name} 2,3,30,40,{r.labels[0]}" for r in noise.records)
     (tmp_path / "list.txt").write_text(rows)
     server.failures += [("PUT", "403 No", "AccessDenied")] * 99
-    status, said, err = result = run(*command, "--train-url", bucket.url)
-    assert said.count(f"{bucket.url}/log.txt: ") == 4  # one for each checkpoint
+    status, out, err = result = run(*command, "--train-url", bucket.url)
+    assert out.count(f"{bucket.url}/log.txt: ") == 4  # one for each checkpoint
     refused(result, "resume it to copy it out")
     assert bucket.read() == {}
     server.failures.clear()
@@ -148,9 +148,9 @@ def test_eval_copies_its_data_too(run, command, place, data, tmp_path):
     parameters = initial_parameters(settings.model, 0)
     write_checkpoint(tmp_path / "m.safetensors", Checkpoint(settings, parameters, None, 0))
     options = ("--layout", "text", "--annotations", "list.txt", "--images", "images", *data)
-    status, said, err = run("eval", "--model", "m.safetensors", *options, "--data-cache", "there")
+    status, out, err = run("eval", "--model", "m.safetensors", *options, "--data-cache", "there")
     assert status == 0, err
-    assert "VOC12" in said
+    assert "VOC12" in out
     assert list(tmp_path.glob("there/**/list.txt"))
     assert not (tmp_path / "data-cache").exists()
 
@@ -185,11 +185,11 @@ def test_the_commands_of_the_page(run, backend, place, noise, tmp_path, monkeypa
         text = text.replace("obs://xxx", place.url).replace("/cache", f"{tmp_path}/cache")
         words = shlex.split(text.replace("--settings docs/recipes/modelzoo-coco.yaml", ""))
         backend.left = steps
-        found, said, err = run(*words, *(small if words[0] == "train" else ()))
+        found, message, err = run(*words, *(small if words[0] == "train" else ()))
         assert found == status, err
         if found:
             shutil.rmtree(tmp_path / "cache")
-    assert "VOC12" in said
+    assert "VOC12" in message
 
 
 def test_what_users_get_wrong_is_one_line(run, command, tmp_path):
