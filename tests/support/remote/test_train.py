@@ -97,18 +97,18 @@ def test_a_lost_machine_costs_no_more_than_the_steps_since_a_checkpoint(
 ):
     out = ("--train-url", f"{place.url}/out")
     backend.left = 3
-    status, out, err = run(*command, *data, *out)
+    status, printed, err = run(*command, *data, *out)
     assert status == 130, err
-    assert f"{place.url}/in: 11 files in data-cache/" in out
+    assert f"{place.url}/in: 11 files in data-cache/" in printed
     kept = {"checkpoints/step-00000002.safetensors", "checkpoints/step-00000003.safetensors"}
     assert copied_out(place).keys() == {"log.txt", "metrics.jsonl", "settings.yaml", *kept}
 
     shutil.rmtree("runs")
     shutil.rmtree("data-cache")
     backend.left = 1
-    status, out, err = run(*command, *data, *out, "--resume")
+    status, printed, err = run(*command, *data, *out, "--resume")
     assert (status, backend.left) == (0, 0), err
-    assert "from step 3" in out
+    assert "from step 3" in printed
     assert "evaluation.json" in copied_out(place)
     assert copied_out(place) == run_of(tmp_path / "runs/one")
 
