@@ -1,4 +1,4 @@
-"""The tables "Where is what" of README and CONTRIBUTING name files that exist."""
+"""The code maps of README and CONTRIBUTING name files that exist."""
 
 import re
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_the_readme_names_every_folder_of_the_application_and_the_adapters():
     assert {f"{folder.relative_to(ROOT).as_posix()}/" for folder in folders} <= named
 
 
-QUESTIONS = list(table_rows("CONTRIBUTING.md", "| question | file |"))
+QUESTIONS = list(table_rows("CONTRIBUTING.md", "| topic | file |"))
 
 
 def test_thirty_questions_are_answered():
