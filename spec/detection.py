@@ -1,20 +1,20 @@
 """Detection: from the network's outputs to the objects of an image.
 
-1. Boxes by the two-step cascade (without ``anchors.refined``, by the ODM alone), class
-   probabilities by softmax or sigmoid.
+1. Boxes are decoded in two steps (without ``anchors.refined``, from the ODM only); class
+   probabilities are computed by softmax or sigmoid.
 2. An anchor that the ARM classifies as background (probability of "object" below
    ``loss.objectness``) yields no detection.
 3. Every pair of anchor and class, background excepted, with a score above
-   ``detection.score`` is a candidate; the best ``top_before_nms`` of them stay.
-4. Class by class, the best ``top_before_nms_per_class`` stay, then non-maximum
-   suppression, then the best ``top_per_class``.
-5. Of all classes together, the best ``top`` stay; their boxes are clipped.
+   ``detection.score`` is a candidate; the best ``top_before_nms`` of them are kept.
+4. In each class, the best ``top_before_nms_per_class`` are kept, non-maximum suppression is
+   applied, and the best ``top_per_class`` of its result are kept.
+5. Of all classes together, the best ``top`` are kept; their boxes are clipped.
 
-"Best" means the highest score; equal scores are ordered by rising anchor, then rising class.
-Scores, overlaps and objectness are compared with thresholds in their own dtype, to which
-the threshold is rounded. ``detection.pixel`` is added to the sides of boxes, in pixels of
-the original image, before overlaps are measured. A box entirely outside the image is clipped
-to one without area, and stays.
+"Best" means the highest score; equal scores are ordered by ascending anchor, then by
+ascending class. A threshold is rounded to the dtype of the scores, overlaps or objectness
+that are compared with it. ``detection.pixel`` is added to the sides of boxes, in pixels of
+the original image, before overlaps are computed. A box entirely outside the image has no area
+after clipping, and is kept.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from refinedet.spec.types import Array
 
 
 class Detections(NamedTuple):
-    """The objects found in one image, best first; D may be 0."""
+    """The objects detected in one image, best first; D may be 0."""
 
     boxes: Array
     """(D, 4), dtype of the heads, corner form, fractions of the image."""
@@ -47,15 +47,15 @@ class Detections(NamedTuple):
 def nms(boxes: Array, scores: Array, iou: float, pixel: tuple[float, float] = (0.0, 0.0)) -> Array:
     """Non-maximum suppression within one class.
 
-    Take boxes by falling score, ties to the lower row; keep each that overlaps
-    no kept box by more than ``iou``. An overlap of exactly ``iou`` is kept.
+    Process the boxes by descending score, ties by ascending row; keep a box if its overlap
+    with every kept box is at most ``iou``.
 
     Args:
         boxes: (M, 4) float32 or float64, corner form. M may be 0.
         scores: (M,), same dtype.
-        pixel: added to widths and heights where overlaps are measured.
+        pixel: added to widths and heights before overlaps are computed.
     Returns:
-        (D,) int64: rows kept, in order of falling score.
+        (D,) int64: rows kept, by descending score.
     Raises:
         SpecError: shapes, dtypes, crossed corners.
     """
@@ -77,15 +77,15 @@ def detect(
     """The detections of one image, steps 3 to 5.
 
     Args:
-        boxes: (A, 4) float32 or float64, corner form, one box an anchor for all
+        boxes: (A, 4) float32 or float64, corner form, one box per anchor for all
             classes. A may be 0.
-        scores: (A, K), same dtype, K from 2; column 0 is the background and is not
-            compared with anything.
-        size: height and width of the original image, in pixels; read if
+        scores: (A, K), same dtype, K from 2; column 0 is the background and is
+            ignored.
+        size: height and width of the original image, in pixels; used if
             ``config.pixel`` is above 0.
     Raises:
         SpecError: shapes, dtypes, crossed corners, non-finite values, or no size
-            where there must be one.
+            although ``config.pixel`` is above 0.
     """
     check_boxes(boxes=boxes)
     check_float(boxes=boxes, scores=scores)
@@ -157,6 +157,6 @@ def scored_boxes(heads: Heads, config: Config) -> tuple[Array, Array]:
 def detections(
     heads: Heads, config: Config, size: tuple[int, int] | None = None
 ) -> list[Detections]:
-    """The detections of every image of a batch, steps 1 to 5; all of one original size."""
+    """The detections of every image of a batch, steps 1 to 5; all have the same original size."""
     boxes, scores = scored_boxes(heads, config)
     return [detect(b, s, config.detection, size) for b, s in zip(boxes, scores, strict=True)]

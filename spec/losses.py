@@ -5,18 +5,19 @@ object. Positives contribute a regression loss of their offsets (smooth L1) and 
 classification loss (cross entropy). Of the negatives, only the hardest of each image
 contribute to the classification loss:
 
-1. Negatives of an image without objects never count.
+1. Negatives of an image without objects do not contribute.
 2. For the ODM, an anchor that the ARM classifies as background (probability of
-   "object" below ``loss.objectness``) is not a negative either. Positives stay.
-3. Of the rest, the negatives of largest loss count: ``negatives_per_positive`` times the
-   image's positives, rounded down; ties go to the lowest anchor.
+   "object" below ``loss.objectness``) is not a negative either. Positives are unaffected.
+3. Of the remaining negatives, those with the largest loss contribute. Their number is
+   ``negatives_per_positive`` times the image's positives, rounded down; ties go to the
+   lowest anchor.
 
 With ``loss.classes`` set to ``sigmoid`` (the model zoo's), the classification loss is a focal
 loss of every anchor and every class instead, and rules 1 to 3 do not apply.
 
 Each module's sum is divided by the number of its positives in the whole batch, or by 1 if
-there are none. The four parts are added. The selection of negatives, the matching and the
-refined anchors are constants for the gradient.
+there are none. The loss is the sum of the four parts. No gradient flows through the selection of
+negatives, the matching or the refined anchors.
 
 Source: RefineDet, arXiv:1711.06897, section 3.3 and equation 1; rules 1 to 3 and
     the divisor as in the multi-box loss of the authors' release.
@@ -110,7 +111,7 @@ def hard_negatives(losses: Array, positive: Array, eligible: Array, ratio: float
         eligible: (A,) bool, negatives that may be chosen; positives are never chosen.
         ratio: negatives for each positive; the product, in float64, is rounded down.
     Returns:
-        (A,) bool: the eligible negatives of largest loss; ties to the lowest anchor.
+        (A,) bool: the eligible negatives with the largest loss; ties go to the lowest anchor.
     Source: SSD, arXiv:1512.02325, section 2.2, "Hard negative mining"; ratio 3.
     """
     candidates = np.flatnonzero(eligible & ~positive)
@@ -128,8 +129,8 @@ def focal(logits: Array, labels: Array, alpha: float, gamma: float) -> tuple[Arr
 
     Args:
         logits: (M, K) float32 or float64.
-        labels: (M,) integers from 0; a label of K or more belongs to no column.
-        alpha: weight of the label's column; the others weigh 1 - ``alpha``.
+        labels: (M,) integers from 0; a label of K or more matches no column.
+        alpha: weight of the label's column; the other columns have weight 1 - ``alpha``.
         gamma: focusing parameter: the larger, the less a well-classified logit contributes.
     Returns:
         Losses (M,) and their gradients with respect to the logits (M, K), same dtype.
@@ -177,8 +178,9 @@ def module_loss(
         eligible: (N, A) bool, negatives that may be chosen.
         ratio: negatives for each positive.
     Returns:
-        Sums over the batch in float64, of losses rounded to the dtype; negatives
-        are chosen by the rounded losses, too. Gradients have the dtype.
+        Each anchor's loss is rounded to the dtype of the arguments, and the sums are in
+        float64; negatives are also chosen by the rounded losses. Gradients have the dtype
+        of the arguments.
     Raises:
         SpecError: shapes, dtypes, non-finite values, or a label out of range.
     """
@@ -241,7 +243,7 @@ def focal_module_loss(
 
     Args:
         labels: (N, A) integers from 0; above 0 is positive; see ``focal``.
-        alpha, gamma: as in ``focal``; the others as in ``module_loss``.
+        alpha, gamma: as in ``focal``; other arguments as in ``module_loss``.
     Source: the model zoo's ``refinedet_loss_cell.py``.
     """
     _check_module(offsets, logits, target, labels)
@@ -270,7 +272,7 @@ class Targets(NamedTuple):
     arm_labels: Array
     """(N, A) int64: 1 for an object, 0 for background; with ``arm_first_class`` the class."""
     odm_offsets: Array
-    """(N, A, 4), from the refined anchors, or with ``anchors.refined`` off from the anchors."""
+    """(N, A, 4), relative to the refined anchors; without ``anchors.refined``, to the anchors."""
     odm_labels: Array
     """(N, A) int64: the class, 0 for background."""
     odm_eligible: Array
@@ -311,7 +313,7 @@ def detector_targets(
 
 
 def loss_on_targets(heads: Heads, target: Targets, config: Config) -> Loss:
-    """The loss of a batch with given targets: the function that the gradients belong to."""
+    """The loss of a batch for given targets, and its gradients."""
     options = config.loss
     arm = heads.arm_offsets, heads.arm_logits, target.arm_offsets, target.arm_labels
     odm = heads.odm_offsets, heads.odm_logits, target.odm_offsets, target.odm_labels

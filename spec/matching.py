@@ -9,15 +9,15 @@ The rule ``bipartite``, the paper's, has two steps:
 
 Except for ties, the order of the objects does not matter.
 
-The rule ``in_order`` is the model zoo's. One object after the other takes its best anchor, as
-if their overlap were 2, and every anchor that it overlaps by more than the threshold. An
+The rule ``in_order`` is the model zoo's. Each object in turn is matched to its best anchor, whose
+overlap is set to 2, and to every anchor that it overlaps by more than the threshold. An
 anchor is reassigned only for a strictly larger overlap. If two objects have the same best
-anchor, the earlier keeps it, and the later has none of its own.
+anchor, the earlier keeps it, and the later may stay unmatched.
 
 Ties go to the lowest anchor, then to the lowest object. An overlap of at most
-``lowest_iou`` counts as none: an object that no anchor touches, or one without
-area, stays unmatched. Overlaps are compared in their own dtype, to which a threshold is
-rounded.
+``lowest_iou`` counts as none: an object that overlaps no anchor, or one without
+area, stays unmatched. Thresholds are rounded to the dtype of the overlaps before the
+comparison.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def match(iou: Array, config: MatchingConfig) -> Array:
     """The object that each anchor is assigned to.
 
     Args:
-        iou: (A, T) float, overlaps as ``box_iou`` gives them. A and T may be 0.
+        iou: (A, T) float, overlaps as ``box_iou`` returns them. A and T may be 0.
         config: thresholds and rule.
     Returns:
         (A,) int64: index of an object, or ``UNMATCHED``.
     Source: the multi-box loss of the authors' release, bipartite then
         per-prediction; SSD, arXiv:1512.02325, section 2.2, "Matching strategy". The
-        model zoo's ``box_utils.py`` for ``in_order``; it also gives an object without
-        area the first anchor, which this specification does not.
+        model zoo's ``box_utils.py`` for ``in_order``; it also matches an object without
+        area to the first anchor, which this specification does not.
     """
     anchor_count, object_count = iou.shape
     matched = np.full(anchor_count, UNMATCHED, np.int64)
@@ -73,7 +73,7 @@ def match(iou: Array, config: MatchingConfig) -> Array:
 
 
 def _match_in_order(iou: Array, config: MatchingConfig) -> Array:
-    """``match`` by the rule ``in_order``; an object that touches no anchor is left out."""
+    """``match`` by the rule ``in_order``; an object that overlaps no anchor is skipped."""
     matched = np.full(len(iou), UNMATCHED, np.int64)
     held = np.zeros(len(iou), iou.dtype)
     for ground_truth, overlaps in enumerate(iou.T.copy()):
@@ -90,7 +90,7 @@ def _match_in_order(iou: Array, config: MatchingConfig) -> Array:
 def targets(anchors: Array, boxes: Array, labels: Array, config: Config) -> tuple[Array, Array]:
     """The regression targets and the labels of each anchor of one image.
 
-    The ARM's are those of the anchors, the ODM's those of the refined anchors.
+    The ARM's targets use the anchors; the ODM's use the refined anchors.
 
     Args:
         anchors: (A, 4) float32 or float64, corner form.
