@@ -1,12 +1,12 @@
-"""What ``import refinedet`` offers: the commands as functions.
+"""The public functions of ``import refinedet``, one for each main command.
 
     detector = refinedet.load("runs/bccd")
     for name, score, box in detector("image.jpg"):
         print(name, score, box)
 
-Every function raises a ``RefineDetError`` with one line that names the file, the argument or the
-row, and what to do. Paths may be strings. ``backend`` is a registered name, as ``refinedet
-backends`` lists them; nothing falls back to another device.
+Every function raises a ``RefineDetError`` whose message is one line: the file, argument or row,
+the reason, and what to do. Paths may be strings. ``backend`` is a name that ``refinedet backends``
+lists; there is no fallback to another device.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def load(
     """Open a trained detector.
 
     Args:
-        model: folder of a run (its newest checkpoint is taken), a checkpoint, weights, or an
+        model: folder of a run (its newest checkpoint is used), a checkpoint, weights, or an
             exported file.
-        backend: what computes.
-        batch_size: images in a batch, where many are given.
-        device_id: which device of its kind; None takes the first.
+        backend: name of the backend.
+        batch_size: images per batch, if several are given.
+        device_id: index of the device; None for the first.
     Returns:
-        A detector that is called with a path, an array (H, W, 3) uint8 RGB, or many of them.
+        A detector, called with a path, an array (H, W, 3) uint8 RGB, or an iterable of them.
     Raises:
         RefineDetError: there is no such model, or the backend cannot run it here.
     """
@@ -62,18 +62,18 @@ def dataset(
     class_names: Sequence[str] = (),
     url: str | None = None,
 ) -> DataSource:
-    """Where a data set is, for ``train`` and ``evaluate``; nothing is read yet.
+    """Describe a data set for ``train`` and ``evaluate``, without reading it.
 
     Args:
         layout: ``coco``, ``voc`` or ``text``.
-        root: VOC's folder; for the others the folder from which the next two start.
+        root: VOC's folder; for other layouts, ``annotations`` and ``images`` are relative to it.
         annotations: COCO's JSON file, or the text list.
         images: folder of the images.
         split: VOC's lists in ImageSets/Main, separated by commas.
-        class_names: classes to use, in order; empty takes those of the data set.
-        url: ``file://``, ``s3://`` or ``obs://`` folder that is copied here first.
+        class_names: classes to use, in order; empty for those of the data set.
+        url: ``file://``, ``s3://`` or ``obs://`` folder to copy to this machine first.
     Raises:
-        UsageError: an argument is missing, or not read with this layout.
+        UsageError: an argument is missing, or not used with this layout.
     """
     root, annotations, images = (
         None if path is None else Path(path) for path in (root, annotations, images)
@@ -104,19 +104,19 @@ def train(
         run: folder of the run; new or empty unless ``resume``.
         data: images to train on.
         evaluation: images to evaluate on.
-        preset: name of the preset that the settings begin with.
+        preset: name of the preset that provides the initial settings.
         settings: YAML file of settings that override the preset.
-        assignments: ``KEY=VALUE`` that override both, as ``model.schedule.rate=0.01``.
+        assignments: ``KEY=VALUE`` that override both, for example ``model.schedule.rate=0.01``.
         resume: continue from the run's newest checkpoint.
-        backbone, initial: file of weights to begin with, for the backbone or the detector.
-        partial: tensors that may be missing from it: patterns, separated by commas.
-        backend: what computes.
-        dry_run: check everything, print what the run would be, write nothing.
+        backbone, initial: file of initial weights, of the backbone or of the whole detector.
+        partial: patterns, separated by commas, of tensors that may be missing from that file.
+        backend: name of the backend.
+        dry_run: check everything and print a description of the run; write nothing.
     Returns:
-        The folder of the run, which ``load`` takes.
+        The folder of the run, which ``load`` accepts.
     Raises:
-        RefineDetError: arguments that exclude one another, before any data are read; data,
-            settings or weights that cannot be used; a loss that is not finite.
+        RefineDetError: mutually exclusive arguments, before any data are read; invalid data,
+            settings or weights; a loss that is not finite.
     """
     options = TrainingOptions(
         run=Path(run),
@@ -152,18 +152,19 @@ def evaluate(
     """Evaluate a trained detector on a data set.
 
     Args:
-        model: as ``load`` takes it.
-        data: images to evaluate on; their classes are the model's.
-        protocol: name of an evaluation protocol; None takes all images and the model's own
+        model: as for ``load``.
+        data: images to evaluate on; their classes must be the model's.
+        protocol: name of an evaluation protocol; None uses all images and the model's own
             detection settings.
         output: folder for the tables, ``results.json`` and samples.
         resume: continue the interrupted evaluation in ``output``.
-        batch_size: images in a batch.
-        backend: what computes.
+        batch_size: images per batch.
+        backend: name of the backend.
     Returns:
-        ``.metrics``: COCO's twelve, VOC07 and VOC12 by name, from 0 to 1 or nan.
+        An ``Evaluation``; its ``metrics`` maps the names of COCO's twelve metrics, VOC07 and
+        VOC12 to values from 0 to 1, or nan.
     Raises:
-        RefineDetError: a model, data or arguments that cannot be used.
+        RefineDetError: an invalid model, invalid data or invalid arguments.
     """
     rules = None if protocol is None else find_protocol(protocol)
     engine = find_backend(backend, "network")
@@ -174,17 +175,17 @@ def evaluate(
 def export(
     model: str | Path, output: str | Path, *, heads: bool = False, backend: str = DEFAULT
 ) -> Path:
-    """Write a trained detector as the backend's own kind of file (MindIR, AIR, ONNX).
+    """Export a trained detector in the backend's file format (MindIR, AIR, ONNX).
 
     Args:
-        model: as ``load`` takes it.
+        model: as for ``load``.
         output: the file to write; its settings are written beside it, as ``NAME.yaml``.
-        heads: the raw outputs in place of boxes and scores.
-        backend: whose kind of file.
+        heads: export the raw outputs instead of boxes and scores.
+        backend: name of the backend, which determines the file format.
     Returns:
-        The file, which ``load`` takes.
+        The file, which ``load`` accepts.
     Raises:
-        RefineDetError: the backend writes no such file, or it cannot be written.
+        RefineDetError: the backend cannot export, or the file cannot be written.
     """
     engine = find_backend(backend, "network", "export")
     export_model(engine, open_model(engine, Path(model)), Path(output), heads=heads)

@@ -1,20 +1,21 @@
 """The interface that a backend implements.
 
-A backend is one framework on one device, a subclass of ``Backend``. NumPy arrays go in and come
-out; the specification (``refinedet.spec``) defines what they hold: parameters under canonical
-names, images (N, 3, H, W) float32 normalised, anchors in the specification's order.
+A backend is one framework on one device, a subclass of ``Backend``. Its inputs and outputs are
+NumPy arrays as the specification (``refinedet.spec``) defines them: parameters under canonical
+names, normalised images (N, 3, H, W) float32, anchors in the specification's order.
 
 A backend is registered under the entry-point group ``refinedet.backends``, by any distribution,
-or named as ``module:attribute``. Its class is called with those of the arguments ``device_id``,
-``streams`` and ``lite_python`` that the user gave; one that it does not have is refused.
+or named as ``module:attribute``. The class is instantiated with those of the arguments
+``device_id``, ``streams`` and ``lite_python`` that the user gave; an argument that it does not
+accept is an error.
 
-``name`` and ``missing`` are required. All else is optional, and a backend lists in
-``capabilities`` what it implements:
+``name`` and ``missing`` are required. All other members are optional, and a backend lists in
+``capabilities`` those that it implements:
 
 =================  ==========================================================
-capability         what needs it
+capability         required by
 =================  ==========================================================
-``operations``     conformance, level *operations*; the application needs none
+``operations``     conformance, level *operations*
 ``network``        conformance, *network* and *detections*; ``eval``, ``detect``
 ``trainer``        conformance, *training step*; ``train``
 ``batches``        ``train``
@@ -24,8 +25,8 @@ capability         what needs it
 ``load``           ``eval`` and ``detect`` of an exported file
 =================  ==========================================================
 
-What is not declared is reported as not implemented, never as passed. The registry refuses a
-class that declares what it does not implement.
+Checks that need an undeclared capability are reported as not implemented, never as passed. The
+registry refuses a class that declares a capability without implementing it.
 """
 
 from __future__ import annotations
@@ -51,12 +52,12 @@ from refinedet.spec.types import Array
 
 @dataclass(frozen=True)
 class Limitation:
-    """A declared gap: exactly this check fails, for this reason."""
+    """A declared limitation: a check that is expected to fail, and why."""
 
     check: str
     reason: str
     crashes: bool = False
-    """Running it would end the process: it is not run."""
+    """Whether the check would crash the process; it is then not run."""
 
 
 class StepLosses(NamedTuple):
@@ -68,22 +69,22 @@ class StepLosses(NamedTuple):
     odm_logits: float
     total: float
     skipped: bool = False
-    """The gradient overflowed float16: parameters and momentum buffers stayed."""
+    """The gradient overflowed float16: parameters and momentum buffers are unchanged."""
 
 
 class ExportedFile(NamedTuple):
-    """An exported detector on the disk, read and verified before a backend loads it."""
+    """An exported detector, read and verified before a backend loads it."""
 
     path: Path
     settings: Settings
     embedded: bool
-    """Whether the file itself holds these settings, not the file beside it alone."""
+    """Whether the settings are embedded in the file, not only in the file beside it."""
     digest: str
     """SHA-256 of the file and its settings, in hexadecimal."""
 
 
 class Network(Protocol):
-    """The detector with its parameters, for inference. Any N from 1."""
+    """The detector with its parameters, for inference on N images; N is any number from 1."""
 
     config: Config
 
@@ -98,7 +99,7 @@ class Trainer(Protocol):
     """A training in progress: parameters, optimizer, position in the schedule."""
 
     def step(self, batch: Batch) -> StepLosses:
-        """One step of ``spec.optimizer`` on ``spec.losses``, at the schedule's next rate."""
+        """One optimizer step (``spec.optimizer``, ``spec.losses``) at the next learning rate."""
 
     def parameters(self) -> Parameters:
         """Copies of all parameters, running statistics included, float32."""
@@ -111,7 +112,7 @@ class HalfTrainer(Trainer, Protocol):
     """A training in float16."""
 
     def loss_scale(self) -> LossScale:
-        """That of the next step."""
+        """The loss scale of the next step."""
 
 
 CAPABILITIES = (
@@ -124,27 +125,27 @@ CAPABILITIES = (
     "export_heads",
     "load",
 )
-"""What a backend may implement: members of ``Backend``, and ``heads`` of its ``export``."""
+"""All capabilities: members of ``Backend``, and the argument ``heads`` of ``export``."""
 
 
 class Backend(ABC):
     """One framework on one device."""
 
     name: str = ""
-    """As users type it."""
+    """The name by which users select it."""
 
     capabilities: frozenset[str] = frozenset()
-    """Those of ``CAPABILITIES`` that it implements."""
+    """Subset of ``CAPABILITIES`` that it implements."""
 
     @abstractmethod
     def missing(self) -> str | None:
-        """Why it cannot run here and what to do about it, or None. Cheap to call."""
+        """Return why it cannot run here and how to fix that, or None. Must be fast."""
 
     def describe(self) -> str:
-        """The framework's version and the device, once it is set up.
+        """Set the backend up; return the framework's version and the device.
 
         Raises:
-            BackendError: the device is missing after all.
+            BackendError: the device cannot be used.
         """
         return "ready"
 
@@ -155,12 +156,12 @@ class Backend(ABC):
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """Variables that it sets for its framework, unless the user has."""
+        """Environment variables that it sets for its framework, unless the user has set them."""
         return MappingProxyType({})
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Each ``optimizer.precision`` in which its trainer computes."""
+        """Values of ``optimizer.precision`` that its trainer supports."""
         return ("float32",)
 
     @property
@@ -170,16 +171,15 @@ class Backend(ABC):
 
     @property
     def operations(self) -> object:
-        """Any object with functions of ``refinedet.backends.operations.OPERATIONS`` by their names.
+        """An object with the functions of ``refinedet.backends.operations.OPERATIONS``, by name.
 
-        Each has the arguments and results of the specification's function, which its
-        docstring gives: float32 arrays, C-contiguous and writable, new ones, in the
-        same tuples. Arguments are left as they are.
+        Each takes the arguments of the specification's function and returns the same structure
+        of new float32 arrays, C-contiguous and writable. It does not modify its arguments.
         """
         raise self._has_no("operations")
 
     def network(self, config: Config, parameters: Parameters) -> Network:
-        """The detector with these parameters; it computes in float32, however it was trained."""
+        """The detector with these parameters; inference is always in float32."""
         raise self._has_no("network")
 
     def trainer(
@@ -190,18 +190,18 @@ class Backend(ABC):
         steps_done: int = 0,
         loss_scale: LossScale | None = None,
     ) -> Trainer:
-        """A training that starts, or goes on, from here; in float16 a ``HalfTrainer``.
+        """Start or resume a training from this state; in float16, return a ``HalfTrainer``.
 
-        Without float16 among its ``precisions``, a backend is never given a ``loss_scale``,
-        and need not take one.
+        A backend without float16 in ``precisions`` never receives ``loss_scale``, and may omit
+        the parameter.
         """
         raise self._has_no("trainer")
 
     def profiler(self, folder: Path) -> AbstractContextManager[object]:
-        """Within it, the framework's own profiler records every step.
+        """A context in which the framework's profiler records every step.
 
         Args:
-            folder: for the profiler's files; new or empty.
+            folder: folder for the profiler's files; new or empty.
         """
         raise self._has_no("profiler")
 
@@ -213,25 +213,25 @@ class Backend(ABC):
         cache: Path,
         first_step: int = 0,
     ) -> Iterator[Batch]:
-        """The batches of a training from a step on: a function of data, settings and seed."""
+        """The batches from ``first_step`` on; they depend only on data, settings and seed."""
         raise self._has_no("batches")
 
     def export(self, network: Network, path: Path, settings: Settings, heads: bool = False) -> None:
-        """Write the detector, decoding included, as a file of the backend's own kind.
+        """Write the detector, decoding included, in the backend's file format.
 
-        A kind of file with room for ``settings`` holds them too. ``heads`` asks for the raw
-        outputs instead; without the capability ``export_heads`` it is never passed.
+        ``settings`` are embedded if the format allows it. With ``heads``, the outputs are the
+        raw outputs; without the capability ``export_heads`` it is never passed.
         """
         raise self._has_no("export")
 
     def load(self, file: ExportedFile) -> Network:
-        """The detector that ``export`` wrote; its settings are checked already.
+        """Load a detector that ``export`` wrote; its settings have been checked.
 
-        ``heads`` may be missing from such a network. ``scored_boxes`` of raw outputs are made by
-        ``spec.detection.scored_boxes``.
+        The network may lack ``heads``. If the file has raw outputs, ``scored_boxes`` applies
+        ``spec.detection.scored_boxes`` to them.
 
         Raises:
-            BackendError: not such a file, or its tensors are not those of its settings.
+            BackendError: a file of another format, or tensors that do not match its settings.
         """
         raise self._has_no("load")
 

@@ -1,9 +1,8 @@
-"""What may be wrong with a data set, and what each fault means.
+"""Kinds of faults in a data set, and how each is handled.
 
-``POLICY`` is the whole policy: a fault that would train on or measure something false is
-refused, one that only makes the data set smaller is skipped and counted. The readers
-report facts to a ``Findings``, which looks the level up. ``docs/data.md`` shows the
-table with its reasons.
+``POLICY`` sets the level of every kind: a fault that would make training or metrics wrong is
+refused; one that only reduces the data set is skipped and counted. The readers report faults
+to a ``Findings``, which looks up the level. ``docs/data.md`` shows the table with its reasons.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ POLICY: dict[str, Literal["refuse", "skip"]] = {
 """Every kind of finding and its level."""
 
 ROUNDING = 1.0
-"""Pixels by which a box may leave the image without a finding: coordinates are
-rounded, and count from 0 or from 1. It is clipped all the same."""
+"""Pixels by which a box may exceed the image without a finding, because coordinates are
+rounded and start at 0 or 1. The box is clipped nevertheless."""
 
 Box = tuple[float, float, float, float]
 
@@ -62,18 +61,18 @@ class Findings:
         self._all.append(Finding(POLICY[kind], where, one_line(reason), kind))
 
     def all(self) -> tuple[Finding, ...]:
-        """All that were added, in that order."""
+        """All findings, in the order in which they were added."""
         return tuple(self._all)
 
     def box(self, where: Location, corners: Sequence[float], size: tuple[int, int]) -> Box | None:
-        """The part of a box within the image; None and a finding where there is none.
+        """Clip a box to the image; add a finding and return None if it is invalid.
 
         Args:
             where: the row that holds the box.
             corners: x_min, y_min, x_max, y_max in pixels; any floats.
             size: width and height of the image.
         Returns:
-            Corners within the image, sides above 0 in float32.
+            Corners within the image; both sides are above 0 in float32.
         """
         x_min, y_min, x_max, y_max = corners
         shown = "[" + ", ".join(f"{c:g}" for c in corners) + "]"
@@ -92,7 +91,7 @@ class Findings:
             self.add("box outside", where, f"{shown} is outside {width}x{height}; correct it")
             return None
         if max(abs(c - b) for c, b in zip(corners, box, strict=True)) > ROUNDING:
-            self.add("box clipped", where, f"{shown} reaches out of {width}x{height}: clipped")
+            self.add("box clipped", where, f"{shown} exceeds {width}x{height}: clipped")
         kept = np.asarray(box, np.float32)
         if not (kept[2:] > kept[:2]).all():
             self.add("zero-area box", where, f"{shown} has no area in float32: left out")
@@ -101,7 +100,7 @@ class Findings:
 
 
 def require_names(class_names: Sequence[str]) -> None:
-    """Raise a ``UsageError`` unless the names are there, distinct and of one line each."""
+    """Raise a ``UsageError`` unless there are names, distinct and of one line each."""
     if not class_names:
         raise UsageError("names no class", key="class_names")
     name, times = Counter(class_names).most_common(1)[0]
@@ -113,7 +112,7 @@ def require_names(class_names: Sequence[str]) -> None:
 
 
 def size_disagrees(annotated: tuple[int, int], actual: tuple[int, int]) -> str:
-    """The reason for an image of another width and height than annotated."""
+    """The reason of a finding: the image's size differs from the annotated size."""
     rotated = " (rotated by its EXIF orientation)" if annotated == actual[::-1] else ""
     return (
         f"annotated as {annotated[0]}x{annotated[1]}, but the image has "

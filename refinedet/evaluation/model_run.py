@@ -1,4 +1,4 @@
-"""A model evaluated on a data set, by a protocol or by its own settings."""
+"""Evaluation of a model on a data set, by a protocol or with the model's own settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from refinedet.models.open import ModelFile, open_network, read_model
 from refinedet.support.text import Report, to_stderr
 
 INCOMPLETE = ("missing image", "unreadable image")
-"""Findings by which a data set is not the one that published metrics were measured on."""
+"""Kinds of findings that make a data set incomplete, so that published metrics do not apply."""
 
 
 def evaluate_model(
@@ -49,15 +49,15 @@ def evaluate_model(
     """Evaluate a model; write metrics and detections if an output folder is given.
 
     Args:
-        model: what ``read_model`` returned, or the path that it takes.
-        protocol: None takes all images, and the model's own detection settings.
-        output: gets ``results.json``, ``evaluation.json``, ``evaluation.txt``,
-            ``detections.png``, and until it is complete a journal to resume from.
+        model: result of ``read_model``, or a path for it.
+        protocol: None uses all images and the model's own detection settings.
+        output: folder for ``results.json``, ``evaluation.json``, ``evaluation.txt``,
+            ``detections.png``, and, until the evaluation is complete, its journal.
         resume: continue the interrupted evaluation in ``output``.
-        batch_size: images that the network takes at once.
-        report: called with a line about data that were copied or left out.
+        batch_size: images per batch.
+        report: called with a line about copied or skipped data.
     Raises:
-        UsageError: ``resume`` with several ranks; a data set of other classes.
+        UsageError: ``resume`` with several ranks; a data set whose classes are not the model's.
         BackendError, CheckpointError, DataError, SettingsError: see ``read_model``; data
             that cannot be used; another evaluation in ``output``.
     """
@@ -98,7 +98,7 @@ def evaluate_model(
 
 
 def _read_data(model: ModelFile, source: DataSource) -> Dataset:
-    """The data set with the classes of the model, every image decoded."""
+    """Read the data set with the model's classes, and check that every image decodes."""
     path, class_names = model.path, model.class_names
     source = replace(source, class_names=source.class_names or class_names)
     model_classes = ", ".join(class_names)
@@ -118,10 +118,10 @@ def _read_data(model: ModelFile, source: DataSource) -> Dataset:
 
 @dataclass(frozen=True)
 class Reported:
-    """Published metrics, and the model and data set whose evaluation should agree with them."""
+    """Published metrics, and the model and data set that should reproduce them."""
 
     model: Path
-    """As ``read_model`` takes it."""
+    """Path for ``read_model``."""
     annotations: Path
     """COCO's JSON file."""
     images: Path
@@ -132,7 +132,7 @@ class Reported:
 
     @property
     def protocol(self) -> Protocol:
-        """The protocol that the row was measured by."""
+        """The protocol of the published row."""
         return find_protocol(self.row.protocol)
 
     @property
@@ -144,7 +144,7 @@ class Reported:
         """Read the model's settings and the data set, and check that they can be evaluated.
 
         Raises:
-            UsageError: a row without COCO's metrics; a data set of other classes.
+            UsageError: a row without COCO's metrics; a data set whose classes are not the model's.
             CheckpointError, DataError, SettingsError: see ``evaluate_model``; an image
                 that is missing or damaged.
         """
@@ -161,5 +161,5 @@ class Reported:
         counted_images(self.protocol, dataset)
 
     def evaluate(self, backend: Backend, model: ModelFile) -> Evaluation:
-        """Evaluate the model, which ``read_model`` read, by the row's protocol."""
+        """Evaluate a model that ``read_model`` returned, by the row's protocol."""
         return evaluate_model(backend, model, self.source, self.protocol)

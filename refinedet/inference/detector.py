@@ -1,4 +1,4 @@
-"""A trained detector as one object: images in, named detections in pixels out."""
+"""A trained detector as a callable: takes images, returns boxes in pixels, scores and classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Detection(NamedTuple):
     """One detected object."""
 
     name: str
-    """Of its class."""
+    """Name of the class."""
     score: float
     """From 0 to 1."""
     box: tuple[float, float, float, float]
@@ -35,7 +35,7 @@ class ImageDetections:
 
     Attributes:
         boxes: (D, 4) float32; x_min, y_min, x_max, y_max in pixels of the image.
-        scores: (D,) float32, falling.
+        scores: (D,) float32, in descending order.
         labels: (D,) int64, from 1: position in the detector's ``class_names`` plus 1.
         names: D class names.
     """
@@ -66,23 +66,24 @@ class Detector:
     def __call__(
         self, images: Image | Iterable[Image], score: float = 0.5
     ) -> ImageDetections | list[ImageDetections]:
-        """Detect objects in one image, or in each of many.
+        """Detect objects in one image or in several.
 
         Args:
-            images: a path, an array (H, W, 3) uint8 in the order R, G, B, or many of them.
+            images: a path, an array (H, W, 3) uint8 in the order R, G, B, or an iterable of
+                them.
             score: lowest score of a detection, from 0 to 1.
         Returns:
-            The detections in the image; for many images a list, in their order.
+            The detections in the image; for an iterable, a list of them in the same order.
         Raises:
-            DataError: a file that is missing or no image; names it.
-            SpecError: an array of another shape or dtype.
+            DataError: a file that is missing or not an image.
+            SpecError: an array with another shape or dtype.
         """
         if isinstance(images, str | Path | np.ndarray):
             return next(self._stream([_pixels(images)], score, 1))
         return list(self.stream(map(_pixels, images), score))
 
     def stream(self, images: Iterable[Array], score: float = 0.5) -> Iterator[ImageDetections]:
-        """The detections in each image, in order; at most one batch is read ahead."""
+        """Yield the detections in each image, in order; read at most one batch ahead."""
         return self._stream(images, score, self._batch_size)
 
     def _stream(

@@ -1,7 +1,7 @@
-"""Trained detectors: read from a run, a checkpoint, weights or an exported file, then run.
+"""Opening trained detectors: from a run, a checkpoint, weights or an exported file.
 
-``read_model`` reads and verifies a file once and needs no backend; ``open_network`` hands what
-was read to a backend. ``open_model`` does both.
+``read_model`` reads and verifies a file once, without a backend; ``open_network`` loads the
+result into a backend. ``open_model`` does both.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from refinedet.spec.config import Config
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A trained detector as it is on the disk, read and verified."""
+    """A trained detector that was read from a file and verified."""
 
     path: Path
-    """As it was given to ``read_model``."""
+    """The argument of ``read_model``."""
     content: Checkpoint | ExportedFile
 
     @property
@@ -56,9 +56,9 @@ class Model:
     network: Network
     file: ModelFile
     rebuild: Callable[[Config], Network]
-    """The network with the same parameters under a config with another ``image_size``.
+    """Build the network with the same parameters and another ``image_size`` in its config.
 
-    Raises BackendError for an exported detector, which has one size.
+    Raises BackendError for an exported detector, whose size is fixed.
     """
 
     @property
@@ -81,11 +81,11 @@ def read_model(path: Path) -> ModelFile:
     """Read and verify the detector in a file or a run.
 
     Args:
-        path: folder of a run (its newest checkpoint), what ``export_model`` wrote, or a
-            checkpoint or weights that ``import_weights`` takes without further arguments.
+        path: folder of a run (its newest checkpoint), a file that ``export_model`` wrote, or
+            a checkpoint or weights that ``import_weights`` reads without other arguments.
     Raises:
-        BackendError, CheckpointError, DataError, SettingsError: nothing there, or not
-            such a file.
+        BackendError, CheckpointError, DataError, SettingsError: the file is missing or of
+            another kind.
     """
     if path.is_dir():
         checkpoint = newest_checkpoint(path / run_folder.CHECKPOINTS)
@@ -111,10 +111,10 @@ def read_model(path: Path) -> ModelFile:
 
 
 def open_network(backend: Backend, file: ModelFile) -> Model:
-    """A detector that was read, on a backend.
+    """Load a detector that ``read_model`` returned into a backend.
 
     Raises:
-        BackendError: the backend cannot run such a file.
+        BackendError: the backend cannot run this kind of file.
     """
     content = file.content
     if isinstance(content, Checkpoint):
@@ -130,7 +130,7 @@ def open_network(backend: Backend, file: ModelFile) -> Model:
 
     def refuse(config: Config) -> Network:
         raise BackendError(
-            f"an exported detector, which takes {height}x{width} pixels alone; for "
+            f"an exported detector, which takes only {height}x{width} pixels; for "
             "other sizes give the run or checkpoint that it was exported from",
             path=file.path,
         )
@@ -139,5 +139,5 @@ def open_network(backend: Backend, file: ModelFile) -> Model:
 
 
 def open_model(backend: Backend, path: Path) -> Model:
-    """The detector in a file or a run, on a backend; see ``read_model``, ``open_network``."""
+    """Read a detector and load it into a backend; see ``read_model``, ``open_network``."""
     return open_network(backend, read_model(path))

@@ -1,12 +1,12 @@
 """The training loop: step, save, evaluate, and resume after an interruption.
 
-What a step computes depends on its number, the data set and the settings alone (see
-``refinedet.data.samples``): a training that was interrupted and resumes from a checkpoint ends
-with the parameters of an undisturbed one. The files of a run are listed in
+The result of a step depends only on its number, the data set and the settings (see
+``refinedet.data.samples``), so a training that was resumed from a checkpoint ends with the same
+parameters as an uninterrupted one. The files of a run are listed in
 ``refinedet.models.run_folder``.
 
-With several ranks, each trains and evaluates on its share of the images. The first alone writes
-to the folder.
+With several ranks, each trains and evaluates on its share of the images. Only the first rank
+writes to the folder.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from refinedet.training.journal import Journal
 from refinedet.training.preparation import PreparedTraining
 
 LOG_INTERVAL = 15.0
-"""Seconds between two lines of progress where there is no terminal."""
+"""Seconds between progress lines if there is no terminal."""
 OVERFLOWS = 40
-"""Steps skipped in a row after which a run ends: 24 halvings lead from the largest loss scale
+"""Number of consecutive skipped steps that ends a run; 24 halvings reduce the largest loss scale
 to the smallest."""
 PROFILED = 3
-"""Steps under the profiler; one before them compiles the graph."""
+"""Number of profiled steps; the step before them compiles the graph."""
 FIRST_CHECKPOINT = "step-00000000"
-"""Name of the checkpoint that holds the weights a run was given."""
+"""Name of the checkpoint of a run's given initial weights."""
 
 
 def train(
@@ -57,11 +57,11 @@ def train(
 
     Args:
         on_checkpoint: called after each checkpoint and its evaluation, on the first rank.
-        profiler: of the backend; some of the first steps run inside it.
+        profiler: the backend's profiler, which records some of the first steps.
     Returns:
         The last checkpoint, which is also in the folder.
     Raises:
-        TrainingError: a loss that is not finite, or gradients that always overflow float16.
+        TrainingError: a loss that is not finite, or ``OVERFLOWS`` consecutive skipped steps.
         DataError: images that cannot be used.
         BackendError: the framework failed.
     """
@@ -80,18 +80,18 @@ def train(
 
 
 def _open_folder(prepared: PreparedTraining) -> bool:
-    """Make the run's folder with its settings; whether it is a new one."""
+    """Create the run's folder with its settings; return whether it is new."""
     folder, settings = prepared.folder, prepared.settings
     new = not folder.exists()
     (folder / run_folder.CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    if prepared.given_weights:  # so that a resumed run never begins with others
+    if prepared.given_weights:  # a resumed run starts from the same weights
         save_checkpoint(folder / run_folder.CHECKPOINTS, prepared.start, settings.train.keep)
     write_atomically(folder / run_folder.SETTINGS, to_yaml(settings))
     return new
 
 
 class _Loop:
-    """The state of a training that is going on."""
+    """The state of a running training."""
 
     def __init__(self, prepared: PreparedTraining, journal: Journal) -> None:
         start, config = prepared.start, prepared.settings.model
@@ -112,7 +112,7 @@ class _Loop:
         on_checkpoint: Callable[[], None] | None,
         profiler: AbstractContextManager[object] | None,
     ) -> Checkpoint:
-        """Take every remaining step; save and evaluate as the settings say."""
+        """Run every remaining step; save and evaluate at the intervals of the settings."""
         prepared, settings, config = self.prepared, self.settings, self.settings.model
         training, first = prepared.training, prepared.group.rank == 0
         self.journal.log(
@@ -208,14 +208,14 @@ class _Loop:
         )
 
     def _with_progress(self, batches: Iterator[Batch], steps: int) -> Iterator[Batch]:
-        """The batches, with a bar on a terminal and a line now and then elsewhere."""
+        """Yield the batches, with a progress bar on a terminal and progress lines elsewhere."""
         first = self.step
         bar = tqdm(batches, "training", total=steps, initial=first, disable=None, unit="step")
         started = logged = time.monotonic()
         for done, batch in enumerate(bar):
             yield batch
             now = time.monotonic()
-            if done == 0:  # the graph was compiled in it: it is no measure of the others
+            if done == 0:  # this step compiled the graph: its time is not counted
                 started = now
             elif bar.disable and now - logged > LOG_INTERVAL:
                 left = (now - started) / done * (steps - first - done - 1)
@@ -227,7 +227,7 @@ class _Loop:
 def _profiled(
     batches: Iterator[Batch], profiler: AbstractContextManager[object]
 ) -> Iterator[Batch]:
-    """The batches; the second step and some after it are profiled."""
+    """Yield the batches; profile ``PROFILED`` steps from the second on."""
     yield from islice(batches, 1)
     if (second := next(batches, None)) is not None:
         with profiler:

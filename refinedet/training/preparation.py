@@ -1,8 +1,8 @@
 """Everything that is read and checked before a training begins.
 
-``prepare`` turns the ``TrainingOptions`` of a user into a ``PreparedTraining``. Options that
-contradict one another are found first, before any data are read; the checkpoint or the weights
-that the training begins with are read once; nothing is written. ``training.loop.train`` runs the
+``prepare`` turns the user's ``TrainingOptions`` into a ``PreparedTraining``. Contradictory options
+are reported first, before any data are read; the checkpoint or the initial weights are read once;
+nothing is written. ``training.loop.train`` runs the
 result, and ``training.dry_run.describe`` describes it.
 """
 
@@ -30,19 +30,19 @@ from refinedet.support.text import Report, to_stderr
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What a user asks of a training.
+    """The user's options for a training.
 
     Attributes:
         run: folder of the run; new or empty unless ``resume``.
         data: images to train on.
         evaluation: images to evaluate on, or None.
-        preset: name of the preset that the settings begin with.
-        settings: YAML file of settings over those of the preset.
-        assignments: ``KEY=VALUE`` over both.
+        preset: name of the preset that provides the initial settings.
+        settings: YAML file of settings that override the preset.
+        assignments: ``KEY=VALUE`` that override both.
         resume: continue from the run's newest checkpoint.
-        backbone: file of weights for the backbone to begin with.
-        initial: file of weights for the whole detector to begin with.
-        partial: which tensors may be missing from that file: patterns, separated by commas.
+        backbone: file of initial weights of the backbone.
+        initial: file of initial weights of the whole detector.
+        partial: patterns, separated by commas, of tensors that may be missing from that file.
     """
 
     run: Path
@@ -57,10 +57,10 @@ class TrainingOptions:
     partial: str | None = None
 
     def check(self) -> None:
-        """Check the options against one another; nothing is read.
+        """Check that the options are consistent; read no file.
 
         Raises:
-            UsageError: options that are missing, or exclude one another.
+            UsageError: options that are missing or mutually exclusive.
         """
         self.data.check()
         self.data.require_class_names()
@@ -72,9 +72,7 @@ class TrainingOptions:
             )
         for name in ("backbone", "initial"):
             if self.resume and getattr(self, name) is not None:
-                raise UsageError(
-                    "begins a run; leave it out, a resumed run has its weights", key=name
-                )
+                raise UsageError("applies to a new run only; leave it out to resume", key=name)
         if self.partial is not None and self.backbone is None and self.initial is None:
             raise UsageError(
                 "names tensors that may be missing from a backbone or an initial detector; "
@@ -85,7 +83,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class PreparedTraining:
-    """A training that may begin: all of it is read and checked, nothing is written yet."""
+    """A training ready to start: all inputs are read and checked, nothing is written yet."""
 
     backend: Backend
     group: Group
@@ -94,11 +92,11 @@ class PreparedTraining:
     evaluation: Dataset | None
     settings: Settings
     folder: Path
-    """Of the run."""
+    """Folder of the run."""
     start: Checkpoint
-    """The newest checkpoint of a resumed run; else given or fresh parameters."""
+    """The newest checkpoint of a resumed run; otherwise given or newly initialised parameters."""
     given_weights: bool
-    """``start`` holds given weights, which are kept as the checkpoint of step 0."""
+    """Whether ``start`` holds given weights, which are saved as the checkpoint of step 0."""
 
 
 def prepare(
@@ -107,10 +105,10 @@ def prepare(
     """Read and check everything that a training needs.
 
     Args:
-        report: called with a line about data that were copied or left out, and about weights.
+        report: called with a line about copied data, skipped data and given weights.
     Raises:
-        UsageError, SettingsError, BackendError, TrainingError: as they are found, first those
-            for which no data are needed.
+        UsageError, SettingsError, BackendError, TrainingError: invalid options; those that can
+            be checked without data are checked first.
         DataError, CheckpointError, RemoteError: data or weights that cannot be used.
     """
     options.check()
@@ -152,9 +150,9 @@ def prepare_datasets(
     Args:
         training: images with objects to train on.
         evaluation: images to evaluate on, or None.
-        settings: ``model.num_classes`` is that of ``training``.
-        folder: of the run; new or empty unless ``resume``.
-        initial: parameters to begin with; None for fresh ones.
+        settings: ``model.num_classes`` must be that of ``training``.
+        folder: folder of the run; new or empty unless ``resume``.
+        initial: initial parameters; None to initialise them.
     """
     group = backend.group
     _require_possible(backend, settings, group)
@@ -188,15 +186,13 @@ def _require_possible(backend: Backend, settings: Settings, group: Group) -> Non
 def _require_folder(folder: Path, resume: bool) -> None:
     if resume:
         if not (folder / run_folder.SETTINGS).exists():
-            raise TrainingError(
-                "no run to resume; leave out the option to resume to begin one", path=folder
-            )
+            raise TrainingError("no run to resume; to start one, do not resume", path=folder)
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise TrainingError("is not empty; choose a new folder, or resume the run", path=folder)
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise TrainingError(f"cannot be made in {parent}; choose another folder", path=folder)
+        raise TrainingError(f"cannot be created in {parent}; choose another folder", path=folder)
 
 
 def _read(source: DataSource, report: Report, *, check_images: bool = False) -> Dataset:

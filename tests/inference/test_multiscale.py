@@ -306,7 +306,7 @@ def test_an_exported_detector_has_one_size(run, evaluation, tmp_path):
     status, shown, err = run(*options, "--protocol", "paper+", "--output", out)
     assert (status, shown) == (1, "")
     assert err == (
-        f"refinedet: error: {exported}: an exported detector, which takes 64x128 pixels alone; "
+        f"refinedet: error: {exported}: an exported detector, which takes only 64x128 pixels; "
         "for other sizes give the run or checkpoint that it was exported from\n"
     )
     assert list(out.glob("*")) == []

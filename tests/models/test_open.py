@@ -210,7 +210,7 @@ def test_a_network_is_rebuilt_for_another_size_with_its_parameters(run_folder):
 
 def test_an_exported_detector_has_one_size(mindir):
     model = open_model(Fake(), mindir)
-    with pytest.raises(BackendError, match="takes 128x128 pixels alone"):
+    with pytest.raises(BackendError, match="takes only 128x128 pixels"):
         model.rebuild(SETTINGS.model)
 
 

@@ -226,7 +226,7 @@ def test_a_file_alone_runs_by_its_own_settings(file):
     model = open_model(MindSporeCPU(), file)
     assert model.class_names == ("a", "b")
     assert model.network.config == CONFIG
-    with pytest.raises(BackendError, match="takes 64x128 pixels alone"):
+    with pytest.raises(BackendError, match="takes only 64x128 pixels"):
         model.rebuild(CONFIG)
 
 
