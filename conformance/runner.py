@@ -1,4 +1,4 @@
-"""Runs checks: one in this process, or all of them in processes that may crash or hang."""
+"""Runs one check in this process, or all checks in child processes, which may crash or hang."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from refinedet.conformance.registry import CHECKS, LEVELS, Check, declared_limit
 from refinedet.conformance.source import source
 
 SHRINKS = 0.1
-"""Smallest share of a check whose failing cases are shrunk: the others take seconds a case."""
+"""Failing cases are shrunk if ``Check.share`` is at least this; below, a case takes seconds."""
 
 PASSED, FAILED, NOT_IMPLEMENTED, LIMITED = "passed", "failed", "not implemented", "limited"
 """States of a check; ``LIMITED`` means that it failed as the backend declares."""
@@ -86,7 +86,7 @@ def run_check(
     """Run one check in this process.
 
     Args:
-        seed: of the drawn cases.
+        seed: random seed of the drawn cases.
         shrink: search for the smallest failing case once one has failed.
     Raises:
         CheckFailedError: with the smallest failing case, as ``case``.
@@ -163,7 +163,7 @@ def outcome_of(
     A check that the backend declares as a limitation is expected to fail.
 
     Args:
-        name: what the user calls the backend; empty for the backend's own name.
+        name: the backend's name as the user gave it; empty for ``backend.name``.
     """
     name = name or backend.name
     began = time.perf_counter()
@@ -195,7 +195,7 @@ def outcome_of(
 def _attempt(
     check: Check, backend: CheckedBackend, profile: str, seed: int, name: str
 ) -> tuple[str, str, Failure | None]:
-    """State, reason and failure of a check, whatever its limitation."""
+    """State, reason and failure of a check; declared limitations are not considered."""
     try:
         run_check(check, backend, profile, seed)
     except NotImplementedByBackendError as error:
@@ -213,7 +213,7 @@ def _attempt(
 
 
 def _not_repeatable(error: Exception) -> CheckFailedError:
-    message = "the same input gives another result the second time"
+    message = "two runs on the same input give different results"
     for cause in getattr(error, "exceptions", ()):
         if isinstance(cause, CheckFailedError):
             cause.message += f"; {message}"
@@ -251,7 +251,7 @@ def select(levels: Iterable[str] = (), text: str = "") -> list[Check]:
 
 
 class SuiteProcess:
-    """Runs checks in a process. If one crashes or hangs, that check has failed."""
+    """Runs checks in a child process. A check during which it crashes or hangs has failed."""
 
     def __init__(self, backend: BackendChoice, options: SuiteOptions) -> None:
         self.options = options
@@ -262,7 +262,7 @@ class SuiteProcess:
         self._process.start()
 
     def run(self, check: Check) -> Outcome:
-        """The outcome of one check; starts the process if there is none."""
+        """The outcome of one check; starts the process if it is not running."""
         self.start()
         began = time.perf_counter()
         name, options = self._process.backend.name, self.options
@@ -293,7 +293,7 @@ def _outcome_by_name(backend: Backend, check: str, profile: str, seed: int, name
 def run_suite(
     backends: Iterable[BackendChoice], checks: list[Check], options: SuiteOptions, jobs: int = 1
 ) -> Iterator[Outcome]:
-    """Run every check on every backend; yield each outcome, in this order, once it is known.
+    """Run every check on every backend; yield the outcomes in this order as they arrive.
 
     Args:
         jobs: number of processes that share the checks of a backend.
@@ -301,7 +301,7 @@ def run_suite(
         BackendError: a backend that is unknown or cannot run here.
     """
     pools = [[SuiteProcess(chosen, options) for _ in range(jobs)] for chosen in backends]
-    for first, *_ in pools[1:]:  # a fault is raised now, not after hours on the other backends
+    for first, *_ in pools[1:]:  # report a backend that cannot start before hours of checks
         first.start()
         first.close()
     for processes in pools:

@@ -1,9 +1,9 @@
 """The command ``launch``: ``train`` or ``eval`` on several devices, through MindSpore's ``msrun``.
 
 ``msrun`` starts the ranks of this machine, and on the first machine the scheduler through which
-all ranks connect. It reports little of a rank that fails. So each rank writes a note of how it
-ended (``refinedet.adapters.mindspore.rank``), and this command watches the notes: the first
-rank that fails ends the job, and its error line becomes the job's.
+all ranks connect. It reports little about a rank that fails. So each rank writes its exit
+status to a file (``refinedet.adapters.mindspore.rank``), and this command watches these files:
+the first rank that fails ends the job, and its error line becomes the job's.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from refinedet.errors import BackendError, UsageError
 COMMANDS = ("train", "eval")
 TARGETS = ("cpu", "gpu", "ascend")
 PORT = 8118
-"""Of the scheduler by default, as in ``msrun``."""
+"""Default port of the scheduler, as in ``msrun``."""
 ERROR = "refinedet: error: "
-"""Begins a rank's error line."""
+"""Prefix of a rank's error line."""
 CHATTER = "[INFO] "
-"""Begins lines of MindSpore's communication that GLOG_v does not silence."""
+"""Prefix of log lines of MindSpore's communication module that GLOG_v does not suppress."""
 OFTEN = 0.2
-"""Seconds between two checks of the ranks."""
+"""Seconds between checks of the ranks."""
 GRACE = 30.0
 """Seconds that ``msrun`` may take to end after the last rank."""
 MSRUN = """
@@ -74,7 +74,7 @@ class Job:
         return range(self.node_rank * here, (self.node_rank + 1) * here)
 
     def log(self, rank: int) -> Path:
-        """The file of what a rank of this machine prints; the name is ``msrun``'s."""
+        """The log file of a rank of this machine, as ``msrun`` names it."""
         return self.logs / f"worker_{rank}.log"
 
     def msrun(self, script: Path) -> list[str]:
@@ -94,7 +94,7 @@ class Job:
         return [*named, str(script), *self.command]
 
     def environment(self, inherited: Mapping[str, str], folder: Path) -> dict[str, str]:
-        """The ranks' environment. ``folder`` is the job's, with the ``python`` that they run."""
+        """The ranks' environment; ``folder`` contains the ``python`` that they run."""
         defaults = {"GLOG_v": "3"}  # MindSpore logs errors only
         if target_of(self.command) == "cpu":  # else each rank takes all cores
             defaults["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // len(self.ranks)))
@@ -112,12 +112,12 @@ def launch(
     command: Annotated[
         list[str], typer.Argument(help="After --: train or eval, with its options.")
     ],
-    ranks: Annotated[int, typer.Option(min=1, help="Ranks on all machines, one a device.")],
+    ranks: Annotated[int, typer.Option(min=1, help="Ranks on all machines, one per device.")],
     rank_table_file: Annotated[
-        Path | None, typer.Option(help="Huawei's table of the ranks' devices, for HCCL.")
+        Path | None, typer.Option(help="Huawei's rank table, for HCCL.")
     ] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
-    node_rank: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
+    node_rank: Annotated[int, typer.Option(min=0, help="Index of this machine, from 0.")] = 0,
     master_addr: Annotated[str, typer.Option(help="Address of machine 0.")] = "127.0.0.1",
     master_port: Annotated[
         int | None,
@@ -125,11 +125,11 @@ def launch(
             min=1, max=65535, help=f"A free port of machine 0; {PORT} on several machines."
         ),
     ] = None,
-    logs: Annotated[Path, typer.Option(help="Folder for what each rank prints.")] = Path(
+    logs: Annotated[Path, typer.Option(help="Folder for the logs of the ranks.")] = Path(
         "launch-logs"
     ),
 ) -> None:
-    """Run train or eval as several ranks, one a device, on one machine or more."""
+    """Run train or eval with several ranks, one per device, on one or more machines."""
     _require_command(command)
     if ranks % nodes:
         raise UsageError(f"{ranks} is not a multiple of the {nodes} machines", key="ranks")
@@ -153,7 +153,7 @@ def launch(
     logs.mkdir(parents=True, exist_ok=True)
     job = Job(tuple(command), ranks, nodes, node_rank, master_addr, port, rank_table_file, logs)
     with _locked(logs), _ended_by_signals():
-        typer.echo(f"ranks {job.ranks[0]} to {job.ranks[-1]} of {ranks}; they print to {logs}")
+        typer.echo(f"ranks {job.ranks[0]} to {job.ranks[-1]} of {ranks}; their logs are in {logs}")
         with tempfile.TemporaryDirectory(prefix="refinedet-launch-") as folder:
             _run(job, Path(folder))
 
@@ -177,13 +177,14 @@ def _require_command(command: list[str]) -> None:
         raise UsageError("each rank has a device of its own; leave it out", key="device_id")
     if (target := target_of(command)) not in TARGETS:
         raise BackendError(
-            f"{target} runs alone; give --target {', '.join(TARGETS[:-1])} or {TARGETS[-1]}",
+            f"{target} cannot run several ranks; "
+            f"give --target {', '.join(TARGETS[:-1])} or {TARGETS[-1]}",
             key="launch",
         )
 
 
 def _free_port(address: str, port: int) -> int:
-    """The port, checked to be free; for 0, any free one."""
+    """Check that the port is free; for 0, choose a free one. Return it."""
     with socket.socket() as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -199,14 +200,14 @@ def _free_port(address: str, port: int) -> int:
 
 @contextmanager
 def _locked(logs: Path) -> Iterator[None]:
-    """Lock a folder of logs: the reason of a failure is read from them."""
+    """Lock the log folder for this job, which reads the errors of failed ranks from it."""
     handle = os.open(logs, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UsageError(
-                f"{logs}: another launch prints there; choose another folder", key="logs"
+                f"{logs}: another launch uses it; choose another folder", key="logs"
             ) from error
         yield
     finally:
@@ -215,13 +216,13 @@ def _locked(logs: Path) -> Iterator[None]:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Raise an error on SIGTERM and SIGHUP, so that the ranks are ended and the folder removed."""
+    """Raise an error on SIGTERM and SIGHUP, to kill the ranks and remove the folder."""
 
     def end(number: int, frame: object) -> None:
-        for other in before:  # a second one must not interrupt the cleaning up
+        for other in before:  # a second signal must not interrupt the cleanup
             signal.signal(other, signal.SIG_IGN)
         raise BackendError(
-            f"was ended by {signal.Signals(number).name}; train goes on with --resume",
+            f"was ended by {signal.Signals(number).name}; train continues with --resume",
             key="launch",
         )
 
@@ -263,16 +264,16 @@ def _run(job: Job, folder: Path) -> None:
 
 
 def _notes(folder: Path) -> dict[int, dict[str, Any]]:
-    """What the ranks have noted, by rank."""
+    """The status that each rank has written, by rank."""
     notes = (json.loads(path.read_text()) for path in sorted(folder.glob("[0-9]*.json")))
     return {note["rank"]: note for note in notes}
 
 
 def _watch(job: Job, folder: Path, process: subprocess.Popen[bytes]) -> str | None:
-    """Wait for the end of the job; why it failed, or None."""
+    """Wait for the end of the job; return why it failed, or None."""
     ended: float | None = None
     while True:
-        running = process.poll() is None  # before the notes are read: all are there then
+        running = process.poll() is None  # read first, so that no later status is missed
         notes = _notes(folder)
         scheduler = folder / SCHEDULER
         if process.returncode is not None and process.returncode < 0:
@@ -282,7 +283,7 @@ def _watch(job: Job, folder: Path, process: subprocess.Popen[bytes]) -> str | No
             rank, pid = killed[0]["rank"], killed[0]["pid"]
             return (
                 f"rank {rank} (process {pid}) was killed, or ran out of memory; "
-                f"its log is {job.log(rank)}; train goes on with --resume"
+                f"its log is {job.log(rank)}; train continues with --resume"
             )
         failed = [n for n in notes.values() if n["status"]]
         if failed:
@@ -296,7 +297,7 @@ def _watch(job: Job, folder: Path, process: subprocess.Popen[bytes]) -> str | No
         if at_work and scheduler.exists() and not _lives(json.loads(scheduler.read_text())["pid"]):
             return (
                 f"MindSpore's scheduler was killed; see {job.logs / 'scheduler.log'}; "
-                "train goes on with --resume"
+                "train continues with --resume"
             )
         if notes.keys() == set(job.ranks) and all(n["status"] == 0 for n in notes.values()):
             ended = ended or time.monotonic()
@@ -323,7 +324,7 @@ def _error_line(log: Path) -> str | None:
 
 
 def _end(folder: Path, process: subprocess.Popen[bytes]) -> None:
-    """End what still runs: the ranks, each in a session of its own, msrun, the scheduler."""
+    """Kill the ranks, each in a session of its own, msrun and the scheduler, if they still run."""
     groups = [note["pid"] for note in _notes(folder).values()]
     for group in [*groups, process.pid]:
         with suppress(ProcessLookupError, PermissionError):
@@ -333,7 +334,7 @@ def _end(folder: Path, process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def _shown(log: Path) -> Iterator[None]:
-    """Print what is written to a log, except its error line, which ends the job."""
+    """Print a log while it is written, except its error lines, which the job reports at its end."""
     over = threading.Event()
 
     def show() -> None:

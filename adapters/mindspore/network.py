@@ -1,7 +1,7 @@
 """The detector as MindSpore cells, with the parameters of ``refinedet.spec.network``.
 
-Every parameter carries its canonical name, so that the optimizer's groups, the checkpoints and
-the specification use the same one. Importing this imports MindSpore.
+Every parameter has its canonical name, which the optimizer's parameter groups, the checkpoints
+and the specification share. Importing this module imports MindSpore.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from refinedet.spec.types import Array
 
 
 class Backbone(nn.Cell):
-    """The trunk; gives what the ARM reads, and what the transfer blocks read."""
+    """The trunk; returns the feature maps for the ARM, and those for the transfer blocks."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Backbone(nn.Cell):
 
 
 class TransferBlock(nn.Cell):
-    """A transfer connection block; all but the coarsest add the next coarser one."""
+    """A transfer connection block; all but the coarsest add the upsampled next coarser block."""
 
     def __init__(self, level: int, config: Config) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class TransferBlock(nn.Cell):
 
 
 class Head(nn.Cell):
-    """One output of one module: a convolution a level, flattened anchor by anchor."""
+    """One output of one module: one convolution per level, reshaped to one row per anchor."""
 
     def __init__(self, levels: list[list[Conv]], config: Config) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Head(nn.Cell):
 
     @staticmethod
     def layers(convs: list[Conv], net: NetworkConfig) -> nn.Cell:
-        """One level's: all but the last convolution have a ReLU6 behind them."""
+        """The convolutions of one level; each but the last is followed by a ReLU6."""
         *before, last = convs
         cells: list[nn.Cell] = []
         for conv in before:
@@ -166,7 +166,7 @@ def halve(detector: nn.Cell) -> None:
 class Detector(nn.Cell):
     """The whole network: images (N, 3, H, W) to the four outputs of ``spec.Heads``.
 
-    They are float32, with ``half`` too, whatever is between.
+    The outputs are float32, also with ``half``.
     """
 
     def __init__(self, config: Config, half: bool = False) -> None:
@@ -223,7 +223,7 @@ class Scoring(nn.Cell):
 
 
 class ScoredBoxes(nn.Cell):
-    """``Scoring`` behind the detector: from images to boxes and scores."""
+    """The detector followed by ``Scoring``: from images to boxes and scores."""
 
     def __init__(self, detector: Detector, config: Config) -> None:
         super().__init__(auto_prefix=False)
@@ -235,7 +235,7 @@ class ScoredBoxes(nn.Cell):
 
 
 def load_parameters(cell: nn.Cell, parameters: Parameters) -> None:
-    """Give the cell's parameters the values of that name; there must be one for each."""
+    """Set every parameter of the cell to the value of the same name; none may be missing."""
     for parameter in cell.get_parameters():
         parameter.set_data(ms.Tensor(parameters[parameter.name]))
 
@@ -246,7 +246,7 @@ def read_parameters(cell: nn.Cell) -> Parameters:
 
 
 class MindSporeNetwork:
-    """``Network`` in graph mode; one graph is compiled a batch size."""
+    """``Network`` in graph mode; one graph is compiled per batch size."""
 
     def __init__(self, config: Config, parameters: Parameters) -> None:
         check_parameters(parameters, config)

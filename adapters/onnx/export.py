@@ -1,9 +1,9 @@
 """The detector as an ONNX model, built from the canonical parameters, and written as a file.
 
-Built, not converted from a framework: every node is one of opset 13's plain operators, the
-parameters keep the names of ``refinedet.spec.network``, and only the batch size is open.
-The layers are those of ``refinedet.spec.architecture``, in the order of
-``refinedet.spec.network``; the end is ``refinedet.spec.detection.scored_boxes``.
+The graph is built directly, not converted from a framework: every node is a standard operator of
+opset 13, the parameters keep the names of ``refinedet.spec.network``, and only the batch size is
+dynamic. The layers are those of ``refinedet.spec.architecture``, in the order of
+``refinedet.spec.network``; the last stage is ``refinedet.spec.detection.scored_boxes``.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from refinedet.support.files import write_atomically
 from refinedet.version import __version__
 
 OPSET = 13
-"""The oldest whose Softmax is along one axis; TensorRT 8 and MindSpore Lite 2 read it."""
+"""The oldest opset whose Softmax normalises one axis; TensorRT 8 and MindSpore Lite 2 read it."""
 IR_VERSION = 7
-"""Of the file format, as ONNX 1.8 wrote it with this opset: older runtimes refuse newer ones."""
+"""Version of the file format that ONNX 1.8 used with this opset; old runtimes refuse newer ones."""
 HEADS: tuple[str, ...] = Heads._fields
 SCORED_BOXES = ("boxes", "scores")
 MEANINGS = {
@@ -85,7 +85,7 @@ def detector(config: Config, parameters: Parameters, outputs: Sequence[str]) -> 
 def export(
     config: Config, parameters: Parameters, path: Path, settings: Settings, heads: bool
 ) -> None:
-    """Write the detector with its settings; with decoded boxes, or ``heads`` alone."""
+    """Write the detector and its settings; with ``heads``, the outputs are the raw outputs."""
     model = detector(config, parameters, HEADS if heads else SCORED_BOXES)
     model.metadata_props.add(key=KEY, value=to_yaml(settings))
     write_atomically(path, model.SerializeToString())
@@ -96,7 +96,7 @@ def _value(name: str, *shape: int | str) -> object:
 
 
 class _Graph:
-    """Nodes and constants in the making; a tensor is known by its name."""
+    """Collects the nodes and constants of a graph; tensors are referred to by name."""
 
     def __init__(self, config: Config, parameters: Parameters) -> None:
         self.config = config
@@ -105,30 +105,30 @@ class _Graph:
         self.constants: dict[str, Array] = {}
 
     def add(self, kind: str, *inputs: str, **attributes: object) -> str:
-        """One node; its output, which has its name."""
+        """Add a node; return the name of its output, which is also the node's."""
         name = f"{kind}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [name], name, **attributes))
         return name
 
     def halves(self, x: str) -> tuple[str, str]:
-        """The first and the second half of the columns of (N, A, columns)."""
+        """Split the columns of (N, A, columns) into two halves."""
         name = f"Split_{len(self.nodes)}"
         low, high = f"{name}_low", f"{name}_high"
         self.nodes.append(helper.make_node("Split", [x], [low, high], name, axis=2))
         return low, high
 
     def constant(self, name: str, value: Array | float) -> str:
-        """An array, or a number as float32, under this name."""
+        """Add a constant, an array or a number as float32; return its name."""
         stored = value if isinstance(value, np.ndarray) else np.array(value, np.float32)
         self.constants[name] = stored
         return name
 
     def parameter(self, name: str) -> str:
-        """A parameter of the network, under its own name."""
+        """Add a parameter of the network as a constant; return its name."""
         return self.constant(name, self.parameters[name])
 
     def relu(self, x: str) -> str:
-        """The positive part."""
+        """ReLU."""
         return self.add("Relu", x)
 
     def conv(self, conv: Conv, x: str) -> str:
@@ -153,13 +153,13 @@ class _Graph:
         return self.add("BatchNormalization", x, *normal, epsilon=eps)
 
     def bottleneck(self, block: Bottleneck, x: str) -> str:
-        """A bottleneck, without the ReLU behind the sum."""
+        """A bottleneck, without the ReLU after the sum."""
         first, middle, last = block.convs
         y = self.conv(last, self.relu(self.conv(middle, self.relu(self.conv(first, x)))))
         return self.add("Add", y, self.conv(block.projection, x) if block.projection else x)
 
     def pool(self, step: Pool, x: str) -> str:
-        """Max pooling; what lies outside does not count."""
+        """Max pooling; padding is ignored."""
         before, behind = (step.before, 1 - step.before) if step.kernel == 3 else (0, 0)
         pads = [before, before, behind, behind]
         return self.add("MaxPool", x, kernel_shape=[step.kernel] * 2, strides=[2, 2], pads=pads)
@@ -171,13 +171,13 @@ class _Graph:
         squares = self.add("ReduceSum", self.add("Mul", x, x), channels, keepdims=1)
         eps = self.constant("l2_eps", net.l2_eps)
         norm = self.add("Sqrt", self.add("Max" if net.l2_floor else "Add", squares, eps))
-        # The scale keeps its canonical shape (C,), so it is brought to (C, 1, 1) here.
+        # The scale keeps its canonical shape (C,), so it is reshaped to (C, 1, 1) here.
         axes = self.constant("row_and_column", np.array([1, 2], np.int64))
         scale = self.add("Unsqueeze", self.parameter(f"{name}.l2_scale"), axes)
         return self.add("Mul", self.add("Div", x, norm), scale)
 
     def trunk(self, x: str) -> Iterator[tuple[str, str]]:
-        """What the ARM and what the transfer blocks read of each source, finest first."""
+        """For each source, finest first, the inputs of the ARM and of the transfer block."""
         net = self.config.network
         normalised = architecture.normalised_sources(self.config)
         before_relu = architecture.sources_before_relu(self.config)
@@ -215,7 +215,7 @@ class _Graph:
         return blocks
 
     def module(self, module: str, features: list[str]) -> tuple[str, str]:
-        """Offsets and logits of one module, a row an anchor."""
+        """Offsets and logits of one module, one row per anchor."""
         offsets: list[str] = []
         logits: list[str] = []
         for level, x in enumerate(features):
@@ -227,7 +227,7 @@ class _Graph:
         return self.add("Concat", *offsets, axis=1), self.add("Concat", *logits, axis=1)
 
     def rows(self, level: int, convs: list[Conv], x: str) -> str:
-        """One output of one level: cell by cell, then the anchors of a cell."""
+        """One output of one level; rows are ordered by cell, then by anchor within the cell."""
         *before, last = convs
         for conv in before:
             bounds = self.constant("zero", 0), self.constant("six", 6)
@@ -236,11 +236,11 @@ class _Graph:
         cell = len(self.config.anchors.aspect_ratios)
         rows, columns = feature_sizes(self.config)[level]
         width = last.outputs // cell
-        shape = np.array([0, rows * columns * cell, width], np.int64)  # 0: as many as come in
+        shape = np.array([0, rows * columns * cell, width], np.int64)  # 0: the input's size
         return self.add("Reshape", x, self.constant(f"rows_{level}_{width}", shape))
 
     def heads(self, images: str) -> tuple[str, str, str, str]:
-        """``spec.network.forward``: the four outputs, as ``HEADS`` has them."""
+        """``spec.network.forward``: the four outputs, in the order of ``HEADS``."""
         for_arm, for_tcb = zip(*self.trunk(images), strict=True)
         arm = self.module("arm", list(for_arm))
         return (*arm, *self.module("odm", self.blocks(list(for_tcb))))

@@ -195,7 +195,7 @@ def test_a_missing_operation_is_not_implemented(suite_process):
 def test_a_result_that_is_not_repeatable_fails(suite_process):
     outcome = suite_process("Unsteady", profile="default").run(PARITY)
     assert outcome.state == FAILED
-    assert "gives another result the second time" in outcome.failure.message
+    assert "two runs on the same input give different results" in outcome.failure.message
 
 
 def test_an_unforeseen_error_fails_the_check(suite_process):

@@ -60,7 +60,7 @@ def test_two_launches_do_not_share_logs(job, tmp_path):
         process.terminate()
         process.communicate(timeout=30)
     assert status == 1
-    assert f"--logs: {job.folder / 'logs'}: another launch prints there; choose" in err
+    assert f"--logs: {job.folder / 'logs'}: another launch uses it; choose" in err
     assert err.count("\n") == 1
 
 

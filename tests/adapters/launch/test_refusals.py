@@ -48,9 +48,9 @@ def elsewhere(tmp_path, monkeypatch):
         (["--ranks", "2", *TRAIN, "--device-id=1"], "a device of its own"),
         (
             ["--ranks", "2", *TRAIN, "--backend", "torch-cpu"],
-            "torch-cpu runs alone; give --target cpu, gpu or ascend",
+            "torch-cpu cannot run several ranks; give --target cpu, gpu or ascend",
         ),
-        (["--ranks", "2", *TRAIN, "--target=ascend310"], "ascend310 runs alone"),
+        (["--ranks", "2", *TRAIN, "--target=ascend310"], "ascend310 cannot run several ranks"),
         (["--ranks", "2", "--node-rank", "1", *TRAIN], "1 machines are 0 to 0"),
         (["--ranks", "3", "--nodes", "2", *TRAIN], "3 is not a multiple of the 2 machines"),
         (["--ranks", "2", "--nodes", "2", *TRAIN], "give the address of machine 0"),
