@@ -42,14 +42,14 @@ REPORTED_OPTIONS: dict[str, Any] = {
     "expect": Annotated[
         str | None,
         typer.Option(
-            help="Published metrics to reach, as modelzoo-ascend910.", rich_help_panel=PANEL
+            help="Published metrics to reach, e.g. modelzoo-ascend910.", rich_help_panel=PANEL
         ),
     ],
     "retrained": Annotated[
         bool | None,
         typer.Option(
             "--retrained",
-            help="Expect only what a detector trained anew must reach.",
+            help="Require only what a retrained detector must reach.",
             rich_help_panel=PANEL,
         ),
     ],
@@ -57,7 +57,7 @@ REPORTED_OPTIONS: dict[str, Any] = {
 
 
 def _typer_option(name: str, default: Any, metadata: Any) -> Any:
-    """One of the suite's options for Typer; None stands for its default."""
+    """One of the suite's options for Typer; None selects its default."""
     repeatable, choices = isinstance(default, tuple), metadata["choices"]
     names = {choice: choice for choice in choices}
     single: Any = str if repeatable else type(default)
@@ -89,19 +89,19 @@ def conformance(
     case: Reported | None,
     words: Annotated[
         list[str] | None,
-        typer.Option("-k", help="Run checks with one of these words in their names; repeatable."),
+        typer.Option("-k", help="Run only checks with one of these words in the name; repeatable."),
     ] = None,
     jobs: Annotated[
         int, typer.Option(min=1, help="Processes that share the checks of a backend.")
     ] = 1,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the report there as JSON too.")
+        Path | None, typer.Option("--json", help="Also write the report to this file as JSON.")
     ] = None,
     html_file: Annotated[
-        Path | None, typer.Option("--html", help="Write the report there as a page too.")
+        Path | None, typer.Option("--html", help="Also write the report to this file as HTML.")
     ] = None,
 ) -> None:
-    """Check backends against the specification; status 1 if a check failed."""
+    """Check backends against the specification; exit status 1 if a check failed."""
     text = " ".join(words or ())
     checks = select(options.level, text)
     if not checks:

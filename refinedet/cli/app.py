@@ -1,7 +1,7 @@
-"""The program ``refinedet``: its commands, and the one line in which every failure ends.
+"""The program ``refinedet``: its commands, and the one-line report of every error.
 
-A command is a function, or a Typer app with commands of its own, in a module of its own. It is
-imported when it is called. Other distributions add commands through an entry-point group.
+A command is a function, or a Typer app with subcommands, in its own module. The module is
+imported when the command is called. Other distributions add commands through an entry-point group.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ FLAGS = {
     "class_names": "--classes",
     "url": "--data-url",
 }
-"""The flags that are not named as the argument of the library is."""
+"""The flags whose names differ from the library's arguments."""
 
 INTERRUPTED = 130
-"""Status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, as in shells."""
 
 
 class Commands(TyperGroup):
-    """All commands; each is imported when it is called, or its help is shown."""
+    """All commands; each is imported when it is called or its help is shown."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """All names, for the help."""
@@ -117,14 +117,14 @@ def options(
 
 
 def error_line(error: BaseException) -> str:
-    """What is printed of an error; of a usage error, with the flag of its argument."""
+    """The printed line of an error; for a usage error it begins with the flag."""
     if isinstance(error, UsageError) and error.key is not None:
         key = str(error.key)
         return f"{FLAGS.get(key, '--' + key.replace('_', '-'))}: {error.reason}"
     if isinstance(error, RefineDetError):
         return str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}; choose another place"
+        return f"{error.filename}: {error.strerror}; choose another path"
     if isinstance(error, MemoryError):
         return f"not enough memory: {error}"
     return str(error)
@@ -141,7 +141,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        # Typer makes of an interruption a status; in its older versions, an Abort.
+        # Typer turns an interruption into an exit status; older versions raise Abort.
         status = app(standalone_mode=False)
         if status == INTERRUPTED:
             raise KeyboardInterrupt

@@ -29,31 +29,33 @@ TargetOption = Annotated[
     Target | None,
     typer.Option(
         "--target",
-        help="MindSpore on this device: --target gpu is short for --backend mindspore-gpu.",
+        help="MindSpore on this device; --target gpu is short for --backend mindspore-gpu.",
         rich_help_panel=PANEL,
     ),
 ]
 OPTIONS: dict[str, Any] = {
     "device_id": Annotated[
         int | None,
-        typer.Option("--device-id", min=0, help="Which device of its kind.", rich_help_panel=PANEL),
+        typer.Option(
+            "--device-id", min=0, help="Index of the device, from 0.", rich_help_panel=PANEL
+        ),
     ],
     "streams": Annotated[
         int | None,
         typer.Option(
-            "--streams", min=1, help="Lite: batches computed at once.", rich_help_panel=PANEL
+            "--streams", min=1, help="Lite: batches computed in parallel.", rich_help_panel=PANEL
         ),
     ],
     "lite_python": Annotated[
         Path | None,
         typer.Option(
             "--lite-python",
-            help="Lite: the interpreter that has mindspore_lite, if it is another.",
+            help="Lite: Python interpreter that has mindspore_lite, if not this one.",
             rich_help_panel=PANEL,
         ),
     ],
 }
-"""By the backend's keyword argument."""
+"""Options by the backend's keyword argument."""
 
 
 def with_backend(command: Command) -> Command:
@@ -61,12 +63,12 @@ def with_backend(command: Command) -> Command:
 
     Args:
         command: has a keyword argument ``backend``, a ``BackendChoice``; or ``backends``, a list of
-            them, which, without a default, the user has to name.
+            them, which the user must give if it has no default.
     """
     own = inspect.signature(command).parameters
     several = "backends" in own
     required = several and own["backends"].default is inspect.Parameter.empty
-    help_text = "Backend that computes" + ("; repeatable" if several else "")
+    help_text = "Backend to use" + ("; repeatable" if several else "")
     help_text += "." if required else f"; default {DEFAULT}."
     kind: Any = list[str] | None if several else str | None
     backend_option = Annotated[

@@ -9,14 +9,12 @@ import typer
 from refinedet.backends.registry import backend_names, find_backend, lacking
 from refinedet.errors import UsageError
 
-Name = Annotated[
-    str | None, typer.Argument(help="Set this one up, and print the device that it finds.")
-]
-DeviceId = Annotated[int | None, typer.Option(min=0, help="Which device of its kind.")]
+Name = Annotated[str | None, typer.Argument(help="Backend to set up; prints the device it uses.")]
+DeviceId = Annotated[int | None, typer.Option(min=0, help="Index of the device, from 0.")]
 
 
 def backends(name: Name = None, device_id: DeviceId = None) -> None:
-    """List the installed backends and what each lacks here; for one, the device it finds."""
+    """List the installed backends and what each lacks here; with NAME, print its device."""
     if name is not None:
         options = {} if device_id is None else {"device_id": device_id}
         typer.echo(f"{name}: {find_backend(name, **options).describe()}")

@@ -15,9 +15,9 @@ from refinedet.cli.backend_options import with_backend
 from refinedet.spec.presets import preset as named_preset
 from refinedet.support.files import write_json
 
-Preset = Annotated[str, typer.Option(help="The detector to measure.")]
+Preset = Annotated[str, typer.Option(help="Preset to measure.")]
 Repeat = Annotated[int, typer.Option(min=1, help="Measurements per row.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the rows there too.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the rows to this file.")]
 
 
 @with_backend
@@ -27,7 +27,7 @@ def bench(
     json_file: JsonFile = None,
     backends: Sequence[BackendChoice] = (),
 ) -> None:
-    """Measure input, postprocessing and, for each backend, its network, side by side."""
+    """Measure the input pipeline, postprocessing, and the network on each backend."""
     rows = list(
         tqdm(
             measure(backends, named_preset(preset), repeat),

@@ -20,7 +20,7 @@ def data() -> None:
 @app.command("check")
 @with_data
 def check(data: DataOptions) -> None:
-    """Report what is wrong with a data set; status 1 if training would refuse it."""
+    """Report the faults of a data set; exit status 1 if training would refuse it."""
     dataset = read_dataset(data.source().fetched(to_stderr), check_images=True)
     typer.echo(dataset_report(dataset))
     if dataset.refusals() or not dataset.records:

@@ -17,7 +17,7 @@ PANEL = "Data set"
 
 
 class Layout(str, Enum):
-    """How a data set lies on the disk."""
+    """Layout of the files of a data set."""
 
     coco = "coco"
     voc = "voc"
@@ -37,10 +37,10 @@ class DataOptions(NamedTuple):
     cache: Path | None
 
     def source(self) -> DataSource:
-        """The data set that they name.
+        """The data set that the options describe.
 
         Raises:
-            UsageError: options that are missing, or exclude one another.
+            UsageError: options that are missing or mutually exclusive.
         """
         if self.layout is None:
             raise UsageError("give the layout of the data set: coco, voc or text", key="layout")
@@ -61,10 +61,10 @@ class DataOptions(NamedTuple):
         return source
 
     def ground_truth(self) -> Path:
-        """COCO's annotation file alone, to score a results file against.
+        """COCO's annotation file, to score a results file.
 
         Raises:
-            UsageError: it is missing, or there are options that are not read then.
+            UsageError: it is missing, or options are given that are not used with it.
         """
         if self.annotations is None:
             raise UsageError("is needed to score results: the COCO JSON", key="annotations")
@@ -77,14 +77,14 @@ class DataOptions(NamedTuple):
 
 
 class HeldOutOptions(NamedTuple):
-    """What differs from the training data in the images to evaluate on."""
+    """Options of the evaluation set where it differs from the training set."""
 
     eval_annotations: Path | None
     eval_images: Path | None
     eval_split: str | None
 
     def source(self, training: DataSource) -> DataSource | None:
-        """The images to evaluate on; None if no option is given. Errors as ``held_out``."""
+        """The evaluation set; None if no option is given. Raises the errors of ``held_out``."""
         return held_out(training, *self) if any(self) else None
 
 
@@ -100,22 +100,22 @@ DATA: dict[str, Any] = {
     "split": _option(
         str,
         "--split",
-        "VOC: names of lists in ImageSets/Main, with commas; YEAR:NAME joins years.",
+        "VOC: lists in ImageSets/Main, separated by commas; in a VOCdevkit YEAR:NAME.",
     ),
-    "class_names": _option(str, "--classes", "Class names with commas, in order."),
+    "class_names": _option(str, "--classes", "Class names in order, separated by commas."),
     "url": _option(
         str,
         "--data-url",
-        "file://, s3:// or obs:// folder to copy first; --root and the others start in it.",
+        "file://, s3:// or obs:// folder to copy first; other paths are relative to it.",
     ),
     "cache": _option(Path, "--data-cache", f"Folder for copies of --data-url; default {CACHE}."),
 }
 """By the field of ``DataOptions``."""
 
 HELD_OUT: dict[str, Any] = {
-    "eval_annotations": _option(Path, "--eval-annotations", "As --annotations, to evaluate on."),
-    "eval_images": _option(Path, "--eval-images", "As --images, to evaluate on."),
-    "eval_split": _option(str, "--eval-split", "As --split, to evaluate on."),
+    "eval_annotations": _option(Path, "--eval-annotations", "--annotations of the evaluation set."),
+    "eval_images": _option(Path, "--eval-images", "--images of the evaluation set."),
+    "eval_split": _option(str, "--eval-split", "--split of the evaluation set."),
 }
 """By the field of ``HeldOutOptions``."""
 

@@ -1,4 +1,4 @@
-"""The demonstration: a whole life of a detector, in a few minutes on two cores."""
+"""The command ``demo``: trains, evaluates, exports and runs a detector in a few minutes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TRAINING, HELD_OUT = 400, 80
 """Images to train and to evaluate on."""
 STEPS = 400
 CHANGES = (
-    "input.augment.crop=false",  # drawn images are all alike: nothing to prepare for
+    "input.augment.crop=false",  # generated images need no augmentation
     "input.augment.expand=0",
     "input.augment.distort=0",
 )
@@ -37,19 +37,19 @@ CHANGES = (
 def demo(
     backend: BackendChoice,
     run: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Of images, parameters and order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the images and of the training.")] = 0,
     steps: Annotated[
-        int, typer.Option(min=1, help="Training steps; with a few, everything runs untrained.")
+        int, typer.Option(min=1, help="Training steps; a small number only tests that it runs.")
     ] = STEPS,
 ) -> None:
-    """Draw images of shapes, train on them, evaluate, export, and run the export."""
+    """Generate images of shapes, train on them, evaluate, export, and run the export."""
     run_demo(backend.find("network", "trainer", "batches", "export", "load"), run, seed, steps)
 
 
 def run_demo(backend: Backend, run: Path, seed: int, steps: int = STEPS) -> None:
     """Generate shapes, train, evaluate, export, run the export, and compare.
 
-    The same seed gives the same metrics again.
+    The same seed gives the same metrics.
 
     Args:
         steps: of the training; with a few, everything runs and nothing is learnt.

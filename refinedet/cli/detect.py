@@ -26,7 +26,7 @@ from refinedet.support.files import write_json
 
 Paths = Annotated[list[Path], typer.Argument(help="Images, or folders of images.")]
 Output = Annotated[Path, typer.Option(help="Folder for drawn images and detections.json.")]
-Score = Annotated[float, typer.Option(min=0, max=1, help="Lowest score to show.")]
+Score = Annotated[float, typer.Option(min=0, max=1, help="Lowest score of a detection.")]
 
 
 @with_backend
@@ -37,7 +37,7 @@ def detect(
     output: Output = Path("detections"),
     score: Score = 0.5,
 ) -> None:
-    """Detect objects in images; draw them, and list them as JSON in pixels."""
+    """Detect objects in images; write drawn images and a JSON file of boxes in pixels."""
     files = list(_image_files(paths))
     _require_distinct(files, output)
     detector = Detector(open_model(backend.find("network"), model), min(8, len(files)))
@@ -65,7 +65,7 @@ def detect(
 def _readable(
     files: list[Path], waiting: deque[tuple[Path, Array]], unreadable: list[DataError]
 ) -> Iterator[Array]:
-    """The images that can be read, which also go to ``waiting``; the errors of the others."""
+    """Yield the readable images, also added to ``waiting``; add errors to ``unreadable``."""
     for file in tqdm(files, "detecting", disable=None, delay=2, unit="image"):
         try:
             waiting.append((file, read_image(file)))
@@ -76,7 +76,7 @@ def _readable(
 
 
 def _require_distinct(files: list[Path], output: Path) -> None:
-    """Refuse two images of one name, and an output folder that holds images to read."""
+    """Refuse two images of the same name, and an output folder that contains input images."""
     counts = Counter(file.name for file in files)
     if repeated := [name for name, count in counts.items() if count > 1]:
         raise DataError("is in several folders; detect in one after the other", key=repeated[0])

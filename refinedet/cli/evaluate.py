@@ -35,14 +35,14 @@ Model = Annotated[
 ]
 Results = Annotated[
     Path | None,
-    typer.Option(help="COCO results to score against --annotations; needs no model."),
+    typer.Option(help="COCO results file to score against --annotations, without a model."),
 ]
 ResultsBin = Annotated[
     Path | None,
-    typer.Option(help="Folder of the .bin files of the model zoo's program for Ascend 310."),
+    typer.Option(help="Folder of .bin files written by the model zoo's Ascend 310 program."),
 ]
 Preset = Annotated[
-    str | None, typer.Option(help=f"Preset that wrote the files of --results-bin; default {ZOO}.")
+    str | None, typer.Option(help=f"Preset of the model that wrote --results-bin; default {ZOO}.")
 ]
 Output = Annotated[
     Path | None, typer.Option(help="Folder for the tables, results.json and samples.")
@@ -55,18 +55,21 @@ ProtocolName = Annotated[
     typer.Option(
         "--protocol",
         help=f"Images and detection settings: {', '.join(PROTOCOLS)}. "
-        "Without it all images, and the model's own settings.",
+        "By default, all images and the model's own settings.",
     ),
 ]
 Expect = Annotated[
     str | None,
-    typer.Option(help="Published metrics to reach, as modelzoo-ascend910; status 1 if not."),
+    typer.Option(help="Published metrics to reach, e.g. modelzoo-ascend910; else exit status 1."),
 ]
 Retrained = Annotated[
-    bool, typer.Option("--retrained", help="--expect only what a retrained detector must reach.")
+    bool,
+    typer.Option(
+        "--retrained", help="With --expect: require only what a retrained detector must reach."
+    ),
 ]
-ByClass = Annotated[bool, typer.Option("--by-class", help="Show each class too.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images in a batch.")]
+ByClass = Annotated[bool, typer.Option("--by-class", help="Also print the metrics of each class.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
 
 READ_BY = {
     "preset": ("results_bin",),
@@ -74,7 +77,7 @@ READ_BY = {
     "resume": ("model",),
     "backend": ("model",),
 }
-"""Options that not all three kinds of evaluation read, and those that do."""
+"""Options that only some kinds of evaluation use, and those kinds."""
 
 
 @with_backend
@@ -94,7 +97,7 @@ def evaluate(
     by_class: ByClass = False,
     batch_size: BatchSize = 8,
 ) -> None:
-    """Print COCO's twelve metrics and VOC's, of a model or of result files."""
+    """Print COCO's twelve metrics and VOC's, of a model or of results files."""
     row = _expected(expect, retrained, protocol)
     rules = None if protocol is None else find_protocol(protocol)
     chosen_backend = None if backend == BackendChoice(DEFAULT) else backend
@@ -119,7 +122,7 @@ def evaluate(
 
 
 def _expected(expect: str | None, retrained: bool, protocol: str | None) -> Published | None:
-    """The published row to compare with, which was measured by this protocol."""
+    """The published row to compare with; its protocol must be ``protocol``."""
     if expect is None:
         if retrained:
             raise UsageError("needs --expect, the name of published metrics", key="retrained")
@@ -135,7 +138,7 @@ def _expected(expect: str | None, retrained: bool, protocol: str | None) -> Publ
 
 
 def _kind(given: Mapping[str, object]) -> str:
-    """Which of the three is evaluated."""
+    """The kind of evaluation: the one option given."""
     kinds = [name for name, value in given.items() if value is not None]
     if not kinds:
         raise UsageError(

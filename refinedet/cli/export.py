@@ -15,9 +15,9 @@ from refinedet.errors import UsageError
 from refinedet.models.export import export_model
 from refinedet.models.open import open_model
 
-Output = Annotated[Path, typer.Option(help="The file to write, as detector.mindir.")]
+Output = Annotated[Path, typer.Option(help="The file to write, e.g. detector.mindir.")]
 Heads = Annotated[
-    bool, typer.Option("--heads", help="The raw outputs in place of boxes and scores.")
+    bool, typer.Option("--heads", help="Export the raw outputs, not boxes and scores.")
 ]
 
 
@@ -25,7 +25,7 @@ Heads = Annotated[
 def export(
     backend: BackendChoice, model: ModelOption, output: Output, heads: Heads = False
 ) -> None:
-    """Write a trained detector as the backend's own kind of file (MindIR, AIR, ONNX)."""
+    """Export a trained detector in the backend's file format (MindIR, AIR, ONNX)."""
     if os.path.realpath(output) == os.path.realpath(model):
         raise UsageError(f"{output} is the model, which it would replace", key="output")
     engine = backend.find("network", "export")

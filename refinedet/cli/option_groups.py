@@ -1,4 +1,4 @@
-"""Groups of command-line options that are read together and shared by several commands."""
+"""Groups of related command-line options that several commands share."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ModelOption = Annotated[
 def option_group(
     command: Command, argument: str, options: Mapping[str, Any], make: Callable[..., Any]
 ) -> Command:
-    """Give a command options in place of the argument that they make.
+    """Replace an argument of a command by options from which it is built.
 
     Args:
         command: all its parameters are passed by keyword.
         argument: one of them.
         options: annotations for Typer by the name of the option's value; all default to None.
-        make: takes these values by keyword, and gives the argument.
+        make: takes these values by keyword and returns the argument.
     Returns:
         A command with a signature that Typer reads.
     """

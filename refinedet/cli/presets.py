@@ -24,5 +24,5 @@ def list_presets() -> None:
 
 @app.command("show")
 def show(name: Annotated[str, typer.Argument(help="Name of a preset.")]) -> None:
-    """Print a preset as YAML, ready to be changed and given to --settings."""
+    """Print a preset as YAML, to edit and pass to --settings."""
     typer.echo(to_yaml(resolve(name, None, ())), nl=False)

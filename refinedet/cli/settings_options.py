@@ -1,4 +1,4 @@
-"""The options that choose settings, and the weights that a training begins with."""
+"""The options for settings and initial weights."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def _option(kind: Any, name: str, text: str, panel: str) -> Any:
 
 
 SETTINGS: dict[str, Any] = {
-    "preset": _option(str, "--preset", "Preset to begin with.", "Settings"),
+    "preset": _option(str, "--preset", "Preset that provides the initial settings.", "Settings"),
     "settings": _option(
         Path, "--settings", "YAML file of settings that override the preset.", "Settings"
     ),
     "assignments": _option(
         list[str],
         "--set",
-        "KEY=VALUE that overrides both, as model.schedule.rate=0.01; repeatable.",
+        "KEY=VALUE that overrides both, e.g. model.schedule.rate=0.01; repeatable.",
         "Settings",
     ),
 }
@@ -48,16 +48,16 @@ WEIGHTS: dict[str, Any] = {
     "backbone": _option(
         Path,
         "--backbone",
-        "Begin with the backbone of this file: .caffemodel, .pth, .safetensors.",
+        "File of initial backbone weights: .caffemodel, .pth, .safetensors.",
         "Initial weights",
     ),
     "initial": _option(
-        Path, "--initial", "Begin with the whole detector of such a file.", "Initial weights"
+        Path, "--initial", "File of initial weights of the whole detector.", "Initial weights"
     ),
     "partial": _option(
         str,
         "--partial",
-        "Tensors that may be missing from it: names or layers, commas and *.",
+        "Tensors that may be missing: names or layers, with commas; * matches any.",
         "Initial weights",
     ),
 }

@@ -26,9 +26,7 @@ Run = Annotated[Path, typer.Option(help="Folder of the run; new, unless --resume
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
 TrainUrl = Annotated[
     str | None,
-    typer.Option(
-        help="file://, s3:// or obs:// folder; the run is copied there at every checkpoint."
-    ),
+    typer.Option(help="file://, s3:// or obs:// folder to copy the run to at every checkpoint."),
 ]
 Profile = Annotated[
     Path | None,

@@ -22,12 +22,12 @@ from refinedet.support.text import one_line
 
 app = typer.Typer(no_args_is_help=True, help="Import, export and list weights of other programs.")
 FileArgument = Annotated[
-    Path, typer.Argument(metavar="FILE", help="A .caffemodel, .pth, .ckpt, .safetensors or ours.")
+    Path, typer.Argument(metavar="FILE", help="A .caffemodel, .pth, .ckpt or .safetensors file.")
 ]
 
 
 class Names(str, Enum):
-    """Whose names the tensors get."""
+    """Naming schemes of exported tensors."""
 
     canonical = "canonical"
     port = "port"
@@ -42,21 +42,25 @@ def _require_another(source: Path, output: Path) -> None:
 @app.command("import")
 def import_command(
     file: FileArgument,
-    output: Annotated[Path, typer.Option(help="The file to write, as vgg.safetensors.")],
+    output: Annotated[Path, typer.Option(help="The file to write, e.g. vgg.safetensors.")],
     preset: Annotated[
-        str | None, typer.Option(help="The detector; if not given, the file's, of 320x320.")
+        str | None, typer.Option(help="Preset of the detector; by default the file's, at 320x320.")
     ] = None,
     classes: Annotated[
-        str | None, typer.Option(help="Class names with commas, in order; no background.")
+        str | None, typer.Option(help="Class names in order, separated by commas; no background.")
     ] = None,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE of the settings; repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE that overrides a setting; repeatable."),
     ] = None,
     partial: Annotated[
-        str | None, typer.Option(help="Tensors that may be missing; commas, * and layers.")
+        str | None,
+        typer.Option(
+            help="Tensors that may be missing: names or layers, with commas; * matches any."
+        ),
     ] = None,
 ) -> None:
-    """Write a detector that eval, detect and export take as --model."""
+    """Convert weights to a file that eval, detect and export accept as --model."""
     _require_another(file, output)
     names = tuple(name.strip() for name in classes.split(",")) if classes else ()
     checkpoint, description = import_weights(
@@ -69,15 +73,15 @@ def import_command(
 @app.command("export")
 def export_command(
     model: Annotated[Path, typer.Option(help="Folder of a run, a checkpoint or weights.")],
-    output: Annotated[Path, typer.Option(help="The file to write; a .ckpt for modelzoo.")],
+    output: Annotated[Path, typer.Option(help="The file to write; .ckpt for --names modelzoo.")],
     names: Annotated[
-        Names, typer.Option(help="Whose names: ours, the PyTorch port's, the model zoo's.")
+        Names, typer.Option(help="Naming scheme: ours, the PyTorch port's or the model zoo's.")
     ] = Names.canonical,
 ) -> None:
-    """Write the weights alone, which other programs can read: safetensors, or a .ckpt."""
+    """Write the weights for other programs, as safetensors or as a .ckpt file."""
     _require_another(model, output)
     if names is Names.modelzoo and output.suffix != ".ckpt":
-        raise DataError("MindSpore reads it only as .ckpt; choose such an --output", path=output)
+        raise DataError("MindSpore reads only .ckpt files; end --output with .ckpt", path=output)
     if model.is_dir():
         checkpoint = newest_checkpoint(model / run_folder.CHECKPOINTS)
         if checkpoint is None:
@@ -90,7 +94,7 @@ def export_command(
     tensors = {name: np.ascontiguousarray(value, "<f4") for name, value in tensors.items()}
     if names is Names.modelzoo:
         content = written_ckpt(tensors)
-    else:  # "pt" is what PyTorch's own readers look for
+    else:  # PyTorch's readers expect "pt"
         content = save(tensors, {"format": "pt", "settings": to_yaml(checkpoint.settings)})
     write_atomically(output, content)
     typer.echo(f"wrote {output}: {len(tensors)} tensors, {names.value} names")
@@ -98,7 +102,7 @@ def export_command(
 
 @app.command("show")
 def show_command(file: FileArgument) -> None:
-    """List the kind of a file, and its tensors: name, dtype, shape, our name."""
+    """Print the format of a file and its tensors: name, dtype, shape, canonical name."""
     content = read_weights(file)
     typer.echo(f"{file}: {content.container}; {content.scheme.kind}")
     for name, tensor in content.tensors.items():
