@@ -1,9 +1,9 @@
 """The command ``launch``: ``train`` or ``eval`` on several devices, through MindSpore's ``msrun``.
 
 ``msrun`` starts the ranks of this machine, and on the first machine the scheduler through which
-all ranks connect. It reports little about a rank that fails. So each rank writes its exit
-status to a file (``refinedet.adapters.mindspore.rank``), and this command watches these files:
-the first rank that fails ends the job, and its error line becomes the job's.
+all ranks connect. It reports little about a rank that fails. So each rank writes its
+process id and exit status to a file (``refinedet.adapters.mindspore.rank``), and this command
+watches these files: the first rank that fails ends the job, and its error line becomes the job's.
 """
 
 from __future__ import annotations

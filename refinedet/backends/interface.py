@@ -219,8 +219,8 @@ class Backend(ABC):
     def export(self, network: Network, path: Path, settings: Settings, heads: bool = False) -> None:
         """Write the detector, decoding included, in the backend's file format.
 
-        ``settings`` are embedded if the format allows it. With ``heads``, the outputs are the
-        raw outputs; without the capability ``export_heads`` it is never passed.
+        ``settings`` are embedded if the format allows it. With ``heads``, the file has the raw
+        outputs; a backend without the capability ``export_heads`` never receives this argument.
         """
         raise self._has_no("export")
 
