@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from refinedet.backends.interface import Backend
 from refinedet.backends.registry import BackendChoice
-from refinedet.benchmark.run import Row, bench, detection_rows, input_rows, table
+from refinedet.benchmark.run import Row, detection_rows, input_rows, measure, table
 from refinedet.spec.config import replace
 from refinedet.spec.presets import preset
 
@@ -68,7 +68,7 @@ def test_several_backends_stand_side_by_side(monkeypatch):
     )
     monkeypatch.setattr("refinedet.benchmark.run.detection_rows", lambda *_: [])
     monkeypatch.setitem(sys.modules, "seers", SimpleNamespace(Seer=Seer))
-    rows = list(bench([BackendChoice("spec"), BackendChoice("seers:Seer")], CONFIG, 1))
+    rows = list(measure([BackendChoice("spec"), BackendChoice("seers:Seer")], CONFIG, 1))
     assert [(row.name, row.backend) for row in rows] == [
         ("input: decode", ""),
         ("forward 1", "spec"),
@@ -83,5 +83,5 @@ def test_several_backends_stand_side_by_side(monkeypatch):
 
 
 def test_rows_come_as_they_are_measured():
-    rows = bench([BackendChoice("spec")], CONFIG, 1)
+    rows = measure([BackendChoice("spec")], CONFIG, 1)
     assert next(rows).name == "input: decode"

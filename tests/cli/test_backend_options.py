@@ -72,16 +72,16 @@ NONE = {"backend": None, "target": None, "device_id": None, "streams": None, "li
     ],
 )
 def test_one_backend(given, chosen):
-    with pytest.raises(BackendError, match=r"^a ") as told:
+    with pytest.raises(BackendError, match=r"^a ") as caught:
         one(word="a", **{**NONE, **given})
-    assert str(told.value) == f"a {chosen}"
+    assert str(caught.value) == f"a {chosen}"
 
 
 def test_several_backends_each_once():
-    with pytest.raises(BackendError) as told:
+    with pytest.raises(BackendError) as caught:
         several(**{**NONE, "backend": ["spec", "a:b", "spec"], "streams": 2})
     expected = [BackendChoice("spec", (("streams", 2),)), BackendChoice("a:b", (("streams", 2),))]
-    assert str(told.value) == str(expected)
+    assert str(caught.value) == str(expected)
 
 
 def test_a_target_is_short_for_mindspores_backend(run, tmp_path):

@@ -171,10 +171,10 @@ def test_the_views_of_a_real_network_are_fused_as_in_the_contract(small):
     network, images = small
     views = (View(), View(mirrored=True), View(2, 1, longest_above=20), View(2, 2, mirrored=True))
     fusion = FusionConfig(views, "soft_vote")
-    got = MultiScalePredictor(
+    actual = MultiScalePredictor(
         network, fusion, lambda config: SpecNetwork(config, network.tensors), 2
     ).predict(images)
-    for image, mine in zip(images, got, strict=True):
+    for image, mine in zip(images, actual, strict=True):
         height, width = image.shape[:2]
         found = []
         for view in views:
@@ -197,8 +197,8 @@ def test_one_plain_view_is_the_plain_predictor(small):
     config = replace(network.config, detection={"clip": False})  # clipped boxes overlap more
     network = SpecNetwork(config, network.tensors)
     fusion = FusionConfig(iou=0.4501, pixel=0.0)  # just above that of suppression
-    got = MultiScalePredictor(network, fusion, pytest.fail, 2).predict(images)
-    for mine, want in zip(got, Predictor(network, 2).predict(images), strict=True):
+    actual = MultiScalePredictor(network, fusion, pytest.fail, 2).predict(images)
+    for mine, want in zip(actual, Predictor(network, 2).predict(images), strict=True):
         assert len(want.labels) > 5
         for a, b in zip(mine, want, strict=True):
             assert_array_equal(a, b)

@@ -42,8 +42,8 @@ def outputs(draw: st.DrawFn) -> tuple[Array, Array]:
 
 
 def assert_same(boxes: Array, scores: Array, config: DetectionConfig) -> int:
-    got, want = postprocess(boxes, scores, config), detect(boxes, scores, config)
-    for name, a, b in zip(want._fields, got, want, strict=True):
+    actual, want = postprocess(boxes, scores, config), detect(boxes, scores, config)
+    for name, a, b in zip(want._fields, actual, want, strict=True):
         assert a.dtype == b.dtype, name
         np.testing.assert_array_equal(a, b, err_msg=name)
     return len(want.scores)

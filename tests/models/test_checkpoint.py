@@ -55,11 +55,11 @@ def names(folder):
 
 def test_what_is_written_is_read(tmp_path):
     expected = checkpoint_of(7, seed=3)
-    got = load_checkpoint(save_checkpoint(tmp_path, expected, keep=1))
-    assert (got.settings, got.steps_done) == (SETTINGS, 7)
+    actual = load_checkpoint(save_checkpoint(tmp_path, expected, keep=1))
+    assert (actual.settings, actual.steps_done) == (SETTINGS, 7)
     for mine, other in (
-        (got.parameters, expected.parameters),
-        (got.momentum_buffers, expected.momentum_buffers),
+        (actual.parameters, expected.parameters),
+        (actual.momentum_buffers, expected.momentum_buffers),
     ):
         assert mine.keys() == other.keys()
         for name, value in mine.items():

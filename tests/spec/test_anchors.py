@@ -27,30 +27,32 @@ from .strategies import tiny
 def test_published_counts(name, count, sizes):
     config = preset(name)
     assert feature_sizes(config) == tuple((n, n) for n in sizes)
-    got = anchors(config)
-    assert got.shape == (count, 4)
-    assert got.dtype == np.float32
+    actual = anchors(config)
+    assert actual.shape == (count, 4)
+    assert actual.dtype == np.float32
 
 
 def test_first_anchors_at_320():
-    got = anchors(preset("refinedet_vgg16_320"))
+    actual = anchors(preset("refinedet_vgg16_320"))
     expected = [
         [-0.0375, -0.0375, 0.0625, 0.0625],
         [-0.05821, -0.02286, 0.08321, 0.04786],
         [-0.02286, -0.05821, 0.04786, 0.08321],
     ]
-    assert_allclose(got[:3], expected, atol=5e-6)
-    assert_allclose(got[3:6] - got[:3], [[0.025, 0, 0.025, 0]] * 3, atol=1e-7)  # one cell right
-    assert_allclose(got[120:123] - got[:3], [[0, 0.025, 0, 0.025]] * 3, atol=1e-7)  # one down
+    assert_allclose(actual[:3], expected, atol=5e-6)
+    assert_allclose(
+        actual[3:6] - actual[:3], [[0.025, 0, 0.025, 0]] * 3, atol=1e-7
+    )  # one cell right
+    assert_allclose(actual[120:123] - actual[:3], [[0, 0.025, 0, 0.025]] * 3, atol=1e-7)  # one down
     for first, square in ((4800, (-0.075, 0.125)), (6000, (-0.15, 0.25)), (6300, (-0.3, 0.5))):
         low, high = square
-        assert_allclose(got[first], [low, low, high, high], atol=1e-7)
+        assert_allclose(actual[first], [low, low, high, high], atol=1e-7)
 
 
 def test_first_anchor_at_512_keeps_its_size_in_pixels():
-    got = anchors(preset("refinedet_vgg16_512"))
-    assert_allclose(got[0], [-0.02344, -0.02344, 0.03906, 0.03906], atol=5e-6)
-    assert_allclose(got[0] * 512, [-12, -12, 20, 20], atol=1e-4)
+    actual = anchors(preset("refinedet_vgg16_512"))
+    assert_allclose(actual[0], [-0.02344, -0.02344, 0.03906, 0.03906], atol=5e-6)
+    assert_allclose(actual[0] * 512, [-12, -12, 20, 20], atol=1e-4)
 
 
 def test_every_anchor_of_a_image_that_is_not_square():
@@ -68,14 +70,14 @@ def test_every_anchor_of_a_image_that_is_not_square():
                     w, h = side * ratio**0.5, side / ratio**0.5
                     box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
                     expected.append([box[0] / 192, box[1] / 128, box[2] / 192, box[3] / 128])
-    got = anchors(config)
-    assert got.shape == (4 * (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3), 4)
-    assert_allclose(got, np.float32(expected), atol=1e-7)
+    actual = anchors(config)
+    assert actual.shape == (4 * (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3), 4)
+    assert_allclose(actual, np.float32(expected), atol=1e-7)
 
 
 def test_anchors_of_a_level_have_one_area_and_the_aspect_ratio_in_pixels():
-    got = level_anchors((2, 3), 16, 24.0, (1.0, 2.0, 0.5), (32, 48))
-    pixels = (got * np.float32([48, 32, 48, 32])).reshape(2, 3, 3, 4)
+    actual = level_anchors((2, 3), 16, 24.0, (1.0, 2.0, 0.5), (32, 48))
+    pixels = (actual * np.float32([48, 32, 48, 32])).reshape(2, 3, 3, 4)
     assert_allclose(area(pixels), np.full((2, 3, 3), 24.0**2), rtol=1e-5)
     centres = corners_to_centres(pixels[1, 2])
     assert_allclose(centres[:, 2] / centres[:, 3], [1, 2, 0.5], rtol=1e-5)  # 2 is wide
@@ -83,27 +85,27 @@ def test_anchors_of_a_level_have_one_area_and_the_aspect_ratio_in_pixels():
 
 
 def test_anchors_reach_outside_the_image():
-    got = anchors(preset("refinedet_vgg16_320"))
-    assert got.min() < -0.3
-    assert got.max() > 1.3
+    actual = anchors(preset("refinedet_vgg16_320"))
+    assert actual.min() < -0.3
+    assert actual.max() > 1.3
 
 
 def test_levels_follow_one_another_finest_first():
     config = tiny()
-    got = anchors(config)
+    actual = anchors(config)
     assert feature_sizes(config) == ((8, 16), (4, 8), (2, 4), (1, 2))
     first = 0
     for size, stride, side in zip(
         feature_sizes(config), config.anchors.strides, config.anchors.sides, strict=True
     ):
         level = level_anchors(size, stride, side, (1.0,), (64, 128))
-        assert_array_equal(got[first : first + len(level)], level)
+        assert_array_equal(actual[first : first + len(level)], level)
         first += len(level)
-    assert first == len(got) == 170
+    assert first == len(actual) == 170
 
 
 def test_one_rounding_to_float32():
     # Computed in float64 and rounded once: exact quotients come out correctly rounded.
-    got = level_anchors((1, 3), 8, 8.0, (1.0,), (8, 24))
-    assert_array_equal(got[:, 0], np.float32([0, 1 / 3, 2 / 3]))
-    assert_array_equal(got[:, 2], np.float32([1 / 3, 2 / 3, 1]))
+    actual = level_anchors((1, 3), 8, 8.0, (1.0,), (8, 24))
+    assert_array_equal(actual[:, 0], np.float32([0, 1 / 3, 2 / 3]))
+    assert_array_equal(actual[:, 2], np.float32([1 / 3, 2 / 3, 1]))

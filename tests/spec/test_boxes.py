@@ -24,12 +24,12 @@ def test_a_box_in_both_forms(dtype):
     # x: 0.25 to 0.75, centre 0.5, 0.5 wide; y: 0 to 0.5, centre 0.25, 0.5 high.
     corners = np.array([[0.25, 0, 0.75, 0.5], [-1, 0.5, 3, 0.5]], dtype)
     centres = np.array([[0.5, 0.25, 0.5, 0.5], [1, 0.5, 4, 0]], dtype)
-    for got, want in (
+    for actual, want in (
         (corners_to_centres(corners), centres),
         (centres_to_corners(centres), corners),
     ):
-        assert got.dtype == dtype
-        assert_array_equal(got, want)
+        assert actual.dtype == dtype
+        assert_array_equal(actual, want)
 
 
 @given(b=boxes())
@@ -52,9 +52,9 @@ def test_no_boxes(dtype):
 def test_forms_are_computed_finer_than_float32():
     # In float32 the sum of these corners rounds to 2, and the centre to 1.
     low, high = np.float32(1 - 2**-24), np.float32(1 + 2**-23)
-    got = corners_to_centres(np.array([[low, low, high, high]]))
-    assert got[0, 0] == np.float32((float(low) + float(high)) / 2)
-    assert got[0, 2] == np.float32(float(high) - float(low))
+    actual = corners_to_centres(np.array([[low, low, high, high]]))
+    assert actual[0, 0] == np.float32((float(low) + float(high)) / 2)
+    assert actual[0, 2] == np.float32(float(high) - float(low))
 
 
 def test_crossed_corners_are_refused():
@@ -103,11 +103,11 @@ def test_overlap_by_hand(dtype):
         ],
         dtype,
     )
-    got = box_iou(a, t)
-    assert got.dtype == dtype
-    assert got.shape == (1, 7)
-    assert_array_equal(got[0], np.array([1 / 3, 1 / 7, 1 / 2, 0, 0, 0, 1 / 8], dtype))
-    assert_array_equal(box_iou(t, a)[:, 0], got[0])
+    actual = box_iou(a, t)
+    assert actual.dtype == dtype
+    assert actual.shape == (1, 7)
+    assert_array_equal(actual[0], np.array([1 / 3, 1 / 7, 1 / 2, 0, 0, 0, 1 / 8], dtype))
+    assert_array_equal(box_iou(t, a)[:, 0], actual[0])
 
 
 def test_two_boxes_without_area_do_not_overlap_even_if_they_are_the_same():

@@ -23,10 +23,10 @@ def test_offsets_by_hand(dtype):
     # w ln(0.25 / 0.5) / 0.2 = -5 ln 2, h ln(0.5 / 0.25) / 0.2 = 5 ln 2.
     anchor, box = np.array(ANCHOR, dtype), np.array([[0.5, 0, 0.75, 0.5]], dtype)
     want = [[2.5, -5, -5 * math.log(2), 5 * math.log(2)]]
-    got = encode(box, anchor, VARIANCES)
-    assert got.dtype == dtype
-    assert_allclose(got, np.array(want, dtype), rtol=1e-7 if dtype == np.float32 else 1e-14)
-    back = decode(got, anchor, VARIANCES)
+    actual = encode(box, anchor, VARIANCES)
+    assert actual.dtype == dtype
+    assert_allclose(actual, np.array(want, dtype), rtol=1e-7 if dtype == np.float32 else 1e-14)
+    back = decode(actual, anchor, VARIANCES)
     assert back.dtype == dtype
     assert_allclose(back, box, atol=1e-7 if dtype == np.float32 else 1e-15)
 
@@ -34,9 +34,11 @@ def test_offsets_by_hand(dtype):
 def test_the_two_variances_are_not_mixed_up():
     # Variances (0.5, 0.25): x 0.125 / (0.5 * 0.5) = 0.5, y -0.125 / (0.25 * 0.5) = -1,
     # w, h -+ ln 2 / 0.25 = 4 ln 2.
-    got = encode(np.float64([[0.5, 0, 0.75, 0.5]]), np.float64(ANCHOR), (0.5, 0.25))
-    assert_allclose(got, [[0.5, -1, -4 * math.log(2), 4 * math.log(2)]], rtol=1e-14)
-    assert_allclose(decode(got, np.float64(ANCHOR), (0.5, 0.25)), [[0.5, 0, 0.75, 0.5]], atol=1e-15)
+    actual = encode(np.float64([[0.5, 0, 0.75, 0.5]]), np.float64(ANCHOR), (0.5, 0.25))
+    assert_allclose(actual, [[0.5, -1, -4 * math.log(2), 4 * math.log(2)]], rtol=1e-14)
+    assert_allclose(
+        decode(actual, np.float64(ANCHOR), (0.5, 0.25)), [[0.5, 0, 0.75, 0.5]], atol=1e-15
+    )
 
 
 @given(data=st.data())
@@ -84,34 +86,34 @@ def test_a_cascade_by_hand():
     # First step: twice as wide, centre right by 0.5 * 0.1 * 1 = 0.05, to 0.55, side 1.
     # Second: right by 1 * 0.1 * 1 = 0.1 sides of the refined anchor, to 0.65.
     arm, odm = [[1, 0, 5 * math.log(2), 0]], [[1, 0, 0, 0]]
-    got = cascaded_decode(np.float64(arm), np.float64(odm), np.float64(ANCHOR), VARIANCES)
-    assert_allclose(got, [[0.15, 0.25, 1.15, 0.5]], atol=1e-15)
+    actual = cascaded_decode(np.float64(arm), np.float64(odm), np.float64(ANCHOR), VARIANCES)
+    assert_allclose(actual, [[0.15, 0.25, 1.15, 0.5]], atol=1e-15)
 
 
 def test_each_step_of_the_cascade_rounds_to_the_dtype():
     a = np.float32([[0.1, 0.2, 0.4, 0.7]])
     arm, odm = np.float32([[0.3, -0.7, 1.1, 0.9]]), np.float32([[1.3, 0.2, -0.4, 0.6]])
     two_steps = decode(odm, decode(arm, a, VARIANCES), VARIANCES)
-    got = cascaded_decode(arm, odm, a, VARIANCES)
-    assert got.dtype == np.float32
-    assert_array_equal(got, two_steps)
+    actual = cascaded_decode(arm, odm, a, VARIANCES)
+    assert actual.dtype == np.float32
+    assert_array_equal(actual, two_steps)
 
 
 def test_boxes_are_not_clipped():
-    got = decode(np.float64([[-10, 20, 0, 0]]), np.float64(ANCHOR), VARIANCES)
-    assert_allclose(got, [[-0.25, 0.75, 0.25, 1.0]], atol=1e-15)
+    actual = decode(np.float64([[-10, 20, 0, 0]]), np.float64(ANCHOR), VARIANCES)
+    assert_allclose(actual, [[-0.25, 0.75, 0.25, 1.0]], atol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_nothing_to_code(dtype):
     none = np.zeros((0, 4), dtype)
-    for got in (
+    for actual in (
         encode(none, none, VARIANCES),
         decode(none, none, VARIANCES),
         cascaded_decode(none, none, none, VARIANCES),
     ):
-        assert got.shape == (0, 4)
-        assert got.dtype == dtype
+        assert actual.shape == (0, 4)
+        assert actual.dtype == dtype
 
 
 def test_computed_in_float64():
@@ -184,5 +186,5 @@ def test_an_overflow_on_an_anchor_without_area_is_refused_too():
 
 
 def test_a_large_offset_that_fits_is_decoded():
-    got = decode(np.float32([[0, 0, 400, 0]]), np.float32([[0, 0, 1, 1]]), VARIANCES)
-    assert_allclose(got[0, 2], math.exp(80) / 2, rtol=1e-6)
+    actual = decode(np.float32([[0, 0, 400, 0]]), np.float32([[0, 0, 1, 1]]), VARIANCES)
+    assert_allclose(actual[0, 2], math.exp(80) / 2, rtol=1e-6)

@@ -53,9 +53,9 @@ def test_suppression_by_hand(dtype):
         ],
         dtype,
     )
-    got = nms(b, np.array([0.8, 0.9, 0.7, 0.95], dtype), 0.4)
-    assert got.dtype == np.int64
-    assert got.tolist() == [3, 1, 2]
+    actual = nms(b, np.array([0.8, 0.9, 0.7, 0.95], dtype), 0.4)
+    assert actual.dtype == np.int64
+    assert actual.tolist() == [3, 1, 2]
 
 
 def test_an_overlap_of_exactly_the_threshold_is_kept():
@@ -100,9 +100,9 @@ def test_touching_boxes_stay_at_a_threshold_of_0():
 
 @BOTH
 def test_nothing_to_suppress(dtype):
-    got = nms(np.zeros((0, 4), dtype), np.zeros(0, dtype), 0.5)
-    assert got.shape == (0,)
-    assert got.dtype == np.int64
+    actual = nms(np.zeros((0, 4), dtype), np.zeros(0, dtype), 0.5)
+    assert actual.shape == (0,)
+    assert actual.dtype == np.int64
 
 
 @given(data=st.data(), threshold=st.sampled_from([0.0, 0.25, 0.45, 1.0]))
@@ -144,8 +144,8 @@ def test_what_suppression_refuses():
 def test_a_score_of_exactly_the_threshold_is_no_candidate():
     b = far_apart(2)
     scores = np.float32([[0, 0.5], [0, np.nextafter(np.float32(0.5), np.float32(1))]])
-    got = detect(b, scores, replace_in(EVERYTHING, score=0.5))
-    assert got.scores.tolist() == [scores[1, 1]]
+    actual = detect(b, scores, replace_in(EVERYTHING, score=0.5))
+    assert actual.scores.tolist() == [scores[1, 1]]
 
 
 @pytest.mark.parametrize("threshold", [0.01, 0.1, 0.3, 0.7])
@@ -159,28 +159,28 @@ def replace_in(config, **changes):
 
 
 def test_the_background_is_never_found():
-    got = detect(far_apart(2), np.float32([[1, 0, 0.25], [1, 0, 0]]), EVERYTHING)
-    assert got.labels.tolist() == [2]
-    assert got.scores.tolist() == [0.25]
+    actual = detect(far_apart(2), np.float32([[1, 0, 0.25], [1, 0, 0]]), EVERYTHING)
+    assert actual.labels.tolist() == [2]
+    assert actual.scores.tolist() == [0.25]
 
 
 @BOTH
 def test_one_anchor_may_be_several_objects(dtype):
     scores = np.array([[0, 0.25, 0.5, 0.75]], dtype)
-    got = detect(far_apart(1, dtype), scores, EVERYTHING)
-    assert isinstance(got, Detections)
-    assert got.labels.tolist() == [3, 2, 1]
-    assert got.labels.dtype == np.int64
-    assert got.scores.tolist() == [0.75, 0.5, 0.25]
-    assert got.boxes.dtype == got.scores.dtype == dtype
-    assert_array_equal(got.boxes, far_apart(1, dtype).repeat(3, axis=0))
+    actual = detect(far_apart(1, dtype), scores, EVERYTHING)
+    assert isinstance(actual, Detections)
+    assert actual.labels.tolist() == [3, 2, 1]
+    assert actual.labels.dtype == np.int64
+    assert actual.scores.tolist() == [0.75, 0.5, 0.25]
+    assert actual.boxes.dtype == actual.scores.dtype == dtype
+    assert_array_equal(actual.boxes, far_apart(1, dtype).repeat(3, axis=0))
 
 
 def test_equal_scores_go_by_rising_anchor_then_rising_class():
     scores = np.float32([[0, 0.5, 0.25, 0.5], [0, 0.5, 0.5, 0.25]])
-    got = detect(far_apart(2), scores, EVERYTHING)
-    x = (got.boxes[:, 0] * 2).tolist()  # the anchor
-    assert list(zip(x, got.labels.tolist(), strict=True)) == [
+    actual = detect(far_apart(2), scores, EVERYTHING)
+    x = (actual.boxes[:, 0] * 2).tolist()  # the anchor
+    assert list(zip(x, actual.labels.tolist(), strict=True)) == [
         (0, 1),
         (0, 3),
         (1, 1),
@@ -189,7 +189,7 @@ def test_equal_scores_go_by_rising_anchor_then_rising_class():
         (1, 3),
     ]
     three = detect(far_apart(2), scores, replace_in(EVERYTHING, top=3))
-    assert_array_equal(three.boxes, got.boxes[:3])
+    assert_array_equal(three.boxes, actual.boxes[:3])
     assert three.labels.tolist() == [1, 3, 1]
 
 
@@ -197,17 +197,17 @@ def test_ties_keep_their_order_on_long_inputs():
     # An unstable sort shows beyond some sixteen numbers.
     scores = np.zeros((200, 3), np.float32)
     scores[:, 1], scores[:, 2] = 0.25, 0.5
-    got = detect(far_apart(200), scores, EVERYTHING)
-    assert got.labels.tolist() == [2] * 200 + [1] * 200
-    assert_array_equal(got.boxes, np.tile(far_apart(200), (2, 1)))
+    actual = detect(far_apart(200), scores, EVERYTHING)
+    assert actual.labels.tolist() == [2] * 200 + [1] * 200
+    assert_array_equal(actual.boxes, np.tile(far_apart(200), (2, 1)))
 
 
 def test_classes_do_not_suppress_one_another():
     same = np.float32([[0, 0, 1, 1]] * 3)
     scores = np.float32([[0, 0.9, 0], [0, 0.8, 0], [0, 0, 0.7]])
-    got = detect(same, scores, replace_in(EVERYTHING, nms_iou=0.45))
-    assert got.labels.tolist() == [1, 2]
-    assert got.scores.tolist() == np.float32([0.9, 0.7]).tolist()
+    actual = detect(same, scores, replace_in(EVERYTHING, nms_iou=0.45))
+    assert actual.labels.tolist() == [1, 2]
+    assert actual.scores.tolist() == np.float32([0.9, 0.7]).tolist()
 
 
 def test_the_best_of_a_image_are_chosen_before_suppression():
@@ -228,13 +228,13 @@ def test_the_best_of_a_class_and_of_a_image_are_kept_after_suppression():
     b = np.concatenate([far_apart(3)[:1], far_apart(3)])
     scores = np.float32([[0, 0.9, 0], [0, 0.8, 0.5], [0, 0.7, 0.65], [0, 0.6, 0.4]])
     config = replace_in(EVERYTHING, nms_iou=0.45)
-    got = detect(b, scores, replace_in(config, top_per_class=2))
-    assert got.scores.tolist() == np.float32([0.9, 0.7, 0.65, 0.5]).tolist()
-    assert got.labels.tolist() == [1, 1, 2, 2]
-    got = detect(b, scores, replace_in(config, top_per_class=2, top=3))
-    assert got.scores.tolist() == np.float32([0.9, 0.7, 0.65]).tolist()
-    got = detect(b, scores, replace_in(config, top=5))
-    assert got.scores.tolist() == np.float32([0.9, 0.7, 0.65, 0.6, 0.5]).tolist()
+    actual = detect(b, scores, replace_in(config, top_per_class=2))
+    assert actual.scores.tolist() == np.float32([0.9, 0.7, 0.65, 0.5]).tolist()
+    assert actual.labels.tolist() == [1, 1, 2, 2]
+    actual = detect(b, scores, replace_in(config, top_per_class=2, top=3))
+    assert actual.scores.tolist() == np.float32([0.9, 0.7, 0.65]).tolist()
+    actual = detect(b, scores, replace_in(config, top=5))
+    assert actual.scores.tolist() == np.float32([0.9, 0.7, 0.65, 0.6, 0.5]).tolist()
 
 
 def test_boxes_are_clipped_last_and_only_if_asked():
@@ -243,23 +243,23 @@ def test_boxes_are_clipped_last_and_only_if_asked():
     scores = np.float32([[0, 0.9], [0, 0.8]])
     config = replace_in(EVERYTHING, nms_iou=0.45)
     assert detect(b, scores, config).boxes.tolist() == b.tolist()
-    got = detect(b, scores, replace_in(config, clip=True))
-    assert got.boxes.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1]]
+    actual = detect(b, scores, replace_in(config, clip=True))
+    assert actual.boxes.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1]]
 
 
 def test_a_box_beside_the_image_is_clipped_to_one_without_area_and_stays():
-    got = detect(np.float32([[2, 0, 3, 1]]), np.float32([[0, 1]]), DetectionConfig())
-    assert got.boxes.tolist() == [[1, 0, 1, 1]]
+    actual = detect(np.float32([[2, 0, 3, 1]]), np.float32([[0, 1]]), DetectionConfig())
+    assert actual.boxes.tolist() == [[1, 0, 1, 1]]
 
 
 @pytest.mark.parametrize("anchors", [0, 3])
 @BOTH
 def test_nothing_found(anchors, dtype):
-    got = detect(far_apart(3, dtype)[:anchors], np.zeros((anchors, 4), dtype), DetectionConfig())
-    assert got.boxes.shape == (0, 4)
-    assert got.scores.shape == got.labels.shape == (0,)
-    assert got.boxes.dtype == got.scores.dtype == dtype
-    assert got.labels.dtype == np.int64
+    actual = detect(far_apart(3, dtype)[:anchors], np.zeros((anchors, 4), dtype), DetectionConfig())
+    assert actual.boxes.shape == (0, 4)
+    assert actual.scores.shape == actual.labels.shape == (0,)
+    assert actual.boxes.dtype == actual.scores.dtype == dtype
+    assert actual.labels.dtype == np.int64
 
 
 def brute_force(b, scores, config):
@@ -299,10 +299,10 @@ def test_detections_agree_with_sorted_lists(data, rows):
         top=data.draw(LIMITS),
     )
     want = brute_force(b, scores, config)
-    got = detect(b, scores, config)
-    assert got.labels.tolist() == [k for _, _, k in want]
-    assert got.scores.tolist() == [-s for s, _, _ in want]
-    assert_array_equal(got.boxes, b[[a for _, a, _ in want]].reshape(-1, 4))
+    actual = detect(b, scores, config)
+    assert actual.labels.tolist() == [k for _, _, k in want]
+    assert actual.scores.tolist() == [-s for s, _, _ in want]
+    assert_array_equal(actual.boxes, b[[a for _, a, _ in want]].reshape(-1, 4))
 
 
 def test_what_detect_refuses():
@@ -333,12 +333,12 @@ def heads_of(seed, images=2, dtype=np.float32):
 @BOTH
 def test_boxes_by_the_cascade_and_scores_by_softmax(dtype):
     heads = heads_of(0, dtype=dtype)
-    got, scores = scored_boxes(heads, CONFIG)
-    assert got.dtype == scores.dtype == dtype
+    actual, scores = scored_boxes(heads, CONFIG)
+    assert actual.dtype == scores.dtype == dtype
     anchors = all_anchors(CONFIG).astype(dtype)
     for n in range(2):
         want = cascaded_decode(heads.arm_offsets[n], heads.odm_offsets[n], anchors, (0.1, 0.2))
-        assert_array_equal(got[n], want)
+        assert_array_equal(actual[n], want)
     assert (softmax(heads.arm_logits)[..., 1] >= 0.01).all()
     assert_array_equal(scores, softmax(heads.odm_logits))
 
@@ -374,12 +374,12 @@ def test_a_filtered_anchor_is_not_found_even_without_a_score_threshold():
 def test_detections_are_those_of_each_image():
     heads = heads_of(4)
     b, scores = scored_boxes(heads, CONFIG)
-    got = detections(heads, CONFIG)
-    assert len(got) == 2
+    actual = detections(heads, CONFIG)
+    assert len(actual) == 2
     for n in range(2):
         want = detect(b[n], scores[n], CONFIG.detection)
         assert len(want.scores) > 10
-        for mine, theirs in zip(got[n], want, strict=True):
+        for mine, theirs in zip(actual[n], want, strict=True):
             assert_array_equal(mine, theirs)
 
 
@@ -393,12 +393,12 @@ def test_one_object_from_heads_by_hand():
     heads.odm_logits[0, 5] = [0, 0, 20, 0]
     heads.arm_offsets[0, 5] = [1, 0, 0, 0]
     heads.odm_offsets[0, 5] = [0, 2, 1, 0]
-    (got,) = detections(heads, CONFIG)
-    assert got.labels.tolist() == [2]
-    assert got.scores[0] == pytest.approx(1)
+    (actual,) = detections(heads, CONFIG)
+    assert actual.labels.tolist() == [2]
+    assert actual.scores[0] == pytest.approx(1)
     wide = 16 * math.exp(0.2)
     x, y = 44 + 1.6, 4 + 3.2
-    pixels = got.boxes[0] * [128, 64, 128, 64]
+    pixels = actual.boxes[0] * [128, 64, 128, 64]
     assert_allclose(pixels, [x - wide / 2, 0, x + wide / 2, y + 8], atol=1e-4)  # y - 8 is clipped
 
 

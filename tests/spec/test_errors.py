@@ -25,7 +25,7 @@ def test_check_float_takes_finite_floats_of_one_dtype(dtype):
 
 
 @pytest.mark.parametrize(
-    ("bad", "got"),
+    ("bad", "actual"),
     [
         ([1.0], "list"),
         (1.0, "float"),
@@ -34,8 +34,8 @@ def test_check_float_takes_finite_floats_of_one_dtype(dtype):
         (np.zeros(1, bool), "bool"),
     ],
 )
-def test_check_float_names_another_type(bad, got):
-    with refused(f"b: expected a float32 or float64 array, got {got}"):
+def test_check_float_names_another_type(bad, actual):
+    with refused(f"b: expected a float32 or float64 array, got {actual}"):
         check_float(a=np.zeros(1), b=bad)
 
 
@@ -58,17 +58,17 @@ def test_check_shape():
 
 
 @pytest.mark.parametrize(
-    ("shape", "got"),
+    ("shape", "actual"),
     [((2, 3), "(2, 3)"), ((4,), "(4,)"), ((2, 1, 4), "(2, 1, 4)"), ((2, 4, 1), "(2, 4, 1)")],
 )
-def test_check_shape_reports_the_expected_and_the_actual_shape(shape, got):
-    with refused(f"x: expected shape (any, 4), got {got}"):
+def test_check_shape_reports_the_expected_and_the_actual_shape(shape, actual):
+    with refused(f"x: expected shape (any, 4), got {actual}"):
         check_shape(np.zeros(shape), "x", None, 4)
 
 
-@pytest.mark.parametrize(("bad", "got"), [([1, 2], "list"), (None, "NoneType"), (3, "int")])
-def test_check_shape_refuses_what_is_no_array(bad, got):
-    with refused(f"x: expected an array, got {got}"):
+@pytest.mark.parametrize(("bad", "actual"), [([1, 2], "list"), (None, "NoneType"), (3, "int")])
+def test_check_shape_refuses_what_is_no_array(bad, actual):
+    with refused(f"x: expected an array, got {actual}"):
         check_shape(bad, "x", None)
 
 
@@ -111,8 +111,8 @@ def test_check_labels_names_the_first_out_of_range():
 
 
 @pytest.mark.parametrize(
-    ("bad", "got"), [(np.zeros(1), "float64"), ([1], "list"), (np.zeros(1, bool), "bool")]
+    ("bad", "actual"), [(np.zeros(1), "float64"), ([1], "list"), (np.zeros(1, bool), "bool")]
 )
-def test_check_labels_needs_integers(bad, got):
-    with refused(f"y: expected an integer array, got {got}"):
+def test_check_labels_needs_integers(bad, actual):
+    with refused(f"y: expected an integer array, got {actual}"):
         check_labels(bad, "y", 3)

@@ -36,8 +36,8 @@ def detections(*rows):
     )
 
 
-def same(got, want):
-    for mine, theirs in zip(got, want, strict=True):
+def same(actual, want):
+    for mine, theirs in zip(actual, want, strict=True):
         assert mine.dtype == theirs.dtype
         assert_array_equal(mine, theirs)
 
@@ -55,13 +55,13 @@ def test_voting_by_hand(dtype):
         ],
         dtype,
     )
-    got = box_voting(b, np.array([0.25, 0.75, 0.5], dtype), 0.45)
+    actual = box_voting(b, np.array([0.25, 0.75, 0.5], dtype), 0.45)
     # The lower edge: (0.25 * 0.5 + 0.75 * 1) / (0.25 + 0.75).
-    assert got.boxes.tolist() == [[0, 0, 1, 0.875], [0, 0.75, 1, 1]]
-    assert got.scores.tolist() == [0.75, 0.5]
-    assert got.rows.tolist() == [1, 2]
-    assert got.boxes.dtype == got.scores.dtype == dtype
-    assert got.rows.dtype == np.int64
+    assert actual.boxes.tolist() == [[0, 0, 1, 0.875], [0, 0.75, 1, 1]]
+    assert actual.scores.tolist() == [0.75, 0.5]
+    assert actual.rows.tolist() == [1, 2]
+    assert actual.boxes.dtype == actual.scores.dtype == dtype
+    assert actual.rows.dtype == np.int64
 
 
 def test_an_overlap_of_exactly_the_threshold_votes():
@@ -83,9 +83,9 @@ def test_votes_are_for_the_best_box_alone():
     # Each overlaps the next by 3/5 and the one after by 1/3: the third does not vote for the
     # first through the second, and the second is spent.
     b = np.float32([[0, 0, 1, 1], [0.25, 0, 1.25, 1], [0.5, 0, 1.5, 1]])
-    got = box_voting(b, np.float32([0.75, 0.75, 0.5]), 0.45)
-    assert got.boxes.tolist() == [[0.125, 0, 1.125, 1], [0.5, 0, 1.5, 1]]
-    assert got.rows.tolist() == [0, 2]  # of equal scores the lower row leads
+    actual = box_voting(b, np.float32([0.75, 0.75, 0.5]), 0.45)
+    assert actual.boxes.tolist() == [[0.125, 0, 1.125, 1], [0.5, 0, 1.5, 1]]
+    assert actual.rows.tolist() == [0, 2]  # of equal scores the lower row leads
 
 
 def test_ties_keep_their_order_on_long_inputs():
@@ -100,12 +100,12 @@ def test_ties_keep_their_order_on_long_inputs():
 def test_softly_beaten_voters_stay_beside_the_vote():
     b = np.float32([[0, 0, 1, 0.5], [0, 0, 1, 1], [0, 0, 1, 0.75]])
     scores = np.float32([0.5, 1, 0.5])
-    got = box_voting(b, scores, 0.45, least=0.125)
+    actual = box_voting(b, scores, 0.45, least=0.125)
     # Beaten: 0.5 * (1 - 1/2) = 1/4 and 0.5 * (1 - 3/4) = 1/8, which is still enough. The
     # best itself is in the vote alone.
-    assert got.boxes[:, 3].tolist() == [0.8125, 0.5, 0.75]
-    assert got.scores.tolist() == [1, 0.25, 0.125]
-    assert got.rows.tolist() == [1, 0, 2]
+    assert actual.boxes[:, 3].tolist() == [0.8125, 0.5, 0.75]
+    assert actual.scores.tolist() == [1, 0.25, 0.125]
+    assert actual.rows.tolist() == [1, 0, 2]
     assert box_voting(b, scores, 0.45, least=0.126).rows.tolist() == [1, 0]
 
 
@@ -120,31 +120,31 @@ def test_pixels_are_added_where_overlaps_are_measured():
 
 def test_boxes_without_area_vote_for_themselves():
     point = np.float32([[0.5, 0.5, 0.5, 0.5]] * 2)
-    got = box_voting(point, np.float32([0.25, 0.75]), 0.45)
-    assert got.rows.tolist() == [1, 0]
-    assert_array_equal(got.boxes, point)
+    actual = box_voting(point, np.float32([0.25, 0.75]), 0.45)
+    assert actual.rows.tolist() == [1, 0]
+    assert_array_equal(actual.boxes, point)
 
 
 @given(data=st.data(), dtype=st.sampled_from([np.float32, np.float64]))
 def test_laws_of_voting(data, dtype):
     b = data.draw(boxes(dtype=dtype))
     scores = data.draw(positive_scores(len(b))).astype(dtype)
-    got = box_voting(b, scores, 0.451)
+    actual = box_voting(b, scores, 0.451)
     # Who leads is who survives suppression, with the score it had.
-    assert got.rows.tolist() == nms(b, scores, 0.451).tolist()
-    assert_array_equal(got.scores, scores[got.rows])
+    assert actual.rows.tolist() == nms(b, scores, 0.451).tolist()
+    assert_array_equal(actual.scores, scores[actual.rows])
     # A vote is within what was voted for; nothing that none voted for is moved.
-    assert (got.boxes >= b.min(axis=0, initial=1) - 1e-7).all()
-    assert (got.boxes <= b.max(axis=0, initial=0) + 1e-7).all()
+    assert (actual.boxes >= b.min(axis=0, initial=1) - 1e-7).all()
+    assert (actual.boxes <= b.max(axis=0, initial=0) + 1e-7).all()
     sort = np.argsort(-scores)
     same(box_voting(b, scores, 1.01), (b[sort], scores[sort], sort))
     # The order of the rows does not matter.
     order = np.array(data.draw(st.permutations(range(len(b)))), np.int64)
     again = box_voting(b[order], scores[order], 0.451)
-    same((again.boxes, again.scores, order[again.rows]), got)
+    same((again.boxes, again.scores, order[again.rows]), actual)
     # What stays softly is there beside the same votes, and never rises.
     soft = box_voting(b, scores, 0.451, least=0.05)
-    assert set(got.rows.tolist()) <= set(soft.rows.tolist())
+    assert set(actual.rows.tolist()) <= set(soft.rows.tolist())
     assert len(set(soft.rows.tolist())) == len(soft.rows)
     assert (soft.scores <= scores[soft.rows]).all()
 
@@ -163,12 +163,12 @@ def test_soft_suppression_by_hand(dtype):
         ],
         dtype,
     )
-    got = soft_nms(b, np.array([0.75, 1, 0.25, 0.5], dtype), 0.3, 0.01)
-    assert got.rows.tolist() == [1, 0, 2]
-    assert got.scores.tolist() == [1, 0.375, 0.125]
-    assert_array_equal(got.boxes, b[[1, 0, 2]])
-    assert got.boxes.dtype == got.scores.dtype == dtype
-    assert got.rows.dtype == np.int64
+    actual = soft_nms(b, np.array([0.75, 1, 0.25, 0.5], dtype), 0.3, 0.01)
+    assert actual.rows.tolist() == [1, 0, 2]
+    assert actual.scores.tolist() == [1, 0.375, 0.125]
+    assert_array_equal(actual.boxes, b[[1, 0, 2]])
+    assert actual.boxes.dtype == actual.scores.dtype == dtype
+    assert actual.rows.dtype == np.int64
 
 
 def test_soft_suppression_goes_on_with_the_lowered_scores():
@@ -190,22 +190,22 @@ def test_a_score_of_exactly_the_least_stays_and_ties_go_to_the_lower_row():
 def test_laws_of_soft_suppression(data, dtype):
     b = data.draw(boxes(dtype=dtype))
     scores = data.draw(positive_scores(len(b))).astype(dtype)
-    got = soft_nms(b, scores, 0.3, 0.003)
-    assert_array_equal(got.boxes, b[got.rows])
-    assert (got.scores <= scores[got.rows]).all()
-    assert (np.diff(got.scores) <= 0).all()
-    assert (got.scores >= 0.003).all()
+    actual = soft_nms(b, scores, 0.3, 0.003)
+    assert_array_equal(actual.boxes, b[actual.rows])
+    assert (actual.scores <= scores[actual.rows]).all()
+    assert (np.diff(actual.scores) <= 0).all()
+    assert (actual.scores >= 0.003).all()
     # The best stays as it is, and where nothing overlaps too much all do.
-    assert got.rows[:1].tolist() == np.argsort(-scores)[:1].tolist()
+    assert actual.rows[:1].tolist() == np.argsort(-scores)[:1].tolist()
     alone = nms(b, scores, 0.3)
     same(soft_nms(b[alone], scores[alone], 0.3, 0.001)[:2], (b[alone], scores[alone]))
     sort = np.argsort(-scores)
     same(soft_nms(b, scores, 1, 0.001), (b[sort], scores[sort], sort))
     # The order of the rows does not matter, but for ties that lowering makes.
-    if len(np.unique(got.scores)) == len(got.scores):
+    if len(np.unique(actual.scores)) == len(actual.scores):
         order = np.array(data.draw(st.permutations(range(len(b)))), np.int64)
         again = soft_nms(b[order], scores[order], 0.3, 0.003)
-        same((again.boxes, again.scores, order[again.rows]), got)
+        same((again.boxes, again.scores, order[again.rows]), actual)
 
 
 @pytest.mark.parametrize("combine", [box_voting, lambda *a: soft_nms(*a[:3], 0.01)])
@@ -288,9 +288,9 @@ def test_without_limits_boxes_without_area_count():
 
 def test_a_mirrored_view_is_mirrored_back():
     row = ((0.125, 0.25, 0.5, 0.75), 0.5, 3)
-    got = one_view(View(mirrored=True), row)
-    assert got.boxes.tolist() == [[0.5, 0.25, 0.875, 0.75]]
-    assert got.labels.tolist() == [3]
+    actual = one_view(View(mirrored=True), row)
+    assert actual.boxes.tolist() == [[0.5, 0.25, 0.875, 0.75]]
+    assert actual.labels.tolist() == [3]
 
 
 # Fusion
@@ -377,23 +377,23 @@ RULES = st.sampled_from(["vote", "soft_vote"])
 @given(data=st.data(), found=several(), rule=RULES)
 def test_the_order_of_the_views_does_not_matter(data, found, rule):
     config = FusionConfig(VIEWS, rule, score=0.001)
-    got = fuse(found, config, SIZE)
+    actual = fuse(found, config, SIZE)
     order = data.draw(st.permutations(range(len(VIEWS))))
     turned = dataclasses.replace(config, views=tuple(VIEWS[i] for i in order))
     again = fuse([found[i] for i in order], turned, SIZE)
-    if len(np.unique(got.scores)) == len(got.scores):
-        same(again, got)
+    if len(np.unique(actual.scores)) == len(actual.scores):
+        same(again, actual)
 
 
 @given(found=several(), rule=RULES)
 def test_a_mirrored_image_has_the_mirrored_detections(found, rule):
     config = FusionConfig(VIEWS, rule, score=0.001)
     mirrored = tuple(dataclasses.replace(v, mirrored=not v.mirrored) for v in VIEWS)
-    got = fuse(found, config, SIZE)
+    actual = fuse(found, config, SIZE)
     other = fuse(found, dataclasses.replace(config, views=mirrored), SIZE)
-    assert_array_equal(other.labels, got.labels)
-    assert_array_equal(other.scores, got.scores)
-    left, low, right, high = got.boxes.T
+    assert_array_equal(other.labels, actual.labels)
+    assert_array_equal(other.scores, actual.scores)
+    left, low, right, high = actual.boxes.T
     assert_allclose(other.boxes, np.stack([1 - right, low, 1 - left, high], axis=1), atol=1e-6)
 
 

@@ -17,11 +17,11 @@ def test_the_authors_mean():
     # B 104, G 117, R 123 (mean of the authors' release), blue first; no division.
     image = np.zeros((2, 3, 3), np.uint8)
     image[1, 2] = [200, 150, 100]  # R, G, B
-    got = normalise(image, preset("refinedet_vgg16_320").image)
-    assert got.shape == (3, 2, 3)
-    assert got.dtype == np.float32
-    assert got[:, 0, 0].tolist() == [-104, -117, -123]
-    assert got[:, 1, 2].tolist() == [100 - 104, 150 - 117, 200 - 123]
+    actual = normalise(image, preset("refinedet_vgg16_320").image)
+    assert actual.shape == (3, 2, 3)
+    assert actual.dtype == np.float32
+    assert actual[:, 0, 0].tolist() == [-104, -117, -123]
+    assert actual[:, 1, 2].tolist() == [100 - 104, 150 - 117, 200 - 123]
 
 
 def test_mean_and_deviation_follow_the_channel_order():
@@ -41,9 +41,9 @@ def test_one_rounding_to_float32():
 
 def test_the_result_is_contiguous_and_the_image_unchanged():
     image = np.full((4, 6, 3), 7, np.uint8)[:, ::2]
-    got = normalise(image, ImageConfig())
-    assert got.shape == (3, 4, 3)
-    assert got.flags["C_CONTIGUOUS"]
+    actual = normalise(image, ImageConfig())
+    assert actual.shape == (3, 4, 3)
+    assert actual.flags["C_CONTIGUOUS"]
     assert (image == 7).all()
 
 
@@ -51,9 +51,9 @@ def test_the_result_is_contiguous_and_the_image_unchanged():
 def test_mirroring_before_or_after_is_the_same(height, width):
     image = np.random.default_rng(height * 5 + width).integers(0, 256, (height, width, 3), np.uint8)
     config = ImageConfig(std=(2, 3, 4))
-    got = normalise(image, config)
-    assert got.shape == (3, height, width)
-    assert_array_equal(normalise(image[:, ::-1], config), got[..., ::-1])
+    actual = normalise(image, config)
+    assert actual.shape == (3, height, width)
+    assert_array_equal(normalise(image[:, ::-1], config), actual[..., ::-1])
 
 
 @pytest.mark.parametrize(

@@ -63,11 +63,11 @@ def slow_conv(x, w, stride, padding, dilation):
 @pytest.mark.parametrize("size", [(7, 10), (8, 5)])
 def test_convolution_against_loops(kernel, stride, padding, dilation, size):
     x, w = numbers(0, 2, 3, *size), numbers(1, 4, 3, kernel, kernel)
-    got = conv2d(x, w, stride, padding, dilation)
-    assert_allclose(got, slow_conv(x, w, stride, padding, dilation), atol=1e-12)
-    got = conv2d(x.astype(np.float32), w.astype(np.float32), stride, padding, dilation)
-    assert got.dtype == np.float32
-    assert_allclose(got, slow_conv(x, w, stride, padding, dilation), atol=1e-4)
+    actual = conv2d(x, w, stride, padding, dilation)
+    assert_allclose(actual, slow_conv(x, w, stride, padding, dilation), atol=1e-12)
+    actual = conv2d(x.astype(np.float32), w.astype(np.float32), stride, padding, dilation)
+    assert actual.dtype == np.float32
+    assert_allclose(actual, slow_conv(x, w, stride, padding, dilation), atol=1e-4)
 
 
 def test_convolution_by_hand_and_its_defaults():
@@ -105,9 +105,9 @@ def test_max_pooling_by_hand():
 def test_a_border_behind_the_last():
     # Windows of three at 0 and 2, the last column and row of the second one zero.
     x, w = np.arange(1.0, 17).reshape(1, 1, 4, 4), np.ones((1, 1, 3, 3))
-    got = conv2d(x, w, stride=2, far=1)
-    assert got.tolist() == [[[[54, 45], [72, 54]]]]
-    assert_array_equal(got, conv2d(np.pad(x, ((0, 0), (0, 0), (0, 1), (0, 1))), w, stride=2))
+    actual = conv2d(x, w, stride=2, far=1)
+    assert actual.tolist() == [[[[54, 45], [72, 54]]]]
+    assert_array_equal(actual, conv2d(np.pad(x, ((0, 0), (0, 0), (0, 1), (0, 1))), w, stride=2))
 
 
 def test_max_pooling_of_threes_by_hand():
@@ -117,19 +117,19 @@ def test_max_pooling_of_threes_by_hand():
     assert max_pool3x3(x, before=0).dtype == np.float32
     x = numbers(0, 2, 3, 6, 8)
     for before in (0, 1):
-        got = max_pool3x3(x, before)
-        assert got.shape == (2, 3, 3, 4)
-        for n, c, i, j in np.ndindex(got.shape):
+        actual = max_pool3x3(x, before)
+        assert actual.shape == (2, 3, 3, 4)
+        for n, c, i, j in np.ndindex(actual.shape):
             rows = slice(max(0, 2 * i - before), 2 * i - before + 3)
             columns = slice(max(0, 2 * j - before), 2 * j - before + 3)
-            assert got[n, c, i, j] == x[n, c, rows, columns].max()
+            assert actual[n, c, i, j] == x[n, c, rows, columns].max()
 
 
 def test_overlapping_windows_add_their_gradients_and_ties_go_to_the_first():
     x = np.float64([[[[0, 0, 9, 0], [0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]]]])
-    got = max_pool3x3_gradient(np.float64([[[[1, 2], [4, 8]]]]), x, before=0)[0]
+    actual = max_pool3x3_gradient(np.float64([[[[1, 2], [4, 8]]]]), x, before=0)[0]
     # The two upper windows both see the 9; the lower left one four ones, the lower right none.
-    assert got.tolist() == [[[[0, 0, 3, 0], [0, 0, 0, 0], [4, 0, 8, 0], [0, 0, 0, 0]]]]
+    assert actual.tolist() == [[[[0, 0, 3, 0], [0, 0, 0, 0], [4, 0, 8, 0], [0, 0, 0, 0]]]]
 
 
 def test_relu_by_hand():
@@ -142,29 +142,29 @@ def test_relu_by_hand():
 def test_l2_normalisation_by_hand(dtype):
     # Channels 3 and 4 have the norm 5; scales 10 and 20.
     x = np.array([[[[3, 0]], [[4, 0]]]], dtype)
-    got = l2_normalise(x, np.array([10, 20], dtype), 1e-10)
-    assert got.dtype == dtype
-    assert_allclose(got, [[[[6, 0]], [[16, 0]]]], rtol=1e-6)
+    actual = l2_normalise(x, np.array([10, 20], dtype), 1e-10)
+    assert actual.dtype == dtype
+    assert_allclose(actual, [[[[6, 0]], [[16, 0]]]], rtol=1e-6)
 
 
 def test_the_epsilon_of_the_l2_normalisation_is_under_the_root():
     # sqrt(3^2 + 7) = 4, where 3 + 7 is 10.
-    got = l2_normalise(np.full((1, 1, 1, 1), 3.0), np.ones(1), 7.0)
-    assert got.item() == 0.75
+    actual = l2_normalise(np.full((1, 1, 1, 1), 3.0), np.ones(1), 7.0)
+    assert actual.item() == 0.75
     # The authors' 1e-10: a channel of 1e-5 alone is divided by sqrt(2e-10).
-    got = l2_normalise(np.full((1, 1, 1, 1), 1e-5), np.ones(1), 1e-10)
-    assert_allclose(got.item(), math.sqrt(0.5), rtol=1e-12)
+    actual = l2_normalise(np.full((1, 1, 1, 1), 1e-5), np.ones(1), 1e-10)
+    assert_allclose(actual.item(), math.sqrt(0.5), rtol=1e-12)
 
 
 def test_l2_normalisation_is_pixel_by_pixel():
-    got = l2_normalise(numbers(0, 2, 5, 3, 4), np.ones(5), 1e-30)
-    assert_allclose(np.square(got).sum(axis=1), 1, rtol=1e-12)
+    actual = l2_normalise(numbers(0, 2, 5, 3, 4), np.ones(5), 1e-30)
+    assert_allclose(np.square(actual).sum(axis=1), 1, rtol=1e-12)
 
 
 def test_batch_normalisation_by_hand():
     # (x - 1) / sqrt(3 + 1) * 10 + 0.5; the second channel (x - 2) / 1 * 1 + 0.
     x = np.float64([[[[1, 5]], [[2, 0]]]])
-    got = batch_normalise(
+    actual = batch_normalise(
         x,
         gamma=np.float64([10, 1]),
         beta=np.float64([0.5, 0]),
@@ -172,7 +172,7 @@ def test_batch_normalisation_by_hand():
         variance=np.float64([3, 0]),
         eps=1.0,
     )
-    assert got.tolist() == [[[[0.5, 20.5]], [[0, -2]]]]
+    assert actual.tolist() == [[[[0.5, 20.5]], [[0, -2]]]]
 
 
 def test_weights_hold_rows_before_columns():
@@ -224,11 +224,11 @@ def test_gradients_against_central_differences(name):
     if layer is normalised:
         x = arrays[0]
         moments = x.mean(axis=(0, 2, 3)), x.var(axis=(0, 2, 3))
-        got = GRADIENTS[batch_normalise](d, *arrays, *moments, eps=0.1)
+        actual = GRADIENTS[batch_normalise](d, *arrays, *moments, eps=0.1)
     else:
-        got = GRADIENTS[layer](d, *arrays, **options)
-    assert [g.shape for g in got] == [a.shape for a in arrays]
-    for k, gradient in enumerate(got):
+        actual = GRADIENTS[layer](d, *arrays, **options)
+    assert [g.shape for g in actual] == [a.shape for a in arrays]
+    for k, gradient in enumerate(actual):
         direction = numbers(20 + k, *gradient.shape)
         sides = []
         for step in (1e-6, -1e-6):
@@ -241,8 +241,8 @@ def test_gradients_against_central_differences(name):
 def test_gradients_at_the_kinks():
     """Of equal values in a patch the first gets all; at 0 a ReLU passes nothing back."""
     ties = np.float64([[[[5, 5, 1, 2], [5, 5, 3, 3]]]])
-    got = max_pool2x2_gradient(np.float64([[[[7, 8]]]]), ties)[0]
-    assert got.tolist() == [[[[7, 0, 0, 0], [0, 0, 8, 0]]]]
+    actual = max_pool2x2_gradient(np.float64([[[[7, 8]]]]), ties)[0]
+    assert actual.tolist() == [[[[7, 0, 0, 0], [0, 0, 8, 0]]]]
     assert relu_gradient(np.float64([1, 1, 1]), np.float64([-1, 0, 2]))[0].tolist() == [0, 0, 1]
 
 
@@ -251,11 +251,11 @@ def test_a_tape_adds_up_what_several_readers_say():
     y = tape(relu, x)
     z = tape(add, tape(add, x, y), x)
     assert z.tolist() == [3, -4]
-    got = tape.backward(
+    actual = tape.backward(
         [(z, np.float64([1, 10])), (y, np.float64([100, 100]))], {"x": x, "u": unused}
     )
-    assert got["x"].tolist() == [103, 20]
-    assert got["u"].tolist() == [0]
+    assert actual["x"].tolist() == [103, 20]
+    assert actual["u"].tolist() == [0]
 
 
 def test_layers_and_gradients_keep_float32():
@@ -269,8 +269,8 @@ def test_layers_and_gradients_keep_float32():
         assert {g.dtype for g in GRADIENTS[layer](out, *arrays, **options)} == {x.dtype}
     c = np.ones(3, np.float32)
     out = batch_normalise(x, c, c, c, c, 1e-5)
-    got = GRADIENTS[batch_normalise](out, x, c, c, c, c, 1e-5)
-    assert {g.dtype for g in (out, *got)} == {x.dtype}
+    actual = GRADIENTS[batch_normalise](out, x, c, c, c, c, 1e-5)
+    assert {g.dtype for g in (out, *actual)} == {x.dtype}
 
 
 def test_an_array_that_no_output_depends_on_does_not_stop_the_backward_pass():

@@ -56,9 +56,9 @@ def random(seed):
 @BOTH
 def test_softmax_by_hand(dtype):
     # e^0 : e^ln2 : e^ln5 = 1 : 2 : 5
-    got = softmax(np.array([[0, math.log(2), math.log(5)]], dtype))
-    assert got.dtype == dtype
-    assert_allclose(got, [[0.125, 0.25, 0.625]], rtol=1e-6 if dtype == np.float32 else 1e-14)
+    actual = softmax(np.array([[0, math.log(2), math.log(5)]], dtype))
+    assert actual.dtype == dtype
+    assert_allclose(actual, [[0.125, 0.25, 0.625]], rtol=1e-6 if dtype == np.float32 else 1e-14)
 
 
 @given(x=arrays(np.float64, (2, 3, 4), elements=st.floats(-30, 30)), shift=st.floats(-100, 100))
@@ -137,10 +137,10 @@ def test_cross_entropy_of_huge_logits_is_exact():
 def test_cross_entropy_is_computed_in_float64():
     logits = random(1).normal(size=(50, 7)).astype(np.float32)
     labels = np.arange(50) % 7
-    for got, fine in zip(
+    for actual, fine in zip(
         cross_entropy(logits, labels), cross_entropy(logits.astype(float), labels), strict=True
     ):
-        assert_array_equal(got, fine.astype(np.float32))
+        assert_array_equal(actual, fine.astype(np.float32))
 
 
 def test_cross_entropy_of_nothing_and_what_it_refuses():
@@ -245,8 +245,8 @@ def test_equal_losses_go_to_the_lowest_anchor():
     [(0, 2, 0), (0.5, 1, 0), (0.5, 2, 1), (0.5, 3, 1), (1.9, 1, 1), (3, 2, 6), (1e300, 1, 9)],
 )
 def test_the_number_is_rounded_down(ratio, positives, count):
-    got = mined(np.arange(10), positive=range(positives), ratio=ratio)
-    assert len(got) == min(count, 10 - positives)
+    actual = mined(np.arange(10), positive=range(positives), ratio=ratio)
+    assert len(actual) == min(count, 10 - positives)
 
 
 def test_a_image_without_positives_has_no_negatives():
@@ -296,19 +296,19 @@ def test_a_batch_by_hand(dtype):
     zeros = np.zeros((2, 3, 2), dtype)
     labels = np.array([[1, 0, 0], [0, 0, 0]])
     expected = np.zeros((2, 3, 4), dtype)
-    got = module_loss(offsets, zeros, expected, labels, np.ones((2, 3), bool), 1.0)
-    assert isinstance(got, ModuleLoss)
-    assert got.offsets_gradient.dtype == got.logits_gradient.dtype == dtype
-    assert got.offsets == 1.625
-    assert got.classes == pytest.approx(2 * math.log(2), rel=1e-6)
-    assert isinstance(got.offsets, float)
-    assert isinstance(got.classes, float)
+    actual = module_loss(offsets, zeros, expected, labels, np.ones((2, 3), bool), 1.0)
+    assert isinstance(actual, ModuleLoss)
+    assert actual.offsets_gradient.dtype == actual.logits_gradient.dtype == dtype
+    assert actual.offsets == 1.625
+    assert actual.classes == pytest.approx(2 * math.log(2), rel=1e-6)
+    assert isinstance(actual.offsets, float)
+    assert isinstance(actual.classes, float)
     want = np.zeros((2, 3, 4))
     want[0, 0] = [0.5, 1, 0, 0]
-    assert_array_equal(got.offsets_gradient, want)
+    assert_array_equal(actual.offsets_gradient, want)
     want = np.zeros((2, 3, 2))
     want[0, 0], want[0, 1] = [0.5, -0.5], [-0.5, 0.5]
-    assert_array_equal(got.logits_gradient, want)
+    assert_array_equal(actual.logits_gradient, want)
 
 
 def test_the_divisor_counts_the_positives_of_the_whole_batch():
@@ -316,12 +316,12 @@ def test_the_divisor_counts_the_positives_of_the_whole_batch():
     offsets, expected = np.zeros((2, 4, 4)), np.zeros((2, 4, 4))
     offsets[..., 0] = 3
     labels = np.array([[1, 2, 1, 0], [0, 0, 0, 2]])
-    got = module_loss(offsets, np.zeros((2, 4, 3)), expected, labels, np.zeros((2, 4), bool), 3)
-    assert got.offsets == 2.5
-    assert got.classes == pytest.approx(math.log(3), rel=1e-14)
-    assert got.offsets_gradient[0, 0, 0] == 0.25
-    assert got.offsets_gradient[0, 3, 0] == 0
-    assert_allclose(got.logits_gradient[1, 3], np.float64([1, 1, -2]) / 12, rtol=1e-14)
+    actual = module_loss(offsets, np.zeros((2, 4, 3)), expected, labels, np.zeros((2, 4), bool), 3)
+    assert actual.offsets == 2.5
+    assert actual.classes == pytest.approx(math.log(3), rel=1e-14)
+    assert actual.offsets_gradient[0, 0, 0] == 0.25
+    assert actual.offsets_gradient[0, 3, 0] == 0
+    assert_allclose(actual.logits_gradient[1, 3], np.float64([1, 1, -2]) / 12, rtol=1e-14)
 
 
 def test_negatives_are_counted_image_by_image():
@@ -331,30 +331,30 @@ def test_negatives_are_counted_image_by_image():
     logits[1, :, 1] = 50
     labels = np.array([[1, 1, 0, 0, 0], [0, 0, 0, 0, 0]])
     offsets = np.zeros((2, 5, 4))
-    got = module_loss(offsets, logits, offsets, labels, np.ones((2, 5), bool), 1)
-    assert (np.abs(got.logits_gradient).sum(axis=2) > 0).tolist() == [
+    actual = module_loss(offsets, logits, offsets, labels, np.ones((2, 5), bool), 1)
+    assert (np.abs(actual.logits_gradient).sum(axis=2) > 0).tolist() == [
         [True, True, True, True, False],
         [False] * 5,
     ]
-    assert got.classes == pytest.approx(4 * math.log(2) / 2, rel=1e-14)
+    assert actual.classes == pytest.approx(4 * math.log(2) / 2, rel=1e-14)
 
 
 @BOTH
 def test_a_batch_without_positives_costs_nothing(dtype):
     offsets, logits, expected, labels, eligible = module_batch(dtype=dtype)
-    got = module_loss(offsets, logits, expected, labels * 0, eligible, 3)
-    assert (got.offsets, got.classes) == (0, 0)
-    assert got.offsets_gradient.shape == offsets.shape
-    assert got.logits_gradient.shape == logits.shape
-    assert not got.offsets_gradient.any()
-    assert not got.logits_gradient.any()
+    actual = module_loss(offsets, logits, expected, labels * 0, eligible, 3)
+    assert (actual.offsets, actual.classes) == (0, 0)
+    assert actual.offsets_gradient.shape == offsets.shape
+    assert actual.logits_gradient.shape == logits.shape
+    assert not actual.offsets_gradient.any()
+    assert not actual.logits_gradient.any()
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("ratio", [0, 1, 3])
 def test_gradients_of_a_module(seed, ratio):
     offsets, logits, expected, labels, eligible = module_batch(seed)
-    got = module_loss(offsets, logits, expected, labels, eligible, ratio)
+    actual = module_loss(offsets, logits, expected, labels, eligible, ratio)
     assert labels.any()
 
     def total(x, y):
@@ -363,17 +363,17 @@ def test_gradients_of_a_module(seed, ratio):
 
     by_offsets = differences(lambda x: total(x, logits), offsets)
     by_logits = differences(lambda y: total(offsets, y), logits)
-    assert_allclose(got.offsets_gradient, by_offsets, atol=1e-6)
-    assert_allclose(got.logits_gradient, by_logits, atol=1e-8)
+    assert_allclose(actual.offsets_gradient, by_offsets, atol=1e-6)
+    assert_allclose(actual.logits_gradient, by_logits, atol=1e-8)
 
 
 @given(seed=st.integers(0, 99))
 def test_only_positives_and_chosen_negatives_have_a_gradient(seed):
     offsets, logits, expected, labels, eligible = module_batch(seed)
-    got = module_loss(offsets, logits, expected, labels, eligible, 1.5)
+    actual = module_loss(offsets, logits, expected, labels, eligible, 1.5)
     positive = labels > 0
-    assert not got.offsets_gradient[~positive].any()
-    counted = np.abs(got.logits_gradient).sum(axis=2) > 0
+    assert not actual.offsets_gradient[~positive].any()
+    counted = np.abs(actual.logits_gradient).sum(axis=2) > 0
     assert counted[positive].all()
     assert not counted[~positive & ~eligible].any()
     for image in range(len(labels)):
@@ -398,8 +398,8 @@ def test_a_module_sums_in_float64():
     offsets[0, 0, 0] = 2**24
     labels = np.ones((1, 1001), int)
     zeros = np.zeros_like(offsets)
-    got = module_loss(offsets, zeros[..., :2], zeros, labels, labels > 0, 3)
-    assert got.offsets == (2**24 + 1000) / 1001
+    actual = module_loss(offsets, zeros[..., :2], zeros, labels, labels > 0, 3)
+    assert actual.offsets == (2**24 + 1000) / 1001
 
 
 def test_what_a_module_refuses():
@@ -445,16 +445,16 @@ def objects_of(dtype=np.float64):
 @BOTH
 def test_targets_of_both_modules(dtype):
     heads, (boxes, labels) = heads_of(0, dtype=dtype), objects_of(dtype)
-    got = detector_targets(heads, boxes, labels, CONFIG)
+    actual = detector_targets(heads, boxes, labels, CONFIG)
     anchors = all_anchors(CONFIG).astype(dtype)
     for image in range(3):
         offsets, classes = targets(anchors, boxes[image], labels[image], CONFIG)
-        assert_array_equal(got.arm_offsets[image], offsets)
-        assert_array_equal(got.arm_labels[image], classes > 0)  # an object, whichever
+        assert_array_equal(actual.arm_offsets[image], offsets)
+        assert_array_equal(actual.arm_labels[image], classes > 0)  # an object, whichever
         refined = decode(heads.arm_offsets[image], anchors, CONFIG.anchors.variances)
         offsets, classes = targets(refined, boxes[image], labels[image], CONFIG)
-        assert_array_equal(got.odm_offsets[image], offsets)
-        assert_array_equal(got.odm_labels[image], classes)
+        assert_array_equal(actual.odm_offsets[image], offsets)
+        assert_array_equal(actual.odm_labels[image], classes)
         positive = classes > 0
         reached = (
             encode(
@@ -466,11 +466,11 @@ def test_targets_of_both_modules(dtype):
             else offsets[:0]
         )
         assert_allclose(offsets[positive][:1], reached, rtol=1e-6)
-    assert got.arm_offsets.dtype == got.odm_offsets.dtype == dtype
-    assert got.arm_labels.dtype == got.odm_labels.dtype == np.int64
-    assert got.odm_labels.max() == 3
-    assert not got.arm_labels[1].any()
-    assert not got.odm_labels[1].any()
+    assert actual.arm_offsets.dtype == actual.odm_offsets.dtype == dtype
+    assert actual.arm_labels.dtype == actual.odm_labels.dtype == np.int64
+    assert actual.odm_labels.max() == 3
+    assert not actual.arm_labels[1].any()
+    assert not actual.odm_labels[1].any()
 
 
 def test_anchors_that_the_arm_holds_for_background_are_no_negatives():
@@ -480,13 +480,13 @@ def test_anchors_that_the_arm_holds_for_background_are_no_negatives():
     heads = heads_of(0)
     heads.arm_logits[...] = 0
     heads.arm_logits[0, :3, 0] = [math.log(3.01), math.log(2.99), -9]
-    got = detector_targets(heads, *objects_of(), config)
-    assert got.odm_eligible.dtype == bool
-    assert got.odm_eligible[0, :4].tolist() == [False, True, True, True]
+    actual = detector_targets(heads, *objects_of(), config)
+    assert actual.odm_eligible.dtype == bool
+    assert actual.odm_eligible[0, :4].tolist() == [False, True, True, True]
     heads.arm_logits[0, 3] = [math.log(99.1), 0]
     heads.arm_logits[0, 4] = [math.log(98.9), 0]
-    got = detector_targets(heads, *objects_of(), CONFIG)
-    assert got.odm_eligible[0, :5].tolist() == [True, True, True, False, True]
+    actual = detector_targets(heads, *objects_of(), CONFIG)
+    assert actual.odm_eligible[0, :5].tolist() == [True, True, True, False, True]
 
 
 def test_an_objectness_of_exactly_the_threshold_is_eligible():
@@ -533,10 +533,10 @@ def test_the_loss_is_the_sum_of_two_modules():
         expected.odm_eligible,
         2,
     )
-    for got, want in ((loss.arm, arm), (loss.odm, odm)):
-        assert (got.offsets, got.classes) == (want.offsets, want.classes)
-        assert_array_equal(got.offsets_gradient, want.offsets_gradient)
-        assert_array_equal(got.logits_gradient, want.logits_gradient)
+    for actual, want in ((loss.arm, arm), (loss.odm, odm)):
+        assert (actual.offsets, actual.classes) == (want.offsets, want.classes)
+        assert_array_equal(actual.offsets_gradient, want.offsets_gradient)
+        assert_array_equal(actual.logits_gradient, want.logits_gradient)
     parts = (arm.offsets, arm.classes, odm.offsets, odm.classes)
     assert min(parts) > 0.1
     assert loss.total == pytest.approx(sum(parts), rel=1e-14)

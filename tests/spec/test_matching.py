@@ -85,10 +85,10 @@ def test_more_objects_than_anchors():
 
 @pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0)])
 def test_no_anchors_or_no_objects(shape):
-    got = match(np.zeros(shape, np.float32), HALF)
-    assert got.shape == (shape[0],)
-    assert got.dtype == np.int64
-    assert (got == UNMATCHED).all()
+    actual = match(np.zeros(shape, np.float32), HALF)
+    assert actual.shape == (shape[0],)
+    assert actual.dtype == np.int64
+    assert (actual == UNMATCHED).all()
 
 
 def test_an_object_that_no_anchor_touches_stays_unmatched():

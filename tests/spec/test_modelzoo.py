@@ -220,15 +220,15 @@ def test_layers_by_hand():
     x = np.float64([[[[1, 2], [3, 4]], [[1, 1], [1, 1]]]])
     w = np.zeros((2, 1, 3, 3))
     w[0, 0, 1, 1], w[1, 0, 0, 1] = 10, 1
-    got = depthwise_conv2d(x, w, padding=1)
-    assert got.tolist() == [[[[10, 20], [30, 40]], [[0, 0], [1, 1]]]]
+    actual = depthwise_conv2d(x, w, padding=1)
+    assert actual.tolist() == [[[[10, 20], [30, 40]], [[0, 0], [1, 1]]]]
     ends = np.float64([-1, 0, 3, 6, 7])
     assert relu6(ends).tolist() == [0, 0, 3, 6, 6]
     assert relu6_gradient(np.ones(5), ends)[0].tolist() == [0, 0, 1, 0, 0]
     # Sum of squares 25 above the floor of 4; 1 below it, where the norm is 2.
     x = np.float64([[[[3, 1]], [[4, 0]]]])
-    got = l2_normalise(x, np.float64([1, 1]), 4.0, floor=True)
-    assert got.tolist() == [[[[0.6, 0.5]], [[0.8, 0]]]]
+    actual = l2_normalise(x, np.float64([1, 1]), 4.0, floor=True)
+    assert actual.tolist() == [[[[0.6, 0.5]], [[0.8, 0]]]]
     by_x, by_scale = l2_normalise_gradient(np.ones_like(x), x, np.float64([1, 1]), 4.0, floor=True)
     assert_allclose(by_x[0, :, 0, 1], [0.5, 0.5])  # the norm does not move
     assert_allclose(by_x[0, :, 0, 0], [(1 - 0.6 * 1.4) / 5, (1 - 0.8 * 1.4) / 5])
@@ -342,14 +342,14 @@ def test_focal_loss_of_large_logits_is_finite():
 def test_every_anchor_contributes_and_the_divisor_is_the_positives():
     offsets, logits = numbers(0, 2, 3, 4), numbers(1, 2, 3, 5)
     expected, labels = numbers(2, 2, 3, 4), np.array([[0, 4, 0], [1, 0, 0]])
-    got = focal_module_loss(offsets, logits, expected, labels, 0.75, 2.0)
+    actual = focal_module_loss(offsets, logits, expected, labels, 0.75, 2.0)
     classes = focal(logits.reshape(-1, 5), labels.ravel(), 0.75, 2.0)
     boxes = smooth_l1(offsets.reshape(-1, 4), expected.reshape(-1, 4))
-    assert_allclose(got.classes, classes[0].sum() / 2)
-    assert_allclose(got.offsets, boxes[0][[1, 3]].sum() / 2)
-    assert_allclose(got.logits_gradient.reshape(-1, 5), classes[1] / 2)
-    assert_allclose(got.offsets_gradient[0, 1], boxes[1][1] / 2)
-    assert not got.offsets_gradient[0, 0].any()
+    assert_allclose(actual.classes, classes[0].sum() / 2)
+    assert_allclose(actual.offsets, boxes[0][[1, 3]].sum() / 2)
+    assert_allclose(actual.logits_gradient.reshape(-1, 5), classes[1] / 2)
+    assert_allclose(actual.offsets_gradient[0, 1], boxes[1][1] / 2)
+    assert not actual.offsets_gradient[0, 0].any()
     empty = focal_module_loss(offsets, logits, expected, 0 * labels, 0.75, 2.0)
     assert empty.offsets == 0
     assert_allclose(

@@ -322,11 +322,11 @@ def test_the_whole_against_a_second_opinion(batch_norm, training, size):
         anchors={"aspect_ratios": (1.0, 2.0, 0.5)},
     )
     parameters, images = lively(config, 3), numbers(4, 2, 3, *size)
-    got, statistics = forward(parameters, images, config, training=training)
+    actual, statistics = forward(parameters, images, config, training=training)
     opinion = SecondOpinion(parameters, config, training)
     expected, running = opinion.outputs(images), opinion.statistics
-    assert got._fields == NAMES
-    for name, mine, theirs in zip(NAMES, got, expected, strict=True):
+    assert actual._fields == NAMES
+    for name, mine, theirs in zip(NAMES, actual, expected, strict=True):
         assert mine.std() > 0.01, name  # it is alive
         assert_allclose(mine, theirs, rtol=1e-9, atol=1e-11, err_msg=name)
     assert set(statistics) == set(running)
@@ -340,11 +340,11 @@ def test_float32_comes_out_of_float32():
     parameters = {k: v.astype(np.float32) for k, v in lively(config, 0).items()}
     images = numbers(1, 2, 3, 64, 128).astype(np.float32)
     for training in (False, True):
-        got, statistics = forward(parameters, images, config, training=training)
+        actual, statistics = forward(parameters, images, config, training=training)
         fine = {k: v.astype(np.float64) for k, v in parameters.items()}
         want, _ = forward(fine, images.astype(np.float64), config, training=training)
-        assert {a.dtype for a in [*got, *statistics.values()]} == {np.dtype(np.float32)}
-        for mine, theirs in zip(got, want, strict=True):
+        assert {a.dtype for a in [*actual, *statistics.values()]} == {np.dtype(np.float32)}
+        for mine, theirs in zip(actual, want, strict=True):
             assert_allclose(mine, theirs, atol=1e-3)
 
 
@@ -354,8 +354,8 @@ def test_published_shapes(name, count):
     config = replace(preset(f"refinedet_vgg16_{name}"), network={"width": 1 / 64})
     side = int(name)
     images = np.zeros((1, 3, side, side), np.float32)
-    got, statistics = forward(initial_parameters(config, 0), images, config)
-    assert [a.shape for a in got] == [(1, count, n) for n in (4, 2, 4, 81)]
+    actual, statistics = forward(initial_parameters(config, 0), images, config)
+    assert [a.shape for a in actual] == [(1, count, n) for n in (4, 2, 4, 81)]
     assert statistics == {}
 
 
@@ -484,8 +484,8 @@ def test_the_backward_pass_is_the_slope_of_the_forward_pass(batch_norm):
     images = numbers(1, 2, 3, 64, 128)
     heads, statistics, backward = forward_and_backward(parameters, images, config)
     want, running = forward(parameters, images, config, training=True)
-    for got, expected in zip(heads, want, strict=True):
-        assert_array_equal(got, expected)
+    for actual, expected in zip(heads, want, strict=True):
+        assert_array_equal(actual, expected)
     assert {n: a.tolist() for n, a in statistics.items()} == {
         n: a.tolist() for n, a in running.items()
     }

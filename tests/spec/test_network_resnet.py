@@ -184,10 +184,10 @@ def lively(config, seed):
 def test_the_whole_against_a_second_opinion(family, training):
     config = small(family)
     parameters, images = lively(config, 0), numbers(1, 2, 3, *config.image_size)
-    got, statistics = forward(parameters, images, config, training=training)
+    actual, statistics = forward(parameters, images, config, training=training)
     opinion = SecondOpinion(parameters, family, training)
     expected, running = opinion.outputs(images), opinion.statistics
-    for name, mine, theirs in zip(Heads._fields, got, expected, strict=True):
+    for name, mine, theirs in zip(Heads._fields, actual, expected, strict=True):
         assert mine.std() > 0.01, name
         assert_allclose(mine, theirs, rtol=1e-9, atol=1e-11, err_msg=name)
     assert set(statistics) == set(running)

@@ -148,18 +148,18 @@ def test_computed_in_float64_and_rounded_once():
 def test_clipping_by_hand():
     # 3, 4 and 12 have the norm 13; to 6.5 is half of each.
     gradients = {"a": np.float64([3, 4]), "b": np.float64([[12]])}
-    got = clip_by_global_norm(gradients, 6.5)
-    assert list(got) == ["a", "b"]
-    assert_allclose(got["a"], [1.5, 2])
-    assert_allclose(got["b"], [[6]])
+    actual = clip_by_global_norm(gradients, 6.5)
+    assert list(actual) == ["a", "b"]
+    assert_allclose(actual["a"], [1.5, 2])
+    assert_allclose(actual["b"], [[6]])
 
 
 @pytest.mark.parametrize("norm", [13, 13.5, 1e9])
 def test_a_norm_of_at_most_the_limit_is_left_alone(norm):
     gradients = {"a": np.float32([3, 4]), "b": np.float32([[12]])}
-    got = clip_by_global_norm(gradients, norm)
-    assert got["a"].tolist() == [3, 4]
-    assert got["b"].tolist() == [[12]]
+    actual = clip_by_global_norm(gradients, norm)
+    assert actual["a"].tolist() == [3, 4]
+    assert actual["b"].tolist() == [[12]]
 
 
 def test_no_gradient_has_no_norm():
@@ -171,12 +171,12 @@ def test_no_gradient_has_no_norm():
 def test_the_norm_is_at_most_the_limit_and_the_direction_stays(seed, norm):
     rng = np.random.default_rng(seed)
     gradients = {"a": rng.normal(size=5) * 3, "b": rng.normal(size=(2, 2))}
-    got = clip_by_global_norm(gradients, norm)
-    before, after = (np.concatenate([t["a"], t["b"].ravel()]) for t in (gradients, got))
+    actual = clip_by_global_norm(gradients, norm)
+    before, after = (np.concatenate([t["a"], t["b"].ravel()]) for t in (gradients, actual))
     assert np.linalg.norm(after) <= norm * (1 + 1e-12)
     assert_allclose(after, before * min(1, norm / np.linalg.norm(before)), rtol=1e-12)
-    again = clip_by_global_norm(got, norm)
-    assert_allclose(again["a"], got["a"], rtol=1e-12)
+    again = clip_by_global_norm(actual, norm)
+    assert_allclose(again["a"], actual["a"], rtol=1e-12)
 
 
 def test_clipping_is_computed_in_float64():
@@ -185,9 +185,9 @@ def test_clipping_is_computed_in_float64():
     assert_allclose(big["a"], [3, 4], rtol=1e-6)
     gradients = {"a": np.random.default_rng(0).normal(size=2000).astype(np.float32)}
     fine = gradients["a"].astype(np.float64)
-    got = clip_by_global_norm(gradients, 1.0)["a"]
-    assert got.dtype == np.float32
-    assert_array_equal(got, (fine * (1 / np.sqrt(np.square(fine).sum()))).astype(np.float32))
+    actual = clip_by_global_norm(gradients, 1.0)["a"]
+    assert actual.dtype == np.float32
+    assert_array_equal(actual, (fine * (1 / np.sqrt(np.square(fine).sum()))).astype(np.float32))
 
 
 # The loss scale

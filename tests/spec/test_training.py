@@ -54,15 +54,15 @@ def test_a_step_is_loss_gradient_and_update_in_this_order():
     expected, moved = momentum_step(
         parameters, backward(by_heads), momentum_buffers, learning_rate(1, CONFIG.schedule), CONFIG
     )
-    got = training_step(parameters, momentum_buffers, images, BOXES, LABELS, 1, CONFIG)
-    assert got.loss.total == loss.total
+    actual = training_step(parameters, momentum_buffers, images, BOXES, LABELS, 1, CONFIG)
+    assert actual.loss.total == loss.total
     for name, value in moved.items():
-        assert_array_equal(got.momentum_buffers[name], value)
-        assert_array_equal(got.parameters[name], expected[name])
-        assert (got.parameters[name] != parameters[name]).any(), name
+        assert_array_equal(actual.momentum_buffers[name], value)
+        assert_array_equal(actual.parameters[name], expected[name])
+        assert (actual.parameters[name] != parameters[name]).any(), name
     for name, value in statistics.items():
-        assert_array_equal(got.parameters[name], value)
-    assert got.parameters.keys() == parameters.keys()
+        assert_array_equal(actual.parameters[name], value)
+    assert actual.parameters.keys() == parameters.keys()
     for name, value in before.items():
         assert_array_equal(parameters[name], value)
 
@@ -98,17 +98,17 @@ TOO_LARGE = 2.0**24
 
 def test_in_float16_a_step_without_overflow_is_that_of_float32():
     arguments = *start(), BOXES, LABELS
-    got = training_step(*arguments, 3, HALF, LossScale(8.0, 1))
+    actual = training_step(*arguments, 3, HALF, LossScale(8.0, 1))
     expected = training_step(*arguments, 3, CONFIG)
-    assert not got.skipped
+    assert not actual.skipped
     assert not expected.skipped
     for mine, other in (
-        (got.parameters, expected.parameters),
-        (got.momentum_buffers, expected.momentum_buffers),
+        (actual.parameters, expected.parameters),
+        (actual.momentum_buffers, expected.momentum_buffers),
     ):
         for name, value in mine.items():
             assert_array_equal(value, other[name])
-    assert got.scale == LossScale(16.0)
+    assert actual.scale == LossScale(16.0)
     assert expected.scale == LossScale(8.0)
 
 

@@ -56,8 +56,8 @@ def command(noise, tmp_path, monkeypatch):
 def test_options_of_another_layout_are_refused(run, command, tmp_path):
     """The training set would be judged in the place of what was meant."""
     list_ = tmp_path / "list.txt"
-    said = "--eval-annotations: layout text needs it, to evaluate"
-    refused(run(*command, "--eval-images", tmp_path), said)
+    message = "--eval-annotations: layout text needs it, to evaluate"
+    refused(run(*command, "--eval-images", tmp_path), message)
     refused(run(*command, "--eval-split", "test"), "--eval-split: is not read with layout text")
     refused(run(*command, "--split", "test"), "--split: is not read with layout text; leave it out")
     voc = ("train", "--run", tmp_path / "run", "--layout", "voc", "--root", tmp_path)
@@ -72,15 +72,15 @@ def test_a_dry_run_tells_the_run_and_writes_nothing(run, command, tmp_path):
     status, out, err = run(*command, "--eval-annotations", tmp_path / "list.txt")
     assert (status, err) == (0, "")
     assert everything(tmp_path) == before
-    said = re.sub(r"[ \n]+", " ", out)
+    message = re.sub(r"[ \n]+", " ", out)
     # The tenth image has no object: 30 steps of 4 images are 120 / 9 epochs.
-    assert "9 images with objects of 2 classes" in said
-    assert "10 images, after the last step" in said
-    assert "30, each of 4 images on one device (still): 13.33 epochs" in said
-    assert "learning rate 0.001 after 0 steps 0.03 after 10 steps" in said
-    assert "after 29 steps (the last step)" in said
+    assert "9 images with objects of 2 classes" in message
+    assert "10 images, after the last step" in message
+    assert "30, each of 4 images on one device (still): 13.33 epochs" in message
+    assert "learning rate 0.001 after 0 steps 0.03 after 10 steps" in message
+    assert "after 29 steps (the last step)" in message
     count = sum(p.size for p in initial_parameters(settings_of().model, 0).values())
-    assert f"{count:,} with running statistics" in said
+    assert f"{count:,} with running statistics" in message
 
 
 def test_what_train_refuses_a_dry_run_refuses(run, command, tmp_path):
@@ -116,8 +116,8 @@ def test_a_run_that_goes_on_is_told_from_where(noise, tmp_path):
     checkpoint = Checkpoint(settings, parameters, moving, 20)
     write_checkpoint(folder / "checkpoints" / "step-00000020.safetensors", checkpoint)
     before = everything(folder)
-    said = describe(prepare_datasets(Still(), noise, None, settings, folder, resume=True))
-    assert "20 of the steps are done" in said
+    message = describe(prepare_datasets(Still(), noise, None, settings, folder, resume=True))
+    assert "20 of the steps are done" in message
     assert everything(folder) == before
     with pytest.raises(TrainingError, match="is not empty"):
         prepare_datasets(Still(), noise, None, settings, folder)
@@ -157,10 +157,10 @@ def vgg16_activations(size):
 def test_activations_are_those_of_the_layers():
     config = preset("refinedet_vgg16_320")
     parameters = initial_parameters(config, 0)
-    got = activation_bytes(config, parameters)
-    assert got == pytest.approx(4 * vgg16_activations(320), rel=0.01)
+    actual = activation_bytes(config, parameters)
+    assert actual == pytest.approx(4 * vgg16_activations(320), rel=0.01)
     wide = replace(config, image_size=(320, 640))
-    assert activation_bytes(wide, parameters) == pytest.approx(2 * got, rel=0.01)
+    assert activation_bytes(wide, parameters) == pytest.approx(2 * actual, rel=0.01)
 
 
 def test_memory_and_disk_are_reckoned_as_said(noise, tmp_path, monkeypatch):
@@ -170,12 +170,12 @@ def test_memory_and_disk_are_reckoned_as_said(noise, tmp_path, monkeypatch):
     trained = sum(p.nbytes for n, p in parameters.items() if "moving" not in n)
     monkeypatch.setattr("refinedet.training.dry_run.activation_bytes", lambda *_: 10**7)
     prepared = prepare_datasets(Still(), noise, None, settings, tmp_path / "run")
-    said = describe(prepared)
+    message = describe(prepared)
     memory = (held + 2 * trained + 4 * 10**7) / 1e6
-    assert f"at least {memory:.1f} MB" in said
+    assert f"at least {memory:.1f} MB" in message
     images = sum(r.path.stat().st_size for r in noise.records)
     disk = (3 * (held + trained) + images) / 1e6
-    assert f"disk          {disk:.1f} MB: {images / 1e6:.1f} MB for the cache" in said
-    assert "not enough" not in said
+    assert f"disk          {disk:.1f} MB: {images / 1e6:.1f} MB for the cache" in message
+    assert "not enough" not in message
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5))
     assert "not enough" in describe(prepared)

@@ -260,12 +260,12 @@ def test_a_run_whose_every_step_overflows_ends_with_one_line(noise, tmp_path):
     settings = settings_of(*HALF, "model.schedule.steps=100", "model.schedule.warmup_steps=0")
     with pytest.raises(TrainingError) as caught:
         run_training(Overflowing(11, 100), noise, None, settings, tmp_path / "run")
-    said = str(caught.value)
-    assert said.startswith(
+    message = str(caught.value)
+    assert message.startswith(
         f"step {10 + OVERFLOWS}: the gradient overflowed float16 in {OVERFLOWS} "
     )
-    assert "with a loss scale of 1; " in said
-    assert "\n" not in said
+    assert "with a loss scale of 1; " in message
+    assert "\n" not in message
     # Fewer in a row are what a loss scale that follows the gradient meets.
     train(
         prepare_datasets(Overflowing(11, 9 + OVERFLOWS), noise, None, settings, tmp_path / "other")

@@ -40,13 +40,13 @@ def left(temporary):
     return found
 
 
-@pytest.mark.parametrize(("number", "status", "said"), SIGNALS)
-def test_told_to_end_it_clears_all_away(job, tmp_path, number, status, said):
+@pytest.mark.parametrize(("number", "status", "message"), SIGNALS)
+def test_told_to_end_it_clears_all_away(job, tmp_path, number, status, message):
     process, temporary = started(job, tmp_path, f"told-{number}")
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == status, err
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
     assert not list(temporary.glob("refinedet-launch-*"))
     assert not left(temporary)
@@ -103,8 +103,8 @@ def test_a_killed_msrun_is_named(part, process, tmp_path):
     note(tmp_path, 0)
     process.kill()
     process.wait()
-    said = _watch(part, tmp_path, process)
-    assert said == f"MindSpore's launcher, msrun, was killed; see {tmp_path / 'msrun.log'}"
+    message = _watch(part, tmp_path, process)
+    assert message == f"MindSpore's launcher, msrun, was killed; see {tmp_path / 'msrun.log'}"
 
 
 def test_a_killed_scheduler_is_named(part, process, tmp_path):

@@ -40,7 +40,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--ranks", "2", "--", "detect", "x"], "runs train or eval"),
         (["--ranks", "0", *TRAIN], "greater than or equal to 1"),
@@ -59,8 +59,8 @@ def elsewhere(tmp_path, monkeypatch):
         (["--ranks", "2", "--rank-table-file", "no.json", *TRAIN], "No such file"),
     ],
 )
-def test_options(run, arguments, said):
-    assert said in refused(run, *arguments)
+def test_options(run, arguments, message):
+    assert message in refused(run, *arguments)
 
 
 def test_no_command_is_one_line(run):
@@ -72,12 +72,12 @@ def test_an_occupied_port(run):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        said = refused(run, "--ranks", "2", "--master-port", str(port), *TRAIN)
-    assert said.startswith(f"--master-port: 127.0.0.1:{port}: Address already in use; choose")
+        message = refused(run, "--ranks", "2", "--master-port", str(port), *TRAIN)
+    assert message.startswith(f"--master-port: 127.0.0.1:{port}: Address already in use; choose")
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("", "no rank table"),
         ("[]", "no rank table"),
@@ -95,34 +95,34 @@ def test_an_occupied_port(run):
         ('{"server_list": [{"device": [{"rank_id": "1", "device_id": "0"}]}]}', "are not 0 to 0"),
     ],
 )
-def test_no_rank_table(run, tmp_path, content, said):
+def test_no_rank_table(run, tmp_path, content, message):
     (tmp_path / "hccl.json").write_text(content)
-    assert said in refused(run, "--ranks", "1", "--rank-table-file", "hccl.json", *TRAIN)
+    assert message in refused(run, "--ranks", "1", "--rank-table-file", "hccl.json", *TRAIN)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--ranks", "8"], "has 4 devices for 8 ranks"),
         (["--ranks", "4"], "its machines have 2, 2 devices; 4 ranks need 4"),
     ],
 )
-def test_a_rank_table_of_other_ranks(run, tmp_path, options, said):
+def test_a_rank_table_of_other_ranks(run, tmp_path, options, message):
     write_table(tmp_path / "hccl.json", [(0, 4), (1, 5)], [(2, 6), (3, 7)])
-    assert said in refused(run, *options, "--rank-table-file", "hccl.json", *TRAIN)
+    assert message in refused(run, *options, "--rank-table-file", "hccl.json", *TRAIN)
 
 
 def test_a_rank_table_with_a_device_twice(run, tmp_path):
     write_table(tmp_path / "hccl.json", [(0, 4), (1, 4)])
-    said = refused(run, "--ranks", "2", "--rank-table-file", "hccl.json", *TRAIN)
-    assert "hccl.json: machine 0 has device 4 twice" in said
+    message = refused(run, "--ranks", "2", "--rank-table-file", "hccl.json", *TRAIN)
+    assert "hccl.json: machine 0 has device 4 twice" in message
 
 
 def test_a_rank_table_in_another_order(run, tmp_path):
     write_table(tmp_path / "hccl.json", [(2, 0), (3, 1)], [(0, 0), (1, 1)])
     options = ["--ranks", "4", "--nodes", "2", "--master-addr", "10.0.0.1", "--node-rank", "1"]
-    said = refused(run, *options, "--rank-table-file", "hccl.json", *TRAIN)
-    assert "machine 0 must have the ranks from 0 on" in said
+    message = refused(run, *options, "--rank-table-file", "hccl.json", *TRAIN)
+    assert "machine 0 must have the ranks from 0 on" in message
 
 
 def test_a_rank_table_tells_the_devices(tmp_path):
@@ -152,6 +152,6 @@ def test_what_msrun_is_told():
     ]
     assert job.environment({}, Path("/j"))["OMP_NUM_THREADS"].isdigit()
     assert target_of(("train", "--backend", "mindspore-gpu")) == "gpu"
-    told = job.environment({"PATH": "/bin", "GLOG_v": "1"}, Path("/j"))
-    assert (told["PATH"], told["GLOG_v"], told["PYTHONUNBUFFERED"]) == ("/j:/bin", "1", "1")
-    assert told["REFINEDET_LAUNCH_FOLDER"] == "/j"
+    caught = job.environment({"PATH": "/bin", "GLOG_v": "1"}, Path("/j"))
+    assert (caught["PATH"], caught["GLOG_v"], caught["PYTHONUNBUFFERED"]) == ("/j:/bin", "1", "1")
+    assert caught["REFINEDET_LAUNCH_FOLDER"] == "/j"

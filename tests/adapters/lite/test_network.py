@@ -74,10 +74,10 @@ def refused(backend, path, message, settings=SETTINGS):
     """The file cannot be loaded, and one line says which and why."""
     with pytest.raises(BackendError) as caught:
         load(backend, path, settings)
-    said = str(caught.value)
-    assert said.startswith(f"{path}: "), said
-    assert message in said
-    assert "\n" not in said
+    text = str(caught.value)
+    assert text.startswith(f"{path}: "), text
+    assert message in text
+    assert "\n" not in text
 
 
 # Running
@@ -338,9 +338,9 @@ def test_a_graph_that_lite_cannot_convert_is_told_with_the_cause(python, tmp_pat
     given = {"onnx": str(tmp_path / "boxes.onnx"), "output": str(tmp_path / "boxes")}
     with pytest.raises(BackendError) as caught:
         LiteProcess(python).ask("convert", {**given, "device": None, "shape": [1, 3, 64, 128]})
-    said = str(caught.value)
-    assert said.startswith("MindSpore Lite: RuntimeError: Converter model failed!")
-    assert said.endswith("(not support onnx data type GreaterOrEqual)")
+    text = str(caught.value)
+    assert text.startswith("MindSpore Lite: RuntimeError: Converter model failed!")
+    assert text.endswith("(not support onnx data type GreaterOrEqual)")
     assert not (tmp_path / "boxes.mindir").exists()
 
 

@@ -22,7 +22,7 @@ from refinedet.backends.registry import find_backend
 from refinedet.errors import BackendError, UsageError
 
 
-def said(work, *arguments):
+def output(work, *arguments):
     """The one line of a failure."""
     with pytest.raises((BackendError, UsageError)) as caught:
         work(*arguments)
@@ -96,7 +96,7 @@ def test_a_file_of_this_folder_comes_before_one_on_path(monkeypatch, tmp_path):
 
 def test_without_lite_one_line_says_how_to_name_an_interpreter(monkeypatch):
     monkeypatch.delenv("REFINEDET_LITE_PYTHON", raising=False)
-    assert said(find_backend, "mindspore-lite") == (
+    assert output(find_backend, "mindspore-lite") == (
         "backend mindspore-lite: MindSpore Lite is not installed for this Python; name an "
         "interpreter that has it as lite_python or in REFINEDET_LITE_PYTHON; it needs NumPy and "
         "mindspore-lite, see docs/ascend310.md"
@@ -172,7 +172,7 @@ def test_one_that_does_not_answer_is_ended(tmp_path, monkeypatch):
     ],
 )
 def test_numbers_out_of_range_are_told(made, message):
-    assert said(made) == message
+    assert output(made) == message
 
 
 # Ascend 310
@@ -182,7 +182,7 @@ def test_all_that_ascend_lacks_is_told_in_one_line(monkeypatch, tmp_path):
     monkeypatch.delenv("REFINEDET_LITE_PYTHON", raising=False)
     monkeypatch.setattr(devices, "DEVICES", tmp_path)
     monkeypatch.setattr(devices, "CANN", "libnosuch.so")
-    line = said(find_backend, "mindspore-ascend310")
+    line = output(find_backend, "mindspore-ascend310")
     driver, cann, lite, *_ = line.split("; ")
     assert driver.startswith(
         f"backend mindspore-ascend310: no Ascend driver ({tmp_path} has no davinci0): install"
@@ -225,7 +225,7 @@ def begun(tmp_path):
 def test_a_process_that_is_late_is_ended(hung, tmp_path, monkeypatch):
     monkeypatch.setitem(process.LIMITS, "convert", 1)
     made = LiteProcess(hung)
-    assert said(made.ask, "convert", given(tmp_path)) == (
+    assert output(made.ask, "convert", given(tmp_path)) == (
         f"{hung}: no answer to 'convert' within 1 s; the process was ended"
     )
     assert gone(made._process.pid)
@@ -239,18 +239,18 @@ def test_a_process_that_is_killed_is_told(hung, tmp_path):
         os.kill(made._process.pid, signal.SIGKILL)
 
     threading.Thread(target=kill).start()
-    line = said(made.ask, "convert", given(tmp_path))
+    line = output(made.ask, "convert", given(tmp_path))
     assert line.startswith(
         f"{hung}: its Lite process ({made._process.pid}) ended by signal SIGKILL at 'convert'; "
         "if nobody ended it, memory may have run out"
     )
-    assert "SIGKILL" in said(made.ask, "convert", given(tmp_path))  # and again
+    assert "SIGKILL" in output(made.ask, "convert", given(tmp_path))  # and again
 
 
 def test_a_real_process_that_is_killed_is_told(python):
     made = LiteProcess(python)
     os.kill(made._process.pid, signal.SIGKILL)
-    line = said(made.ask, "run", {}, {"images": np.zeros((1, 3, 320, 320), np.float32)})
+    line = output(made.ask, "run", {}, {"images": np.zeros((1, 3, 320, 320), np.float32)})
     assert "ended by signal SIGKILL at 'run'" in line
 
 
@@ -318,7 +318,7 @@ def test_what_lite_prints_disturbs_no_answer(stand_in, tmp_path):
     )
     for _ in range(3):
         assert made.ask("convert", {**given(tmp_path), "onnx": "x"}) == ({}, {})
-    assert said(made.ask, "convert", given(tmp_path)) == "MindSpore Lite: RuntimeError: two lines"
+    assert output(made.ask, "convert", given(tmp_path)) == "MindSpore Lite: RuntimeError: two lines"
 
 
 def test_the_file_of_the_process_is_of_python_3_7_and_needs_numpy_alone():

@@ -58,19 +58,19 @@ def load(path, settings=SETTINGS):
 
 
 def refused(file, message, settings=SETTINGS):
-    with pytest.raises(BackendError) as told:
+    with pytest.raises(BackendError) as caught:
         load(file, settings)
-    assert str(told.value).startswith(f"{file}: ")
-    assert message in str(told.value)
-    assert "\n" not in str(told.value)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_file_holds_its_settings_and_the_programs_version(contents):
     from refinedet.version import __version__
 
     for content in contents.values():
-        *_, (version, told), (number, own) = fields(memoryview(content))
-        assert (version, bytes(told).decode()) == (1001, __version__)
+        *_, (version, caught), (number, own) = fields(memoryview(content))
+        assert (version, bytes(caught).decode()) == (1001, __version__)
         assert number == 1000
         assert from_yaml(bytes(own).decode()) == SETTINGS
 
@@ -81,11 +81,11 @@ def test_a_file_runs_any_batch_with_the_same_numbers(network, file):
         images = IMAGES[:count]
         want = network.scored_boxes(images)
         if exported.raw:
-            for got, head in zip(exported.heads(images), network.heads(images), strict=True):
-                np.testing.assert_array_equal(got, head)
+            for actual, head in zip(exported.heads(images), network.heads(images), strict=True):
+                np.testing.assert_array_equal(actual, head)
             want = scored_boxes(network.heads(images), CONFIG)  # decoded on the host
-        for got, expected in zip(exported.scored_boxes(images), want, strict=True):
-            np.testing.assert_array_equal(got, expected)
+        for actual, expected in zip(exported.scored_boxes(images), want, strict=True):
+            np.testing.assert_array_equal(actual, expected)
 
 
 def test_raw_outputs_are_there_if_they_were_exported(contents, tmp_path):
@@ -245,8 +245,8 @@ def test_export_eval_and_detect(run, noise, tmp_path):
     found = []
     for heads in ((), ("--heads",)):
         path = tmp_path / f"small{len(heads)}.mindir"
-        told = run("export", "--model", tmp_path / "run", "--output", path, *heads)
-        assert told == (0, f"wrote {path} and its settings, {path}.yaml\n", "")
+        caught = run("export", "--model", tmp_path / "run", "--output", path, *heads)
+        assert caught == (0, f"wrote {path} and its settings, {path}.yaml\n", "")
         out = tmp_path / f"out{len(heads)}"
         status, _, err = run("eval", "--model", path, "--output", out, *data)
         assert status == 0, err

@@ -37,7 +37,7 @@ def test_hard_negatives_are_the_specifications_with_all_their_ties(graph_negativ
     losses = losses.astype(np.float32)
     positive, eligible = kinds == 2, kinds == 1
     most = (positive.sum(axis=1, keepdims=True) * 3).astype(np.int32)
-    got = graph_negatives(ms.Tensor(losses), ms.Tensor(eligible), ms.Tensor(most)).asnumpy()
+    actual = graph_negatives(ms.Tensor(losses), ms.Tensor(eligible), ms.Tensor(most)).asnumpy()
     for row in range(3):
         want = spec_losses.hard_negatives(losses[row], positive[row], eligible[row], 3.0)
-        np.testing.assert_array_equal(got[row], want)
+        np.testing.assert_array_equal(actual[row], want)

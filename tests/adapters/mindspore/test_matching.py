@@ -34,6 +34,6 @@ def graph_match():
 @given(grid=arrays(np.uint8, (2, 5, 12), elements=st.integers(0, 8)))
 def test_matching_is_the_specifications_with_all_its_ties(graph_match, grid):
     iou = grid.astype(np.float32) / 8
-    got = graph_match(ms.Tensor(iou)).asnumpy()
+    actual = graph_match(ms.Tensor(iou)).asnumpy()
     want = np.stack([spec_match(row.T.copy(), BASE.matching) for row in iou])
-    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(actual, want)

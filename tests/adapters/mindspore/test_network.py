@@ -25,16 +25,18 @@ def test_heads_and_scored_boxes_are_the_specifications(config, parameters_of, ba
     images = batch_of(config)[0].images
     network = MindSporeCPU().network(config, parameters)
     want, _ = spec.forward(parameters, images, config)
-    for got, expected in zip(network.heads(images), want, strict=True):
-        assert (got.shape, got.dtype) == (expected.shape, np.float32)
-        np.testing.assert_allclose(got, expected, atol=2e-5, rtol=2e-5)
-    for got, expected in zip(network.scored_boxes(images), scored_boxes(want, config), strict=True):
-        np.testing.assert_allclose(got, expected, atol=2e-5, rtol=2e-5)
+    for actual, expected in zip(network.heads(images), want, strict=True):
+        assert (actual.shape, actual.dtype) == (expected.shape, np.float32)
+        np.testing.assert_allclose(actual, expected, atol=2e-5, rtol=2e-5)
+    for actual, expected in zip(
+        network.scored_boxes(images), scored_boxes(want, config), strict=True
+    ):
+        np.testing.assert_allclose(actual, expected, atol=2e-5, rtol=2e-5)
 
 
 def test_parameters_have_canonical_names_and_shapes():
     from refinedet.adapters.mindspore.network import Detector
 
     for config in (BASE, CONFIGS["biases"], preset("refinedet_vgg16_320")):
-        got = {p.name: tuple(p.shape) for p in Detector(config).get_parameters()}
-        assert got == {p.name: p.shape for p in spec.parameter_table(config)}
+        actual = {p.name: tuple(p.shape) for p in Detector(config).get_parameters()}
+        assert actual == {p.name: p.shape for p in spec.parameter_table(config)}

@@ -34,8 +34,8 @@ def data(noise, tmp_path, monkeypatch):
 
 def test_mindspore_writes_a_timeline_of_three_steps(run, data, tmp_path):
     steps = ("--set", "model.schedule.warmup_steps=0", "--set", "model.schedule.steps=6")
-    told = run("train", "--run", "r", *LIST, *SMALL, *steps, "--profile", "p")
-    assert told[0] == 0, told
+    caught = run("train", "--run", "r", *LIST, *SMALL, *steps, "--profile", "p")
+    assert caught[0] == 0, caught
     (timeline,) = (tmp_path / "p").rglob("trace_view.json")
     assert timeline.stat().st_size > 10_000
     (table,) = (tmp_path / "p").rglob("cpu_op_type_info_0.csv")
@@ -94,6 +94,6 @@ def test_a_backend_without_one_is_refused(run, data, tmp_path):
     with pytest.raises(UsageError, match="profile: backend spec has no profiler; leave it out"):
         profiler_of(SpecBackend(), tmp_path)
     (tmp_path / "file").write_text("")
-    told = run("train", "--run", "r", *LIST, *SMALL, "--profile", "file")
-    refused(told, "profile: file is not empty")
+    caught = run("train", "--run", "r", *LIST, *SMALL, "--profile", "file")
+    refused(caught, "profile: file is not empty")
     assert not (tmp_path / "r").exists()

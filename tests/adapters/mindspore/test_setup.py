@@ -157,9 +157,9 @@ def test_mindspores_own_refusal_is_one_line(machine, device):
     machine("libascendcl.so")
     made = BACKENDS[device]()
     assert made.missing() is None
-    with pytest.raises(BackendError, match=f"no {device}: Unsupported device target") as told:
+    with pytest.raises(BackendError, match=f"no {device}: Unsupported device target") as caught:
         made.describe()
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("target", ["gpu", "ascend"])
@@ -168,8 +168,8 @@ def test_every_command_refuses_a_missing_device(run, tmp_path, monkeypatch, nois
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.txt").write_text("0.png 2,3,30,40,1\n")
     before = set(tmp_path.iterdir())
-    told = run(command, *COMMANDS[command], "--target", target, "--device-id", 1)
-    refused(told, f"backend mindspore-{target}: no ")
+    caught = run(command, *COMMANDS[command], "--target", target, "--device-id", 1)
+    refused(caught, f"backend mindspore-{target}: no ")
     assert set(tmp_path.iterdir()) == before
 
 

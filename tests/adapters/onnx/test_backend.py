@@ -59,10 +59,10 @@ def refused(path, message, settings=SETTINGS):
     """The file cannot be loaded, and one line says which and why."""
     with pytest.raises(BackendError) as caught:
         load(path, settings)
-    said = str(caught.value)
-    assert said.startswith(f"{path}: "), said
-    assert message in said
-    assert "\n" not in said
+    text = str(caught.value)
+    assert text.startswith(f"{path}: "), text
+    assert message in text
+    assert "\n" not in text
 
 
 # Running
@@ -73,8 +73,8 @@ def test_one_file_runs_any_batch_with_the_contracts_numbers(file):
     images = inputs.seeded_images(CONFIG, 3, 0)
     expected = scored_boxes(forward(PARAMETERS, images, CONFIG)[0], CONFIG)
     for count in (3, 1):
-        got = loaded.scored_boxes(images[:count])
-        for mine, want in zip(got, expected, strict=True):
+        actual = loaded.scored_boxes(images[:count])
+        for mine, want in zip(actual, expected, strict=True):
             assert_allclose(mine, want[:count], atol=1e-5, rtol=1e-5)
 
 
@@ -228,8 +228,8 @@ def test_what_is_not_installed_is_told(monkeypatch, package):
     monkeypatch.setattr(module, "version", version)
     with pytest.raises(BackendError) as caught:
         find_backend("onnxruntime")
-    told = f"{package} is not installed; run: pip install 'refinedet[onnxruntime]'"
-    assert str(caught.value) == f"backend onnxruntime: {told}"
+    raised = f"{package} is not installed; run: pip install 'refinedet[onnxruntime]'"
+    assert str(caught.value) == f"backend onnxruntime: {raised}"
 
 
 # The program
@@ -297,18 +297,18 @@ def test_a_file_of_raw_outputs(run, exported, data, tmp_path):
     """The boxes and scores are the specification's, decoded on the host."""
     weights, boxes = exported
     path = tmp_path / "heads.onnx"
-    told = run(
+    raised = run(
         "export", "--backend", "onnxruntime", "--model", weights, "--output", path, "--heads"
     )
-    assert told == (0, f"wrote {path} and its settings, {path}.yaml\n", "")
+    assert raised == (0, f"wrote {path} and its settings, {path}.yaml\n", "")
     network = open_model(OnnxRuntime(), path).network
     images = inputs.seeded_images(network.config, 2, 0)
     decoded = scored_boxes(network.heads(images), network.config)
-    for got, want in zip(network.scored_boxes(images), decoded, strict=True):
-        np.testing.assert_array_equal(got, want)
+    for actual, want in zip(network.scored_boxes(images), decoded, strict=True):
+        np.testing.assert_array_equal(actual, want)
     inside = open_model(OnnxRuntime(), boxes).network
-    for got, want in zip(inside.scored_boxes(images), decoded, strict=True):
-        np.testing.assert_allclose(got, want, atol=1e-5)
+    for actual, want in zip(inside.scored_boxes(images), decoded, strict=True):
+        np.testing.assert_allclose(actual, want, atol=1e-5)
     with pytest.raises(NotImplementedError, match="gives scored boxes"):
         inside.heads(images)
 

@@ -43,8 +43,8 @@ def agrees(config, number, count, session):
     parameters = inputs.seeded_parameters(config, number)
     images = inputs.seeded_images(config, count, number)
     heads, _ = forward(parameters, images, config)
-    *got, boxes, scores = session.run([*HEADS, *SCORED_BOXES], {"images": images})
-    for name, mine, expected in zip(HEADS, got, heads, strict=True):
+    *actual, boxes, scores = session.run([*HEADS, *SCORED_BOXES], {"images": images})
+    for name, mine, expected in zip(HEADS, actual, heads, strict=True):
         assert (mine.shape, mine.dtype) == (expected.shape, np.float32), name
         assert_allclose(mine, expected, atol=1e-5, rtol=1e-5, err_msg=name)
     expected_boxes, expected_scores = scored_boxes(heads, config)

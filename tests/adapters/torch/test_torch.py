@@ -69,8 +69,8 @@ def batch_of(images):
 def test_matching_of_a_batch_is_the_contracts_with_all_its_ties(backend, grid, rule, lowest):
     iou = grid.astype(np.float32) / 8
     config = MatchingConfig(iou=0.5, lowest_iou=lowest, rule=rule)
-    got = to_numpy(matching.match(tensor(iou, backend), config))
-    np.testing.assert_array_equal(got, np.stack([match(one.T.copy(), config) for one in iou]))
+    actual = to_numpy(matching.match(tensor(iou, backend), config))
+    np.testing.assert_array_equal(actual, np.stack([match(one.T.copy(), config) for one in iou]))
 
 
 @WHATEVER_THE_FIXTURE
@@ -80,9 +80,9 @@ def test_matching_of_a_batch_is_the_contracts_with_all_its_ties(backend, grid, r
 )
 def test_mining_of_a_batch_is_the_contracts_with_all_its_ties(backend, values, kinds):
     rows = values.astype(np.float32), kinds == 2, kinds == 1
-    got = losses.hard_negatives(*(tensor(row, backend) for row in rows), 2.5)
+    actual = losses.hard_negatives(*(tensor(row, backend) for row in rows), 2.5)
     want = [spec_losses.hard_negatives(*row, 2.5) for row in zip(*rows, strict=True)]
-    np.testing.assert_array_equal(to_numpy(got), np.stack(want))
+    np.testing.assert_array_equal(to_numpy(actual), np.stack(want))
 
 
 @WHATEVER_THE_FIXTURE
@@ -112,8 +112,8 @@ def test_a_norm_at_its_floor_does_not_move(backend, eps):
     want = layers.l2_normalise_gradient(d, x, scale, eps, True)
     seen = [tensor(x, backend).requires_grad_(), tensor(scale, backend).requires_grad_()]
     y = network.l2_normalise(*seen, eps, True)
-    for got, one in zip(torch.autograd.grad(y, seen, tensor(d, backend)), want, strict=True):
-        np.testing.assert_allclose(to_numpy(got), one, rtol=1e-6)
+    for actual, one in zip(torch.autograd.grad(y, seen, tensor(d, backend)), want, strict=True):
+        np.testing.assert_allclose(to_numpy(actual), one, rtol=1e-6)
 
 
 def test_a_step_on_one_number_a_channel_is_the_contracts(backend):
@@ -198,7 +198,7 @@ def no_torch(name):
 
 
 @pytest.mark.parametrize(
-    ("attribute", "value", "said"),
+    ("attribute", "value", "message"),
     [
         ("refinedet.adapters.torch.backend.version", no_torch, "pip install 'refinedet[torch]'"),
         ("refinedet.adapters.torch.backend.version", lambda _: "2.3.1+cpu", "2.4 or newer"),
@@ -206,7 +206,7 @@ def no_torch(name):
         ("torch.cuda.is_available", lambda: False, "no CUDA device; it expected an NVIDIA GPU"),
     ],
 )
-def test_what_is_missing_is_one_line_and_nothing_falls_back(monkeypatch, attribute, value, said):
+def test_what_is_missing_is_one_line_and_nothing_falls_back(monkeypatch, attribute, value, message):
     monkeypatch.setattr("torch.version.cuda", "12.4")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
@@ -215,7 +215,7 @@ def test_what_is_missing_is_one_line_and_nothing_falls_back(monkeypatch, attribu
     assert backend.device == "cuda:1"
     assert module.TorchCUDA(device_id=2).missing() == "device_id 2: there are 2, from 0"
     monkeypatch.setattr(attribute, value)
-    assert said in backend.missing()
+    assert message in backend.missing()
     assert "\n" not in backend.missing()
     for use in (
         lambda: backend.operations,

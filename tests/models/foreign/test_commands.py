@@ -58,10 +58,10 @@ def test_import_export_and_again(run, tmp_path, caffe):
             run("weights", "export", "--model", first, "--output", plain, "--names", names)[0] == 0
         )
         expected = random_parameters() if names == "canonical" else port_state(random_parameters())
-        got = load_file(plain)
-        assert got.keys() == expected.keys()
+        actual = load_file(plain)
+        assert actual.keys() == expected.keys()
         for name, value in expected.items():
-            np.testing.assert_array_equal(got[name], value)
+            np.testing.assert_array_equal(actual[name], value)
         with safe_open(plain, "numpy") as stored:
             assert stored.metadata()["format"] == "pt"
         assert run("weights", "import", plain, "--output", again)[0] == 0
@@ -71,7 +71,7 @@ def test_import_export_and_again(run, tmp_path, caffe):
             run("weights", "export", "--model", again, "--output", twice, "--names", names)[0] == 0
         )
         for name, value in load_file(twice).items():
-            np.testing.assert_array_equal(value, got[name])
+            np.testing.assert_array_equal(value, actual[name])
         refused(
             run("weights", "import", plain, "--output", again, "--preset", "refinedet_vgg16_512"),
             f"--preset: is not for {plain}, which has its own settings",

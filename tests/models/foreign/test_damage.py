@@ -71,12 +71,12 @@ def test_cut_off_anywhere(path, kind):
     for cut in cuts:
         path.write_bytes(whole[:cut])
         try:
-            got = read_weights(path).parameters
+            actual = read_weights(path).parameters
         except CheckpointError as error:
             assert "\n" not in str(error)
         else:  # cut between two layers of a caffemodel, which has no end of its own
             assert kind.startswith("caffe")
-            assert len(got) < len(random_parameters())
+            assert len(actual) < len(random_parameters())
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)

@@ -45,11 +45,11 @@ WRITERS = {
 }
 
 
-def same(got, expected):
-    assert got.keys() == expected.keys()
+def same(actual, expected):
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_array_equal(got[name], value, err_msg=name)
-        assert got[name].dtype == np.float32
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
+        assert actual[name].dtype == np.float32
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -62,9 +62,9 @@ def test_a_detector_computes_what_it_computed_where_it_comes_from(tmp_path, kind
     same(checkpoint.parameters, expected)
     rng = np.random.default_rng(1)
     images = rng.uniform(-1, 1, (2, 3, 64, 64)).astype(np.float32)
-    got = forward(checkpoint.parameters, images, checkpoint.config)[0]
-    assert got.odm_logits.std() > 1e-3
-    for mine, theirs in zip(got, port_forward(port_state(expected), images), strict=True):
+    actual = forward(checkpoint.parameters, images, checkpoint.config)[0]
+    assert actual.odm_logits.std() > 1e-3
+    for mine, theirs in zip(actual, port_forward(port_state(expected), images), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -132,9 +132,9 @@ def test_double_half_and_turned_tensors(tmp_path):
     name = "tcb0.0.weight"
     halves = {n: v.astype("<f2") for n, v in state.items()}
     write_zip(tmp_path / "h", halves)
-    got = read_weights(tmp_path / "h")
-    assert got.tensors[name].dtype == np.float16
-    np.testing.assert_array_equal(got.parameters["tcb.0.lateral1.weight"], halves[name])
+    actual = read_weights(tmp_path / "h")
+    assert actual.tensors[name].dtype == np.float16
+    np.testing.assert_array_equal(actual.parameters["tcb.0.lateral1.weight"], halves[name])
     doubles = {n: v.astype("<f8") for n, v in state.items()}
     write_zip(tmp_path / "d", doubles)
     same(read_weights(tmp_path / "d").parameters, expected)
@@ -169,9 +169,9 @@ def classifier_files():
 def test_a_classifier_gives_its_layers_to_the_trunk(tmp_path, kind):
     classifier_files()[kind](tmp_path / "x")
     settings = resolve("refinedet_vgg16_320", None, SMALL, ("a",))
-    got, line = with_backbone(tmp_path / "x", settings)
+    actual, line = with_backbone(tmp_path / "x", settings)
     source = random_parameters()
-    for name, value in got.items():
+    for name, value in actual.items():
         layer = name.rpartition(".")[0]
         from_file = layer.startswith("backbone.") and "6_" not in layer and "l2" not in name
         assert np.array_equal(value, source[name]) == from_file, name
@@ -199,9 +199,11 @@ def test_a_trunk_is_taken_from_a_detector_with_other_blocks(tmp_path):
     fields = ("tcb=relu_sum_conv_conv", "heads=separable")
     other = [*SMALL, *(f"model.network.{field}" for field in fields)]
     settings = resolve("refinedet_vgg16_320", None, other, ("a",))
-    got, line = with_backbone(tmp_path / "own", settings)
+    actual, line = with_backbone(tmp_path / "own", settings)
     assert "36 of 36" in line
-    assert all(np.array_equal(got[n], expected[n]) for n in expected if n.startswith("backbone."))
+    assert all(
+        np.array_equal(actual[n], expected[n]) for n in expected if n.startswith("backbone.")
+    )
 
 
 def test_torchvision_is_thinned(tmp_path):
@@ -218,14 +220,14 @@ def test_torchvision_is_thinned(tmp_path):
     state |= {"classifier.6.bias": np.zeros(10, np.float32)}
     write_zip(tmp_path / "vgg16.pth", state)
     settings = resolve("refinedet_vgg16_320", None, SMALL, ("a",))
-    got, line = with_backbone(tmp_path / "vgg16.pth", settings)
-    thin = got["backbone.fc6.weight"]
+    actual, line = with_backbone(tmp_path / "vgg16.pth", settings)
+    thin = actual["backbone.fc6.weight"]
     assert thin.shape == (outputs, inputs, 3, 3)
     # Output 4 o, channel c, row 3 r, column 3 k of the 7 x 7.
     assert thin[2, 5, 1, 2] == fc6[8, 5 * 49 + 3 * 7 + 6]
-    assert got["backbone.fc7.weight"][3, 7, 0, 0] == fc7[12, 28]
-    np.testing.assert_array_equal(got["backbone.fc6.bias"], bias[::4])
-    np.testing.assert_array_equal(got["backbone.conv1_1.weight"], state["features.0.weight"])
+    assert actual["backbone.fc7.weight"][3, 7, 0, 0] == fc7[12, 28]
+    np.testing.assert_array_equal(actual["backbone.fc6.bias"], bias[::4])
+    np.testing.assert_array_equal(actual["backbone.conv1_1.weight"], state["features.0.weight"])
     assert "model.image.channels=RGB model.image.mean=[123.675, 116.28, 103.53]" in line
 
 
@@ -234,14 +236,14 @@ def test_the_trunk_of_a_detector_whatever_its_classes(tmp_path):
     settings = resolve("refinedet_vgg16_320", None, SMALL, ("a",))
     for kind in WRITERS:
         WRITERS[kind](tmp_path / kind, expected)
-        got, line = with_backbone(tmp_path / kind, settings)
+        actual, line = with_backbone(tmp_path / kind, settings)
         assert "36 of 36" in line
-        for name, value in got.items():
+        for name, value in actual.items():
             assert np.array_equal(value, expected[name]) == name.startswith("backbone."), name
     names = resolve("refinedet_vgg16_320", None, SMALL, ("x", "y", "z"))
     write_checkpoint(tmp_path / "own", Checkpoint(names, expected, None, 3))
-    got, _ = with_backbone(tmp_path / "own", settings)
-    np.testing.assert_array_equal(got["backbone.fc6.weight"], expected["backbone.fc6.weight"])
+    actual, _ = with_backbone(tmp_path / "own", settings)
+    np.testing.assert_array_equal(actual["backbone.fc6.weight"], expected["backbone.fc6.weight"])
 
 
 def cannot_import(call, message):
@@ -335,10 +337,10 @@ def test_a_whole_detector_begins_a_run_whatever_its_classes(tmp_path):
         path = tmp_path / kind
         WRITERS[kind](path, expected)
         cannot_import(lambda path=path: with_detector(path, settings), r"8 misfits: odm\.0\.logits")
-        got, line = with_detector(path, settings, ["odm.*.logits"])
+        actual, line = with_detector(path, settings, ["odm.*.logits"])
         assert "90 of 98 tensors of the detector are from" in line
         assert "newly initialised: odm.0.logits.bias, odm.0.logits.weight" in line
-        for name, value in got.items():
+        for name, value in actual.items():
             assert np.array_equal(value, expected[name]) != ("odm" in name and "logits" in name)
     names = resolve("refinedet_vgg16_320", None, SMALL, ("x", "y", "z"))
     write_checkpoint(tmp_path / "own", Checkpoint(names, expected, None, 3))

@@ -55,11 +55,11 @@ def images():
     return np.random.default_rng(1).uniform(-2, 2, (2, 3, 64, 64)).astype(np.float32)
 
 
-def same(got, expected):
-    assert got.keys() == expected.keys()
+def same(actual, expected):
+    assert actual.keys() == expected.keys()
     for name, array in expected.items():
-        np.testing.assert_array_equal(got[name], array, err_msg=name)
-        assert got[name].dtype == np.float32
+        np.testing.assert_array_equal(actual[name], array, err_msg=name)
+        assert actual[name].dtype == np.float32
 
 
 def hollow(config):
@@ -139,16 +139,16 @@ def test_a_detector_computes_what_it_computed_in_caffe(path, images, factor):
     assert checkpoint.parameters.keys() == WANTED.keys()
     for name, value in checkpoint.parameters.items():
         np.testing.assert_allclose(value, WANTED[name], rtol=3e-7, err_msg=name)
-    got = forward(checkpoint.parameters, images, checkpoint.config)[0]
-    for mine, theirs in zip(got, caffe_forward(layers, images), strict=True):
+    actual = forward(checkpoint.parameters, images, checkpoint.config)[0]
+    for mine, theirs in zip(actual, caffe_forward(layers, images), strict=True):
         assert theirs.std() > 1e-2
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4 * theirs.std())
 
 
 def test_a_factor_of_0_means_that_nothing_was_seen(path):
     path.write_bytes(caffemodel(caffe_layers(WANTED, 0.0)))
-    got = import_weights(path, None, NAMES, SMALL)[0].parameters
-    same(got, {n: v * ("moving" not in n) for n, v in WANTED.items()})
+    actual = import_weights(path, None, NAMES, SMALL)[0].parameters
+    same(actual, {n: v * ("moving" not in n) for n, v in WANTED.items()})
 
 
 def test_the_preset_of_512_and_the_classes_of_coco(path, run, tmp_path):
@@ -254,9 +254,9 @@ def fresh_settings(*more, name="refinedet_resnet101_320"):
 def test_the_classifier_of_caffe_gives_its_layers_to_the_trunk(path):
     path.write_bytes(caffemodel(caffe_layers(classifier(WANTED), 1.0, classifier=True)))
     settings = fresh_settings()
-    got, line = with_backbone(path, settings)
+    actual, line = with_backbone(path, settings)
     fresh = initial_parameters(settings.model, settings.input.seed)
-    same(got, {**fresh, **classifier(WANTED)})
+    same(actual, {**fresh, **classifier(WANTED)})
     assert line == (
         f"520 of 540 tensors of the backbone are from {path} (RefineDet or ResNet101 of Caffe); "
         f"newly initialised: {', '.join(sorted(n for n in fresh if 'res6_1' in n)[:8])}, ..."
@@ -268,10 +268,10 @@ def test_the_classifier_of_caffe_gives_its_layers_to_the_trunk(path):
 
 def test_the_trunk_of_a_detector(path):
     path.write_bytes(caffemodel(caffe_layers(WANTED)))
-    got, line = with_backbone(path, fresh_settings())
+    actual, line = with_backbone(path, fresh_settings())
     assert "540 of 540 tensors of the backbone" in line
     assert "trained with" not in line
-    for name, value in got.items():
+    for name, value in actual.items():
         if name.startswith("backbone."):
             np.testing.assert_array_equal(value, WANTED[name])
 
@@ -307,10 +307,10 @@ def test_torchvisions_trunk_and_its_settings(path, images):
     )
     assignments = [part.replace(",", ", ") for part in note.replace(", ", ",").split(" ")]
     settings = fresh_settings(*assignments)
-    got, line = with_backbone(path, settings)
+    actual, line = with_backbone(path, settings)
     assert "520 of 540 tensors of the backbone" in line
     assert "trained with" not in line
-    lively = {**drawn(replace(PAPER, num_classes=2), 5), **classifier(got)}
+    lively = {**drawn(replace(PAPER, num_classes=2), 5), **classifier(actual)}
     outputs = forward(lively, images, settings.model)[0]
     expected = caffe_forward(caffe_layers(lively), images, torchvision_trunk(state, images))
     for mine, theirs in zip(outputs, expected, strict=True):
@@ -380,8 +380,8 @@ def test_a_detector_computes_what_it_computed_in_the_zoo(path, images, size):
     assert line.endswith(f"; {dropped} others, which a detector does not need, are dropped")
     same(checkpoint.parameters, ZOO_WANTED)
     assert checkpoint.settings == resolve(name, None, ZOO_SMALL, NAMES)
-    got = forward(checkpoint.parameters, images, checkpoint.config)[0]
-    for field, mine, theirs in zip(got._fields, got, zoo_forward(STATE, images), strict=True):
+    actual = forward(checkpoint.parameters, images, checkpoint.config)[0]
+    for field, mine, theirs in zip(actual._fields, actual, zoo_forward(STATE, images), strict=True):
         theirs = theirs[..., list(zoo.ORDER)] if field.endswith("offsets") else theirs
         assert theirs.std() > 1e-3
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4 * theirs.std())
@@ -399,10 +399,10 @@ def test_the_zoos_names_of_other_versions(path):
 def test_the_zoos_trunk_alone(path):
     path.write_bytes(zoo.ckpt(STATE))
     settings = resolve("modelzoo_resnet101_320", None, ZOO_SMALL, ("x",))
-    got, line = with_backbone(path, settings)
+    actual, line = with_backbone(path, settings)
     assert "542 of 542 tensors of the backbone" in line
     assert "trained with" not in line
-    for name, array in got.items():
+    for name, array in actual.items():
         if name.startswith("backbone."):
             np.testing.assert_array_equal(array, ZOO_WANTED[name])
 

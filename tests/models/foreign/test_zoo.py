@@ -42,11 +42,11 @@ def path(tmp_path):
     return tmp_path / "refinedet.ckpt"
 
 
-def same(got, expected):
-    assert got.keys() == expected.keys()
+def same(actual, expected):
+    assert actual.keys() == expected.keys()
     for name, array in expected.items():
-        assert got[name].shape == array.shape, name
-        assert got[name].tobytes() == array.tobytes(), name
+        assert actual[name].shape == array.shape, name
+        assert actual[name].tobytes() == array.tobytes(), name
 
 
 def test_every_name_at_the_genuine_count_and_size():
@@ -72,12 +72,12 @@ def test_a_detector_computes_what_it_computed_in_the_zoo(path, size):
     same(checkpoint.parameters, WANTED)
     images = np.random.default_rng(1).uniform(-2, 2, (2, 3, 64, 64)).astype(np.float32)
     expected = zoo_forward(STATE, images)
-    got = forward(checkpoint.parameters, images, checkpoint.config)[0]
-    for part in (got.arm_offsets, got.odm_offsets, got.odm_logits):
+    actual = forward(checkpoint.parameters, images, checkpoint.config)[0]
+    for part in (actual.arm_offsets, actual.odm_offsets, actual.odm_logits):
         assert part.std() > 1e-3
-    for mine, theirs in zip(got, expected, strict=True):
+    for mine, theirs in zip(actual, expected, strict=True):
         theirs = (
-            theirs[..., list(ORDER)] if theirs.shape[-1] == 4 and mine is not got[3] else theirs
+            theirs[..., list(ORDER)] if theirs.shape[-1] == 4 and mine is not actual[3] else theirs
         )
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
     settings = resolve(f"modelzoo_vgg16_{size}", None, SMALL, NAMES)
@@ -159,9 +159,9 @@ def test_misfits_are_listed_by_name(path):
 def test_the_trunk_alone(path):
     path.write_bytes(ckpt(training(STATE)))
     settings = resolve(PRESET, None, SMALL, ("x",))
-    got, line = with_backbone(path, settings)
+    actual, line = with_backbone(path, settings)
     assert "19 of 19 tensors of the backbone" in line
-    for name, array in got.items():
+    for name, array in actual.items():
         if name.startswith("backbone."):
             np.testing.assert_array_equal(array, WANTED[name])
 
@@ -172,8 +172,10 @@ def test_slices_halves_and_single_numbers(path):
     same(read_weights(path).parameters, WANTED)
     halves = {n: a.astype("<f2") for n, a in STATE.items()}
     path.write_bytes(ckpt(halves))
-    got = read_weights(path).parameters
-    np.testing.assert_array_equal(got["backbone.fc6.weight"], halves["network.backbone.fc6.weight"])
+    actual = read_weights(path).parameters
+    np.testing.assert_array_equal(
+        actual["backbone.fc6.weight"], halves["network.backbone.fc6.weight"]
+    )
     one = read_ckpt(
         memoryview(value("a", proto(np.float32(3), [0])) + value("b", proto(np.zeros(0, "<f4"))))
     )
@@ -229,8 +231,8 @@ def test_mindspores_transposed_convolution_has_our_layout():
     layer = mindspore.nn.Conv2dTranspose(3, 5, 2, stride=2, pad_mode="pad", padding=0)
     assert layer.weight.shape == (3, 5, 2, 2)
     x = np.random.default_rng(0).normal(size=(1, 3, 4, 4)).astype(np.float32)
-    got = layer(mindspore.Tensor(x)).asnumpy()
-    np.testing.assert_allclose(got, upsample2x2(x, layer.weight.asnumpy()), rtol=1e-4, atol=1e-5)
+    actual = layer(mindspore.Tensor(x)).asnumpy()
+    np.testing.assert_allclose(actual, upsample2x2(x, layer.weight.asnumpy()), rtol=1e-4, atol=1e-5)
 
 
 def test_export_and_again(run, tmp_path, path):
