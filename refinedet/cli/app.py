@@ -62,8 +62,9 @@ class Commands(TyperGroup):
 
 
 def _targets() -> dict[str, str]:
+    """The commands by name; an entry point does not replace one of this program's own."""
     added = {point.name: point.value for point in entry_points(group=GROUP)}
-    return {**COMMANDS, **added}
+    return COMMANDS | {name: target for name, target in added.items() if name not in COMMANDS}
 
 
 def _load(name: str, target: str) -> Any:

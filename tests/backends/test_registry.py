@@ -87,9 +87,9 @@ def test_a_class_that_declares_what_it_does_not_implement_is_refused(backends, c
 
 def test_a_capability_that_does_not_exist_is_refused(backends):
     class Slip(Least):
-        capabilities = frozenset({"trian"})
+        capabilities = frozenset({"trainr"})
 
-    assert "declares 'trian'; the capabilities are operations, network" in refused(backends, Slip)
+    assert "declares 'trainr'; the capabilities are operations, network" in refused(backends, Slip)
 
 
 def test_a_class_without_name_or_missing_is_refused(backends):

@@ -184,7 +184,9 @@ def exporter(config):
         def export(self, network, path, settings):
             path.write_text("x")
 
-    return Exporter(), Model(SimpleNamespace(config=config), ("a", "b"), None)
+    return Exporter(), Model(
+        SimpleNamespace(config=config), SimpleNamespace(class_names=("a", "b")), None
+    )
 
 
 def test_an_export_has_not_the_name_of_a_checkpoint(tmp_path):

@@ -225,7 +225,10 @@ def test_train_backbone_on_the_command_line(run, tmp_path, noise, monkeypatch):
     np.testing.assert_array_equal(backend.began["backbone.conv1_1.weight"], state["0.weight"])
     metrics = (folder / "metrics.jsonl").read_text().splitlines()
     assert json.loads(metrics[0])["step"] == 1
-    refused(run(*common, "--run", folder, "--initial", file, "--resume"), "--initial: begins")
+    refused(
+        run(*common, "--run", folder, "--initial", file, "--resume"),
+        "--initial: applies to a new run only",
+    )
     refused(run(*common, "--run", folder, "--backbone", file, "--initial", file), "one of the two")
     whole = tmp_path / "coco.pth"
     coco = port_state(random_parameters())

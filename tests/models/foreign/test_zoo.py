@@ -248,7 +248,7 @@ def test_export_and_again(run, tmp_path, path):
     assert again.read_bytes() == first.read_bytes()
     assert run(*export, twice)[0] == 0
     assert twice.read_bytes() == out.read_bytes()
-    refused_command(run(*export, tmp_path / "x.safetensors"), "only as .ckpt")
+    refused_command(run(*export, tmp_path / "x.safetensors"), "reads only .ckpt files")
     plain = tmp_path / "plain.safetensors"
     canonical = ("weights", "export", "--model", first, "--output", plain)
     assert run(*canonical)[0] == 0
