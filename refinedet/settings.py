@@ -187,7 +187,7 @@ def resolve(
     Raises:
         SettingsError: unknown keys, wrong types, values out of range or not read, classes
             that are not the data set's; names the file, if it is the file's value, and the key.
-        UsageError: an assignment without an equals sign.
+        UsageError: an assignment without an equals sign, or of an unknown key.
     """
     content = _load_file(file) if file else {}
     from_file = content.pop("preset", None)
@@ -211,7 +211,10 @@ def resolve(
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"expected KEY=VALUE, got {shown(text)}", key="assignments")
-        layers.add({key.strip(): _parse(value, key=key.strip())})
+        key = key.strip()
+        if not layers.knows(key):
+            raise UsageError(layers.unknown(key), key="assignments")
+        layers.add({key: _parse(value, key=key)})
     settings = layers.settings()
     if class_names and settings.class_names != class_names:
         raise SettingsError(
@@ -314,16 +317,22 @@ class _Layers:
                 self.values[key] = _convert(self.kinds[key], value, file, key)
                 self.files[key] = file
             elif key not in self.sections:
-                raise SettingsError(f"unknown key {shown(key)}{self._hint(key)}", path=file)
+                raise SettingsError(self.unknown(key), path=file)
             elif value is not None and value != {}:
                 reason = "is a section, expected keys and values"
                 raise SettingsError(reason, path=file, key=key)
 
-    def _hint(self, key: str) -> str:
+    def knows(self, key: str) -> bool:
+        """Whether it is the dotted key of a field or a section."""
+        return key in self.kinds or key in self.sections
+
+    def unknown(self, key: str) -> str:
+        """Why an unknown key is refused, with the keys that are spelt alike."""
         known = [*self.kinds, *sorted(self.sections)]
         near = [k for k in known if k.endswith(f".{key}")]
         near = near or difflib.get_close_matches(key[:80], known, n=3)
-        return f"; did you mean {' or '.join(near[:3])}?" if near else ""
+        hint = f"; did you mean {' or '.join(near[:3])}?" if near else ""
+        return f"unknown key {shown(key)}{hint}"
 
     def settings(self) -> Settings:
         """The settings of all layers; an error names the file that set the value."""
