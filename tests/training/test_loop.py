@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from refinedet.backends.interface import StepLosses
+from refinedet.backends.interface import Backend, StepLosses
 from refinedet.backends.registry import find_backend
 from refinedet.errors import BackendError, CheckpointError, DataError, TrainingError
 from refinedet.models.checkpoint import checkpoints, load_checkpoint
@@ -224,10 +224,14 @@ def test_a_training_in_float16_goes_on_bit_for_bit_with_its_loss_scale(backend, 
     assert whole.loss_scale == LossScale(scale, good)
 
 
-class Overflowing:
+class Overflowing(Backend):
     """A backend in float16 whose trainer skips the steps from ``first`` to ``last``."""
 
     name, precisions = "overflowing", ("float32", "float16")
+    capabilities = frozenset({"trainer", "batches"})
+
+    def missing(self):
+        return None
 
     def __init__(self, first, last):
         self.first, self.last = first, last
