@@ -122,7 +122,12 @@ def conformance(
 
 
 def _require_writable(*files: Path | None) -> None:
+    given = [file.absolute() for file in files if file is not None]
+    if len(set(given)) < len(given):
+        raise typer.BadParameter(f"{given[0]}: is named for two reports; choose another name")
     for file in files:
+        if file is not None and file.exists() and not (file.is_file() or file.is_dir()):
+            raise typer.BadParameter(f"{file}: is not a file; choose the name of a file")
         if file is not None and file.is_dir():
             raise typer.BadParameter(f"{file}: is a folder; choose the name of a file")
         if file is not None and not file.absolute().parent.is_dir():

@@ -22,6 +22,7 @@ import refinedet.conformance.checks  # noqa: F401 - fills the registry
 from refinedet.backends.registry import BackendChoice
 from refinedet.conformance.registry import declared_limitations
 from refinedet.errors import BackendError
+from refinedet.spec.errors import RefineDetError
 
 STARTING = threading.Lock()
 """Held while a process starts, because it inherits the environment variables of this one."""
@@ -145,7 +146,7 @@ def _serve(pipe: Connection, folder: str, chosen: BackendChoice) -> None:
         try:
             backend = chosen.find()
             declared_limitations(backend)
-        except BackendError as error:
+        except RefineDetError as error:
             pipe.send(str(error))
             return
         except Exception as error:

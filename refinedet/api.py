@@ -11,17 +11,19 @@ lists; there is no fallback to another device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from refinedet.backends.registry import DEFAULT, find_backend
 from refinedet.data.source import DataSource
+from refinedet.errors import UsageError
 from refinedet.evaluation.metrics import Evaluation
 from refinedet.evaluation.model_run import evaluate_model
 from refinedet.evaluation.protocols import find_protocol
 from refinedet.inference.detector import Detector
 from refinedet.models.export import export_model
 from refinedet.models.open import open_model
+from refinedet.support.text import shown
 from refinedet.training.dry_run import describe
 from refinedet.training.loop import train as run_training
 from refinedet.training.preparation import TrainingOptions, prepare
@@ -47,9 +49,10 @@ def load(
     Raises:
         RefineDetError: there is no such model, or the backend cannot run it here.
     """
+    path, count = _path("model", model), _count("batch_size", batch_size)
     options = {} if device_id is None else {"device_id": device_id}
-    engine = find_backend(backend, "network", **options)
-    return Detector(open_model(engine, Path(model)), batch_size)
+    engine = find_backend(_text("backend", backend), "network", **options)
+    return Detector(open_model(engine, path), count)
 
 
 def dataset(
@@ -75,10 +78,15 @@ def dataset(
     Raises:
         UsageError: an argument is missing, or not used with this layout.
     """
-    root, annotations, images = (
-        None if path is None else Path(path) for path in (root, annotations, images)
+    source = DataSource(
+        layout,
+        _optional_path("root", root),
+        _optional_path("annotations", annotations),
+        _optional_path("images", images),
+        None if split is None else _text("split", split),
+        _list("class_names", class_names),
+        None if url is None else _text("url", url),
     )
-    source = DataSource(layout, root, annotations, images, split, tuple(class_names), url)
     source.check()
     return source
 
@@ -119,19 +127,21 @@ def train(
             settings or weights; a loss that is not finite.
     """
     options = TrainingOptions(
-        run=Path(run),
-        data=data,
-        evaluation=evaluation,
-        preset=preset,
-        settings=None if settings is None else Path(settings),
-        assignments=tuple(assignments),
+        run=_path("run", run),
+        data=_data("data", data),
+        evaluation=None if evaluation is None else _data("evaluation", evaluation),
+        preset=None if preset is None else _text("preset", preset),
+        settings=_optional_path("settings", settings),
+        assignments=tuple(_text("assignments", a) for a in _list("assignments", assignments)),
         resume=resume,
-        backbone=None if backbone is None else Path(backbone),
-        initial=None if initial is None else Path(initial),
-        partial=partial,
+        backbone=_optional_path("backbone", backbone),
+        initial=_optional_path("initial", initial),
+        partial=None if partial is None else _text("partial", partial),
     )
     options.check()
-    prepared = prepare(find_backend(backend, "network", "trainer", "batches"), options)
+    prepared = prepare(
+        find_backend(_text("backend", backend), "network", "trainer", "batches"), options
+    )
     if dry_run:
         print(describe(prepared))
     else:
@@ -166,10 +176,13 @@ def evaluate(
     Raises:
         RefineDetError: an invalid model, invalid data or invalid arguments.
     """
-    rules = None if protocol is None else find_protocol(protocol)
-    engine = find_backend(backend, "network")
-    folder = None if output is None else Path(output)
-    return evaluate_model(engine, Path(model), data, rules, folder, resume, batch_size)
+    path, source = _path("model", model), _data("data", data)
+    rules = None if protocol is None else find_protocol(_text("protocol", protocol))
+    folder, count = _optional_path("output", output), _count("batch_size", batch_size)
+    if resume and folder is None:
+        raise UsageError("needs output, the folder of the evaluation to continue", key="resume")
+    engine = find_backend(_text("backend", backend), "network")
+    return evaluate_model(engine, path, source, rules, folder, resume, count)
 
 
 def export(
@@ -187,6 +200,45 @@ def export(
     Raises:
         RefineDetError: the backend cannot export, or the file cannot be written.
     """
-    engine = find_backend(backend, "network", "export")
-    export_model(engine, open_model(engine, Path(model)), Path(output), heads=heads)
-    return Path(output)
+    source, path = _path("model", model), _path("output", output)
+    engine = find_backend(_text("backend", backend), "network", "export")
+    export_model(engine, open_model(engine, source), path, heads=heads)
+    return path
+
+
+def _path(key: str, value: str | Path) -> Path:
+    try:
+        path = Path(value)
+    except TypeError:
+        raise UsageError(f"expected a path, got {shown(value)}", key=key) from None
+    if "\0" in str(path):
+        raise UsageError(f"{shown(str(path))} holds a NUL, as no path does", key=key)
+    return path
+
+
+def _optional_path(key: str, value: str | Path | None) -> Path | None:
+    return None if value is None else _path(key, value)
+
+
+def _text(key: str, value: str) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"expected a text, got {shown(value)}", key=key)
+    return value
+
+
+def _list(key: str, values: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise UsageError(f"expected a list of texts, got {shown(values)}", key=key)
+    return tuple(values)
+
+
+def _count(key: str, value: int) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise UsageError(f"expected a whole number from 1, got {shown(value)}", key=key)
+    return value
+
+
+def _data(key: str, value: DataSource) -> DataSource:
+    if not isinstance(value, DataSource):
+        raise UsageError(f"expected what dataset() returns, got {shown(value)}", key=key)
+    return value

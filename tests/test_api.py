@@ -16,6 +16,7 @@ from refinedet.spec.errors import RefineDetError, SpecError
 from refinedet.spec.network import initial_parameters
 
 SMALL = ("model.image_size=[64, 64]", "model.detection.score=0.01")
+DATA = refinedet.dataset("coco", annotations="a.json", images="images")
 LIGHT = ("numpy", "cv2", "mindspore", "torch", "onnxruntime", "pycocotools", "matplotlib", "typer")
 
 
@@ -169,3 +170,42 @@ def test_an_export_names_its_settings(weights, tmp_path):
     with pytest.raises(RefineDetError, match="spec"):
         refinedet.export(weights, tmp_path / "x.onnx", backend="spec")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: refinedet.load(None), "model: expected a path, got None"),
+        (lambda: refinedet.load("a\0"), "model: .* holds a NUL"),
+        (lambda: refinedet.load("a", backend=3), "backend: expected a text, got 3"),
+        (lambda: refinedet.load("a", batch_size=0), "batch_size: expected a whole number from 1"),
+        (lambda: refinedet.dataset("coco", annotations=3), "annotations: expected a path"),
+        (lambda: refinedet.dataset("coco", class_names="ab"), "class_names: expected a list"),
+        (lambda: refinedet.dataset("voc", root="v", split=["x"]), "split: expected a text"),
+        (lambda: refinedet.evaluate("a", "a.json"), "data: expected what dataset"),
+        (lambda: refinedet.evaluate("a", DATA, batch_size=-1), "batch_size: expected a whole"),
+        (lambda: refinedet.evaluate("a", DATA, protocol=[]), "protocol: expected a text"),
+        (lambda: refinedet.evaluate("a", DATA, resume=True), "resume: needs output"),
+        (lambda: refinedet.export("a", None), "output: expected a path, got None"),
+        (lambda: refinedet.train("a", None), "data: expected what dataset"),
+        (lambda: refinedet.train("a", DATA, evaluation="b"), "evaluation: expected what dataset"),
+        (lambda: refinedet.train("a", DATA, assignments="a=1"), "assignments: expected a list"),
+        (lambda: refinedet.train("a", DATA, assignments=[3]), "assignments: expected a text"),
+        (lambda: refinedet.train("a", DATA, partial=["a"]), "partial: expected a text"),
+    ],
+)
+def test_a_wrong_argument_is_named(call, message):
+    with pytest.raises(UsageError, match=f"^{message}"):
+        call()
+
+
+def test_a_wrong_argument_of_a_detector_is_named(detector):
+    pixels = np.zeros((30, 40, 3), np.uint8)
+    for images in (None, 3):
+        with pytest.raises(UsageError, match=r"^images: expected a path, an array"):
+            detector(images)
+    for score in (None, "a", 2, float("nan")):
+        with pytest.raises(UsageError, match=r"^score: expected a number from 0 to 1"):
+            detector(pixels, score)
+        with pytest.raises(UsageError, match=r"^score: expected a number from 0 to 1"):
+            detector.stream([pixels], score)

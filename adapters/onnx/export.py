@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from refinedet.errors import BackendError
 from refinedet.models.embedded_settings import KEY
 from refinedet.settings import Settings, to_yaml
 from refinedet.spec import architecture
@@ -86,6 +87,8 @@ def export(
     config: Config, parameters: Parameters, path: Path, settings: Settings, heads: bool
 ) -> None:
     """Write the detector and its settings; with ``heads``, the outputs are the raw outputs."""
+    if path.suffix in (".mindir", ".air"):  # it would be read as one
+        raise BackendError("this backend writes ONNX; give the file the suffix .onnx", path=path)
     model = detector(config, parameters, HEADS if heads else SCORED_BOXES)
     model.metadata_props.add(key=KEY, value=to_yaml(settings))
     write_atomically(path, model.SerializeToString())

@@ -159,4 +159,5 @@ def main() -> None:
         # Typer's own exceptions for a wrong option; their module is not public.
         if not hasattr(error, "format_message"):
             raise
-        _fail(f"{error.format_message()}; see --help")
+        # A group without a command has printed its help, and its error is without a message.
+        _fail(f"{error.format_message().strip() or 'give a command'}; see --help")

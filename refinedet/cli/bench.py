@@ -13,7 +13,7 @@ from refinedet.backends.registry import BackendChoice
 from refinedet.benchmark.run import measure, table
 from refinedet.cli.backend_options import with_backend
 from refinedet.spec.presets import preset as named_preset
-from refinedet.support.files import write_json
+from refinedet.support.files import require_replaceable, write_json
 
 Preset = Annotated[str, typer.Option(help="Preset to measure.")]
 Repeat = Annotated[int, typer.Option(min=1, help="Measurements per row.")]
@@ -28,6 +28,8 @@ def bench(
     backends: Sequence[BackendChoice] = (),
 ) -> None:
     """Measure the input pipeline, postprocessing, and the network on each backend."""
+    if json_file is not None:
+        require_replaceable(json_file)
     rows = list(
         tqdm(
             measure(backends, named_preset(preset), repeat),

@@ -44,9 +44,7 @@ class DataOptions(NamedTuple):
         """
         if self.layout is None:
             raise UsageError("give the layout of the data set: coco, voc or text", key="layout")
-        names = (
-            tuple(name.strip() for name in self.class_names.split(",")) if self.class_names else ()
-        )
+        names = () if self.class_names is None else named_classes(self.class_names)
         source = DataSource(
             self.layout.value,
             self.root,
@@ -74,6 +72,17 @@ class DataOptions(NamedTuple):
             if value is not None and name not in ("layout", "annotations"):
                 raise UsageError("is not read with --results; leave it out", key=name)
         return self.annotations
+
+
+def named_classes(text: str) -> tuple[str, ...]:
+    """The names in the value of ``--classes``.
+
+    Raises:
+        UsageError: no name, as from an unset shell variable.
+    """
+    if not text.strip():
+        raise UsageError("names no class; give names, or leave it out", key="class_names")
+    return tuple(name.strip() for name in text.split(","))
 
 
 class HeldOutOptions(NamedTuple):

@@ -19,6 +19,7 @@ from refinedet.evaluation.metrics import evaluation_table
 from refinedet.models.export import export_model
 from refinedet.models.open import open_model
 from refinedet.settings import resolve
+from refinedet.support.files import require_folder
 from refinedet.training.loop import train
 from refinedet.training.preparation import prepare_datasets
 
@@ -26,6 +27,7 @@ PRESET = "refinedet_eighth_128"
 TRAINING, HELD_OUT = 400, 80
 """Images to train and to evaluate on."""
 STEPS = 400
+LAST_SEED = 2**32 - 1
 CHANGES = (
     "input.augment.crop=false",  # generated images need no augmentation
     "input.augment.expand=0",
@@ -37,7 +39,10 @@ CHANGES = (
 def demo(
     backend: BackendChoice,
     run: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Random seed of the images and of the training.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=LAST_SEED, help="Random seed of the images and of the training."),
+    ] = 0,
     steps: Annotated[
         int, typer.Option(min=1, help="Training steps; a small number only tests that it runs.")
     ] = STEPS,
@@ -59,6 +64,7 @@ def run_demo(backend: Backend, run: Path, seed: int, steps: int = STEPS) -> None
         TrainingError, DataError, OSError: as ``train``.
     """
     began = time.monotonic()
+    require_folder(run)
     if run.is_dir() and any(run.iterdir()):
         raise TrainingError(
             "is not empty; choose another --run, or remove it to begin again", path=run

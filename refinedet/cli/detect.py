@@ -22,7 +22,7 @@ from refinedet.models.open import open_model
 from refinedet.models.run_folder import DETECTIONS_JSON
 from refinedet.spec.detection import Detections
 from refinedet.spec.types import Array
-from refinedet.support.files import write_json
+from refinedet.support.files import make_folder, require_folder, write_json
 
 Paths = Annotated[list[Path], typer.Argument(help="Images, or folders of images.")]
 Output = Annotated[Path, typer.Option(help="Folder for drawn images and detections.json.")]
@@ -40,13 +40,14 @@ def detect(
     """Detect objects in images; write drawn images and a JSON file of boxes in pixels."""
     files = list(_image_files(paths))
     _require_distinct(files, output)
+    require_folder(output)
     detector = Detector(open_model(backend.find("network"), model), min(8, len(files)))
     rows = []
     waiting: deque[tuple[Path, Array]] = deque()
     unreadable: list[DataError] = []
     for results in detector.stream(_readable(files, waiting, unreadable), score):
         file, image = waiting.popleft()
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
         drawn = draw_detections(
             image, results.boxes, results.labels, results.scores, detector.class_names
         )
@@ -79,7 +80,10 @@ def _require_distinct(files: list[Path], output: Path) -> None:
     """Refuse two images of the same name, and an output folder that contains input images."""
     counts = Counter(file.name for file in files)
     if repeated := [name for name, count in counts.items() if count > 1]:
-        raise DataError("is in several folders; detect in one after the other", key=repeated[0])
+        raise DataError(
+            "is given twice, or is in several folders; detect in one after the other",
+            key=repeated[0],
+        )
     folder = Path(os.path.realpath(output))  # resolve raises at a loop of links
     if any(Path(os.path.realpath(file)).parent == folder for file in files):
         raise UsageError(f"{output} holds images to detect in; choose another folder", key="output")
@@ -92,6 +96,8 @@ def _image_files(paths: Iterable[Path]) -> Iterator[Path]:
         if path.is_file():
             yield path
             continue
+        if not path.is_dir():
+            raise DataError("is neither a file nor a folder; give an image", path=path)
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
             raise DataError("no image in this folder", path=path)

@@ -27,6 +27,7 @@ from refinedet.evaluation.published import (
     find_published,
     require_agreement,
 )
+from refinedet.spec.presets import preset as named_preset
 from refinedet.support.text import to_stderr
 
 Model = Annotated[
@@ -171,7 +172,10 @@ def _evaluate_results(
 def _evaluate_bins(
     folder: Path, data: DataOptions, preset: str, protocol: Protocol | None, output: Path | None
 ) -> Evaluation:
-    dataset = read_dataset(data.source().fetched(to_stderr))
+    source = data.source()
+    named_preset(preset)  # an unknown name is an error before the data are read
+    dataset = read_dataset(source.fetched(to_stderr))
+    dataset.require_usable()
     if summary := dataset.skipped_summary():
         to_stderr(summary)
     return evaluate_modelzoo_bins(folder, dataset, preset, protocol, output)

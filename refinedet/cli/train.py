@@ -57,6 +57,8 @@ def train(
     """Train a detector; evaluate it if an evaluation set is given."""
     if dry_run and (data.url is not None or train_url is not None):
         raise UsageError("writes nothing; leave out --data-url and --train-url", key="dry_run")
+    if dry_run and profile is not None:
+        raise UsageError("is not written by a dry run; leave it out", key="profile")
     source = data.source()
     options = TrainingOptions(
         run=run,

@@ -10,6 +10,7 @@ import numpy as np
 import typer
 from safetensors.numpy import save
 
+from refinedet.cli.data_options import named_classes
 from refinedet.errors import CheckpointError, DataError
 from refinedet.models import run_folder
 from refinedet.models.checkpoint import load_checkpoint, newest_checkpoint, write_checkpoint
@@ -62,7 +63,7 @@ def import_command(
 ) -> None:
     """Convert weights to a file that eval, detect and export accept as --model."""
     _require_another(file, output)
-    names = tuple(name.strip() for name in classes.split(",")) if classes else ()
+    names = () if classes is None else named_classes(classes)
     checkpoint, description = import_weights(
         file, preset, names, assignments or (), patterns(partial)
     )

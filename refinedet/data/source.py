@@ -61,7 +61,7 @@ class DataSource:
             if getattr(self, name) is None and not (name == "root" and self.url):
                 raise UsageError(f"layout {self.layout} needs it", key=name)
         if self.url is None and self.cache is not None:
-            raise UsageError("is only used for copies of a data set at a URL", key="cache")
+            raise UsageError("is only read with the URL of a data set; leave it out", key="cache")
         if self.url and self.root and (self.root.is_absolute() or ".." in self.root.parts):
             raise UsageError(
                 f"{self.root} is outside the copied folder; give a relative path", key="root"

@@ -30,6 +30,7 @@ from refinedet.inference.multiscale import MultiScalePredictor
 from refinedet.inference.predictor import Predictor
 from refinedet.models import run_folder
 from refinedet.models.open import ModelFile, open_network, read_model
+from refinedet.support.files import make_folder, require_folder
 from refinedet.support.text import Report, to_stderr
 
 INCOMPLETE = ("missing image", "unreadable image")
@@ -64,13 +65,15 @@ def evaluate_model(
     group, data = backend.group, source
     if group.size > 1 and resume:
         raise UsageError("an evaluation on several ranks cannot be resumed", key="resume")
+    if output is not None:
+        require_folder(output)
     file = read_model(model) if isinstance(model, Path) else model
     opened = open_network(backend, file)
     source = by_first(group, lambda: data.fetched(report))
     dataset = _read_data(file, source)
+    dataset.require_usable()
     if summary := dataset.skipped_summary():
         report(summary)
-    dataset.require_usable()
     network, fusion = opened.network, None
     if protocol is not None:
         network, dataset = with_protocol(protocol, network), counted_images(protocol, dataset)
@@ -82,7 +85,7 @@ def evaluate_model(
         predict = MultiScalePredictor(network, fusion, opened.rebuild, count).predict
     if output is None or group.rank:
         return collect_detections(predict, dataset, group=group).result(scoring_bar)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     subject = evaluation_subject(file.digest, network.config, backend.name, dataset, fusion)
     journal = ResumeJournal(output / run_folder.UNFINISHED, subject, resume)
     try:

@@ -35,6 +35,7 @@ from refinedet.spec.config import replace
 from refinedet.spec.errors import SpecError
 from refinedet.spec.presets import preset
 from refinedet.spec.types import Array
+from refinedet.support.files import make_folder
 
 ZOO = "modelzoo_vgg16_320"
 """The preset whose files the zoo's postprocess.py reads."""
@@ -94,7 +95,7 @@ def evaluate_modelzoo_bins(
         evaluator.add(record.image_id, in_pixels(detections, size))
     if output is None:
         return evaluator.result(scoring_bar)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     write_results(output / run_folder.RESULTS, dataset.category_ids, evaluator.detections)
     return write_evaluation(output, evaluator)
 

@@ -10,9 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from refinedet.data.images import check_image, read_image
+from refinedet.errors import UsageError
 from refinedet.inference.predictor import Predictor, confident
 from refinedet.models.open import Model
 from refinedet.spec.types import Array
+from refinedet.support.text import shown
 
 Image = str | Path | Array
 """An image file, or (H, W, 3) uint8 pixels in the order R, G, B."""
@@ -77,14 +79,19 @@ class Detector:
         Raises:
             DataError: a file that is missing or not an image.
             SpecError: an array with another shape or dtype.
+            UsageError: another kind of argument.
         """
         if isinstance(images, str | Path | np.ndarray):
-            return next(self._stream([_pixels(images)], score, 1))
+            return next(self._stream([_pixels(images)], _checked(score), 1))
+        if not isinstance(images, Iterable):
+            raise UsageError(
+                f"expected a path, an array, or a list of them, got {shown(images)}", key="images"
+            )
         return list(self.stream(map(_pixels, images), score))
 
     def stream(self, images: Iterable[Array], score: float = 0.5) -> Iterator[ImageDetections]:
         """Yield the detections in each image, in order; read at most one batch ahead."""
-        return self._stream(images, score, self._batch_size)
+        return self._stream(images, _checked(score), self._batch_size)
 
     def _stream(
         self, images: Iterable[Array], score: float, batch_size: int
@@ -93,6 +100,12 @@ class Detector:
             kept = confident(detections, score)
             names = tuple(self.class_names[label - 1] for label in kept.labels.tolist())
             yield ImageDetections(kept.boxes, kept.scores, kept.labels, names)
+
+
+def _checked(score: float) -> float:
+    if not (isinstance(score, int | float | np.number) and 0 <= score <= 1):
+        raise UsageError(f"expected a number from 0 to 1, got {shown(score)}", key="score")
+    return score
 
 
 def _pixels(image: Image) -> Array:

@@ -274,16 +274,23 @@ def newest_checkpoint(folder: Path, report: Report = to_stderr) -> Checkpoint | 
     Args:
         report: called with one line for each newer checkpoint that is not valid.
     Raises:
-        CheckpointError: there are files, but none is valid.
+        CheckpointError: there are files, but none is valid; the reason is that of the newest.
     """
-    paths = checkpoints(folder)
-    for path in paths:
+    faults: list[CheckpointError] = []
+    for path in checkpoints(folder):
         try:
-            return load_checkpoint(path)
+            checkpoint = load_checkpoint(path)
         except CheckpointError as error:
-            report(f"passed over {error}")
-    if paths:
-        raise CheckpointError(f"none of its {len(paths)} checkpoints can be used", path=folder)
+            faults.append(error)
+            continue
+        for fault in faults:
+            report(f"passed over {fault}")
+        return checkpoint
+    if faults:
+        raise CheckpointError(
+            f"none of its {len(faults)} checkpoints can be used, the newest: {faults[0]}",
+            path=folder,
+        )
     return None
 
 

@@ -26,7 +26,8 @@ def export_model(backend: Backend, model: Model, path: Path, *, heads: bool = Fa
         raise UsageError(
             f"backend {backend.name} exports no raw outputs; leave it out", key="heads"
         )
-    if path.is_dir() or not path.parent.is_dir():
+    other = path.exists() and not path.is_file()  # a folder, a pipe or a device
+    if other or not path.parent.is_dir():
         raise DataError("expected the name of a file in a folder that exists", path=path)
     if path.suffix == ".safetensors":  # it would be read as a checkpoint, and could replace one
         raise DataError("is the name of a checkpoint; choose another suffix", path=path)

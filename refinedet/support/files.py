@@ -28,6 +28,8 @@ ADVICE = {
     errno.EACCES: "check the folder's permissions",
     errno.EROFS: "choose a folder that can be written to",
     errno.EISDIR: "choose the name of a file",
+    errno.EINVAL: "choose the name of a file",
+    errno.EEXIST: "choose another folder",
 }
 
 
@@ -65,6 +67,58 @@ def file_digest(path: Path) -> bytes:
     return digest.digest()
 
 
+def require_replaceable(path: Path) -> None:
+    """Refuse a path where no file can be written, before there is anything to write.
+
+    Raises:
+        WriteError: a folder, a named pipe or a device, which would be replaced; no folder for it.
+    """
+    try:
+        _require_no_other(path)
+        if not path.parent.is_dir():
+            code = errno.ENOTDIR if path.parent.exists() else errno.ENOENT
+            raise OSError(code, os.strerror(code))
+    except OSError as error:
+        raise _failure("write", path, error) from error
+
+
+def require_folder(path: Path) -> None:
+    """Refuse a path that is no folder and where none can be created.
+
+    Raises:
+        WriteError: it, or what it is in, is no folder.
+    """
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise WriteError(f"{there} is no folder; choose another folder", path=path)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder, and those that it is in; one that exists is left as it is.
+
+    Raises:
+        WriteError: it cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _failure("create", path, error) from error
+
+
+def _require_no_other(path: Path) -> None:
+    if path.is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    require_regular_file(path)
+
+
+def _failure(what: str, path: Path, error: OSError) -> WriteError:
+    reason = error.strerror or str(error)
+    advice = ADVICE.get(error.errno or 0)
+    failure = WriteError(f"cannot {what}: {reason}{'; ' + advice if advice else ''}", path=path)
+    failure.errno = error.errno
+    return failure
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file, which replaces ``path`` when the block ends without an error.
@@ -75,24 +129,21 @@ def replacing(path: Path) -> Iterator[Path]:
         An unused name in the same folder, with the same suffix. The block creates the file
         and closes it.
     Raises:
-        WriteError: an error of the system, in the block or after it: disk full, no
-            folder, no permission. ``errno`` holds the system's code.
+        WriteError: a folder, a named pipe or a device; an error of the system, in the block
+            or after it: disk full, no folder, no permission. ``errno`` holds the system's code.
     """
     if not path.name:  # an empty option, such as from an unset shell variable
         raise WriteError("cannot write: choose the name of a file", path=path)
     draft = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
+        _require_no_other(path)
         yield draft
         _force_to_disk(draft)
         draft.replace(path)
     except WriteError:
         raise
     except OSError as error:
-        reason = error.strerror or str(error)
-        advice = ADVICE.get(error.errno or 0)
-        failure = WriteError(f"cannot write: {reason}{'; ' + advice if advice else ''}", path=path)
-        failure.errno = error.errno
-        raise failure from error
+        raise _failure("write", path, error) from error
     finally:
         with suppress(OSError):
             draft.unlink()

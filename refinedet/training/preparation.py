@@ -197,9 +197,9 @@ def _require_folder(folder: Path, resume: bool) -> None:
 
 def _read(source: DataSource, report: Report, *, check_images: bool = False) -> Dataset:
     dataset = read_dataset(source, check_images=check_images)
+    dataset.require_usable()
     if summary := dataset.skipped_summary():
         report(summary)
-    dataset.require_usable()
     return dataset
 
 

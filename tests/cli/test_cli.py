@@ -1,6 +1,7 @@
 """The command line: what users type, and one line for everything they get wrong."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import cv2
@@ -9,6 +10,7 @@ import pytest
 from helpers import refused
 
 from refinedet.backends.reference import SpecBackend, SpecNetwork
+from refinedet.cli.demo import run_demo
 from refinedet.errors import DataError, WriteError
 from refinedet.models.checkpoint import Checkpoint, write_checkpoint
 from refinedet.models.export import export_model
@@ -243,3 +245,42 @@ def test_an_interruption_is_one_line(run, weights, tmp_path, monkeypatch):
     )
     assert (status, out) == (130, "")
     assert err == "refinedet: interrupted; train, and eval with --output, continue with --resume\n"
+
+
+COCO = ("--layout", "coco", "--annotations", "absent.json", "--images", "absent")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("weights",), "give a command; see --help"),
+        (("demo", "--seed", "-1"), "greater than or equal to 0"),
+        (("train", "--run", "r", *COCO, "--classes", ""), "--classes: names no class"),
+        (("weights", "import", "w", "--output", "x", "--classes", " "), "--classes: names no"),
+        (("train", "--run", "r", *COCO, "--dry-run", "--profile", "p"), "--profile: is not"),
+        (("eval", "--results-bin", ".", "--preset", "nosuch", *COCO), "no 'nosuch'; there are"),
+        (("eval", "--model", "m", *COCO, "--output", "file"), "file is no folder"),
+        (("bench", "--json", "pipe"), "pipe: cannot write: not a file; choose the name of"),
+        (("detect", "pipe", "--model", "m"), "pipe: is neither a file nor a folder"),
+        (("detect", "file", "--model", "m", "--output", "pipe"), "pipe is no folder"),
+        (("detect", "file", "file", "--model", "m"), "file: is given twice"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_read(
+    run, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    (tmp_path / "file").touch()
+    status, _, err = run(*arguments)
+    assert status == 1
+    assert message in err
+    assert err.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "file"}
+
+
+def test_a_demo_is_not_run_in_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError, match="file is no folder"):
+        run_demo(SpecBackend(), tmp_path / "file", 0)
+    assert len(list(tmp_path.iterdir())) == 1

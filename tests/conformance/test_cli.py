@@ -102,6 +102,9 @@ def test_a_level_alone(run, tmp_path):
         (("--backend", "spec", "--json", "absent/r.json"), "there is no folder absent"),
         (("--backend", "spec", "--html", "absent/r.html"), "there is no folder absent"),
         (("--backend", "spec", "--json", "/"), "is a folder; choose the name of a file"),
+        (("--backend", "spec", "--html", "/dev/zero"), "is not a file; choose the name of a file"),
+        (("--backend", "spec", "--json", "r", "--html", "r"), "is named for two reports"),
+        (("--backend", "spec", "--device-id", "1"), "backend spec does not take it"),
     ],
 )
 def test_a_user_error_is_one_line(run, arguments, message):

@@ -12,9 +12,12 @@ import pytest
 from refinedet.errors import WriteError
 from refinedet.support.files import (
     file_digest,
+    make_folder,
     read_regular_file,
     replacing,
+    require_folder,
     require_regular_file,
+    require_replaceable,
     write_atomically,
 )
 
@@ -161,3 +164,28 @@ def test_a_digest_is_that_of_the_whole_content(tmp_path):
     for content in (b"", b"a", b"\0" * (1 << 20), bytes(range(256)) * 9000):
         (tmp_path / "a").write_bytes(content)
         assert file_digest(tmp_path / "a") == hashlib.sha256(content).digest()
+
+
+def test_a_pipe_and_a_folder_are_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, reason in ((tmp_path / "pipe", "not a file"), (tmp_path, "Is a directory")):
+        for write in (lambda path: write_atomically(path, "new"), require_replaceable):
+            with pytest.raises(WriteError, match=f"cannot write: {reason}; choose the name"):
+                write(path)
+    assert (tmp_path / "pipe").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_place_for_a_file_or_a_folder_is_refused_before_it_is_needed(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError, match="create the folder first"):
+        require_replaceable(tmp_path / "none" / "x")
+    for path in (tmp_path / "file", tmp_path / "file" / "x"):
+        with pytest.raises(WriteError, match="file is no folder; choose another folder"):
+            require_folder(path)
+        with pytest.raises(WriteError, match="cannot create"):
+            make_folder(path)
+    require_replaceable(tmp_path / "file")
+    require_folder(tmp_path / "new" / "x")
+    make_folder(tmp_path / "new" / "x")
+    make_folder(tmp_path / "new" / "x")

@@ -206,6 +206,22 @@ def test_a_graph_of_another_dtype_is_refused(network, file):
     refused(file, "scores is missing [], its settings need tensor(float) ['N',")
 
 
+def test_a_name_of_another_format_is_refused(network, tmp_path):
+    with pytest.raises(BackendError, match=r"x\.mindir: this backend writes ONNX"):
+        OnnxRuntime().export(network, tmp_path / "x.mindir", SETTINGS)
+    assert not (tmp_path / "x.mindir").exists()
+
+
+def test_a_pipe_is_not_replaced(run, exported, tmp_path):
+    path = tmp_path / "pipe.onnx"
+    os.mkfifo(path)
+    command = ("export", "--backend", "onnxruntime", "--model", exported[0], "--output", path)
+    status, _, err = run(*command)
+    assert status == 1
+    assert "expected the name of a file" in err
+    assert path.is_fifo()
+
+
 def test_an_exported_detector_is_not_exported_again(file, tmp_path):
     loaded = load(file)
     with pytest.raises(BackendError, match="exported already; copy its file"):
