@@ -78,6 +78,8 @@ def require_replaceable(path: Path) -> None:
         if not path.parent.is_dir():
             code = errno.ENOTDIR if path.parent.exists() else errno.ENOENT
             raise OSError(code, os.strerror(code))
+        if not os.access(path.parent, os.W_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise _failure("write", path, error) from error
 
@@ -90,7 +92,8 @@ def require_folder(path: Path) -> None:
     """
     there = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not there.is_dir():
-        raise WriteError(f"{there} is no folder; choose another folder", path=path)
+        which = "is" if there == path else f"{there} is"
+        raise WriteError(f"{which} no folder; choose another folder", path=path)
 
 
 def make_folder(path: Path) -> None:

@@ -259,10 +259,10 @@ COCO = ("--layout", "coco", "--annotations", "absent.json", "--images", "absent"
         (("weights", "import", "w", "--output", "x", "--classes", " "), "--classes: names no"),
         (("train", "--run", "r", *COCO, "--dry-run", "--profile", "p"), "--profile: is not"),
         (("eval", "--results-bin", ".", "--preset", "nosuch", *COCO), "no 'nosuch'; there are"),
-        (("eval", "--model", "m", *COCO, "--output", "file"), "file is no folder"),
+        (("eval", "--model", "m", *COCO, "--output", "file"), "file: is no folder"),
         (("bench", "--json", "pipe"), "pipe: cannot write: not a file; choose the name of"),
         (("detect", "pipe", "--model", "m"), "pipe: is neither a file nor a folder"),
-        (("detect", "file", "--model", "m", "--output", "pipe"), "pipe is no folder"),
+        (("detect", "file", "--model", "m", "--output", "pipe"), "pipe: is no folder"),
         (("detect", "file", "file", "--model", "m"), "file: is given twice"),
     ],
 )
@@ -281,6 +281,6 @@ def test_what_cannot_be_done_is_refused_before_anything_is_read(
 
 def test_a_demo_is_not_run_in_a_file(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(WriteError, match="file is no folder"):
+    with pytest.raises(WriteError, match="file: is no folder"):
         run_demo(SpecBackend(), tmp_path / "file", 0)
     assert len(list(tmp_path.iterdir())) == 1

@@ -181,7 +181,7 @@ def test_a_place_for_a_file_or_a_folder_is_refused_before_it_is_needed(tmp_path)
     with pytest.raises(WriteError, match="create the folder first"):
         require_replaceable(tmp_path / "none" / "x")
     for path in (tmp_path / "file", tmp_path / "file" / "x"):
-        with pytest.raises(WriteError, match="file is no folder; choose another folder"):
+        with pytest.raises(WriteError, match=r"file:? is no folder; choose another folder"):
             require_folder(path)
         with pytest.raises(WriteError, match="cannot create"):
             make_folder(path)
@@ -189,3 +189,9 @@ def test_a_place_for_a_file_or_a_folder_is_refused_before_it_is_needed(tmp_path)
     require_folder(tmp_path / "new" / "x")
     make_folder(tmp_path / "new" / "x")
     make_folder(tmp_path / "new" / "x")
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
+    with pytest.raises(WriteError, match="check the folder's permissions"):
+        require_replaceable(tmp_path / "x")
