@@ -204,7 +204,7 @@ def test_what_users_get_wrong_is_one_line(run, command, tmp_path):
     )
     refused(
         run(*command, "--data-cache", "x"),
-        "--data-cache: is only used for copies of a data set at a URL",
+        "--data-cache: is only read with the URL of a data set; leave it out",
     )
     refused(run(*command, *data, "--dry-run"), "--dry-run: writes nothing")
     refused(run(*command, *out, "--dry-run"), "--dry-run: writes nothing")
